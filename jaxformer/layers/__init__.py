@@ -7,6 +7,8 @@ from jaxformer import namespaces
 if TYPE_CHECKING:
     from jaxformer.layers.attention import Attention as Attention
     from jaxformer.layers.attention_pooling import AttentionPooling as AttentionPooling
+    from jaxformer.layers.backbones import PatchBackbone as PatchBackbone
+    from jaxformer.layers.backbones import ResNet as ResNet
     from jaxformer.layers.block import Block as Block
     from jaxformer.layers.dropout import Dropout as Dropout
     from jaxformer.layers.embeddings import Embeddings as Embeddings
@@ -33,6 +35,7 @@ else:
         {
             "layers.attention": ("Attention",),
             "layers.attention_pooling": ("AttentionPooling",),
+            "layers.backbones": ("PatchBackbone", "ResNet"),
             "layers.block": ("Block",),
             "layers.dropout": ("Dropout",),
             "layers.embeddings": ("Embeddings",),

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxformer.metrics.base import Context as Context
     from jaxformer.metrics.base import DocumentMetric as DocumentMetric
     from jaxformer.metrics.base import Metric as Metric
+    from jaxformer.metrics.boxes import AveragePrecision as AveragePrecision
     from jaxformer.metrics.error_rates import ErrorRates as ErrorRates
     from jaxformer.metrics.error_rates import character_error_rate as character_error_rate
     from jaxformer.metrics.error_rates import word_error_rate as word_error_rate
@@ -23,6 +24,7 @@ else:
         {
             "metrics.averages": ("Average", "Loss"),
             "metrics.base": ("Context", "DocumentMetric", "Metric"),
+            "metrics.boxes": ("AveragePrecision",),
             "metrics.error_rates": ("ErrorRates", "character_error_rate", "word_error_rate"),
             "metrics.means": ("Covariance", "Mean"),
             "metrics.summaries": ("SummaryScores",),

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from jaxformer.models.clip import ImageTower as ImageTower
     from jaxformer.models.clip import TextTower as TextTower
     from jaxformer.models.clip import siglip as siglip
+    from jaxformer.models.detr import Detr as Detr
     from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from jaxformer.models.gpt import Gpt as Gpt
     from jaxformer.models.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from jaxformer.models.video_vit import VideoVit as VideoVit
     from jaxformer.models.video_vit import video_mae_encoder as video_mae_encoder
     from jaxformer.models.vit import Vit as Vit
+    from jaxformer.models.yolos import Yolos as Yolos
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
@@ -34,6 +36,7 @@ else:
             "models.bert": ("Bert",),
             "models.classifier": ("Classifier",),
             "models.clip": ("Clip", "ImageTower", "TextTower", "siglip"),
+            "models.detr": ("Detr",),
             "models.encoder_decoder": ("EncoderDecoder",),
             "models.gpt": ("Gpt",),
             "models.masked_autoencoder": ("MaskedAutoencoder",),
@@ -43,5 +46,6 @@ else:
             "models.video_masked_autoencoder": ("VideoMaskedAutoencoder",),
             "models.video_vit": ("VideoVit", "video_mae_encoder"),
             "models.vit": ("Vit",),
+            "models.yolos": ("Yolos",),
         },
     )

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.image_text import ImageTextContrastive as ImageTextContrastive
     from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding as MaskedAutoencoding
     from jaxformer.objectives.masked_lm import MaskedLM as MaskedLM
+    from jaxformer.objectives.object_detection import ObjectDetection as ObjectDetection
     from jaxformer.objectives.question_answering import QuestionAnswering as QuestionAnswering
     from jaxformer.objectives.regression import Regression as Regression
     from jaxformer.objectives.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
@@ -35,6 +36,7 @@ else:
             "objectives.image_text": ("ImageTextContrastive",),
             "objectives.masked_autoencoding": ("MaskedAutoencoding",),
             "objectives.masked_lm": ("MaskedLM",),
+            "objectives.object_detection": ("ObjectDetection",),
             "objectives.question_answering": ("QuestionAnswering",),
             "objectives.regression": ("Regression",),
             "objectives.semantic_segmentation": ("SemanticSegmentation",),

@@ -17,6 +17,8 @@ from jaxformer.data.tasks.images import ImageTask
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, InputError, shown
 
+NO_LABEL = "N/A"
+"""Name of label ids that are not used. COCO has several of them."""
 WHOLE = ("pad", "stretch")
 """Values of `ImageField.fit` with which the whole image is visible."""
 
@@ -59,7 +61,8 @@ class LabelledBoxes(ImageTask):
     """
 
     def __post_init__(self):
-        if not self.labels or len(set(self.labels)) < len(self.labels):
+        names = [name for name in self.labels if name != NO_LABEL]
+        if not names or len(set(names)) < len(names):
             problem = f"={shown(self.labels)}: expected the model's label names, at least one, without duplicates"
             raise FieldError("data.task.labels", problem)
         if self.image.fit not in WHOLE:

@@ -1,0 +1,82 @@
+"""Convolution, frozen batch norm and pooling over images."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from jaxformer.layers.linear import DType, compute_dtype
+from jaxformer.parallel import metadata
+
+
+class Convolution(nn.Module):
+    """Convolution of images: [batch, height, width, channels] → [batch, height / stride, width / stride, width].
+
+    The image is padded with zeros by half of the kernel size on each side, as in PyTorch.
+    """
+
+    width: int
+    """Number of output channels."""
+    size: int = 3
+    """Height and width of the kernel."""
+    stride: int = 1
+    """Distance between the output positions, in pixels of the input."""
+    bias: bool = False
+    """Whether to add a bias."""
+    dtype: DType = "auto"
+    """Type to compute in."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape = (self.size, self.size, x.shape[-1], self.width)
+        init = nn.initializers.truncated_normal((2 / np.prod(shape[:3])) ** 0.5)
+        kernel = self.param("kernel", metadata.with_axes(init, "yxnd", 3), shape)
+        dtype, edge = compute_dtype(self.dtype), (self.size // 2, self.size // 2)
+        y = jax.lax.conv_general_dilated(
+            x.astype(dtype),
+            kernel.astype(dtype),
+            (self.stride, self.stride),
+            (edge, edge),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        if self.bias:
+            bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, "d"), (self.width,))
+            y = y + bias.astype(dtype)
+        return y
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm (Ioffe & Szegedy 2015) with fixed statistics, scale and bias, as in DETR's backbone.
+
+    Computes `(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis. All four are parameters from
+    pretrained weights, and are not trained.
+    """
+
+    epsilon: float = 1e-5
+    """Number added to the variance for numerical stability."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        width = (x.shape[-1],)
+        zeros, ones = (metadata.with_axes(init, "d") for init in (nn.initializers.zeros, nn.initializers.ones))
+        scale, bias = self.param("scale", ones, width), self.param("bias", zeros, width)
+        mean, variance = self.param("mean", zeros, width), self.param("variance", ones, width)
+        scale = scale * jax.lax.rsqrt(variance + self.epsilon)
+        bias = bias - mean * scale
+        return x * jax.lax.stop_gradient(scale).astype(x.dtype) + jax.lax.stop_gradient(bias).astype(x.dtype)
+
+
+def max_pool(x: jax.Array) -> jax.Array:
+    """Returns the maximum of 3 × 3 pixels at every second position: [batch, height, width, channels] →
+    [batch, height / 2, width / 2, channels].
+    """
+    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+
+
+def conv_flops(height: int, width: int, size: int, channels: int, outputs: int) -> float:
+    """Returns the FLOPs of a convolution with `height` × `width` output positions."""
+    return 2.0 * height * width * size * size * channels * outputs
+
+
+def strided(length: int, stride: int) -> int:
+    """Returns the number of output positions along an axis of `length` pixels."""
+    return -(-length // stride)

@@ -1,0 +1,59 @@
+"""Sinusoidal positions of the feature maps of padded images (Carion et al. 2020, §A.4)."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def shrunk_mask(pixel_mask: jax.Array, height: int, width: int) -> jax.Array:
+    """Selects the mask at the positions of a feature map: the nearest pixel above and to the left of each position.
+
+    Args:
+      pixel_mask: 1 for pixels of the image, 0 for padding, [batch, image_height, image_width].
+      height: height of the feature map.
+      width: width of the feature map.
+
+    Returns:
+      Mask of the feature map, [batch, height, width].
+    """
+    steps = [length // count for length, count in zip(pixel_mask.shape[1:], (height, width), strict=True)]
+    if (height * steps[0], width * steps[1]) == pixel_mask.shape[1:]:
+        return pixel_mask[:, :: steps[0], :: steps[1]]
+    # Sizes are divided in float32, like PyTorch does when it interpolates.
+    rows, columns = (
+        np.floor(np.arange(count, dtype=np.float32) * np.float32(length / count)).astype(int)
+        for length, count in zip(pixel_mask.shape[1:], (height, width), strict=True)
+    )
+    return pixel_mask[:, rows][:, :, columns]
+
+
+def masked_positions(mask: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
+    """Computes sinusoidal positions of the feature maps of images. Rows and columns are counted from 1 within each
+    image, without its padding, and scaled to at most 2π.
+
+    Args:
+      mask: 1 for positions of the image, 0 for padding, [batch, rows, columns].
+      width: size of the encoding. The first half encodes the row, the second half the column; sines and cosines
+        alternate.
+      longest: ratio of the longest to the shortest wavelength.
+
+    Returns:
+      Positions, float32 [batch, rows · columns, width].
+    """
+    if width % 4:
+        raise ValueError(f"width {width} is not divisible by 4: sines and cosines of rows and columns take a quarter")
+    counted = mask.astype(jnp.float32)
+    half = width // 2
+    wavelengths = longest ** (2 * (np.arange(half) // 2) / half).astype(np.float32)
+
+    def encoded(axis: int) -> jax.Array:
+        index = jnp.cumsum(counted, axis)
+        index = index / (jax.lax.slice_in_dim(index, -1, None, axis=axis) + 1e-6) * (2 * math.pi)
+        angles = index[..., None] / wavelengths
+        pairs = jnp.stack([jnp.sin(angles[..., 0::2]), jnp.cos(angles[..., 1::2])], axis=-1)
+        return pairs.reshape(*angles.shape)
+
+    positions = jnp.concatenate([encoded(1), encoded(2)], axis=-1)
+    return positions.reshape(mask.shape[0], -1, width)

@@ -1,0 +1,141 @@
+"""Average precision of predicted boxes, as COCO defines it (Lin et al. 2014)."""
+
+import contextlib
+import dataclasses
+import importlib.util
+import io
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxformer.errors import InputError
+from jaxformer.metrics.base import Metric, Terms
+
+STATS = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large", "ar_1", "ar_10", "ar_100")
+"""Names of the first nine numbers that pycocotools computes, in its order."""
+NONE = -1.0
+"""Value of numbers for which there are no objects, as in pycocotools."""
+
+
+class Scene(NamedTuple):
+    """Objects and predictions of one image. Boxes are left and upper edge, width and height in pixels of the image as
+    stored.
+    """
+
+    boxes: np.ndarray
+    """Boxes of the objects, float64 [objects, 4]."""
+    labels: np.ndarray
+    """Labels of the objects, integers [objects]."""
+    areas: np.ndarray
+    """Areas of the objects in square pixels, [objects]."""
+    crowd: np.ndarray
+    """Whether each box contains a crowd of objects, bool [objects]."""
+    predicted_boxes: np.ndarray
+    """Predicted boxes, float64 [predictions, 4]."""
+    predicted_labels: np.ndarray
+    """Labels of the predictions, integers [predictions]."""
+    scores: np.ndarray
+    """Probabilities of these labels, [predictions]."""
+
+
+def check_installed() -> None:
+    """Raises InputError if pycocotools is not installed."""
+    if importlib.util.find_spec("pycocotools") is None:
+        raise InputError(
+            "objective.average_precision=True: needs pycocotools; pip install 'jaxformer[coco]', or set it to False"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class AveragePrecision(Metric[tuple[Scene, ...]]):
+    """Average precision and recall of boxes over all images, computed by pycocotools.
+
+    `ap` is the mean over labels and the thresholds 0.5, 0.55, ..., 0.95 of the intersection over union; `ap_50` and
+    `ap_75` have one threshold. `ap_small`, `ap_medium` and `ap_large` count only objects with an area below 32², from
+    32² to 96², and above 96² pixels. `ar_N` is the recall with at most N predictions per image. A number is -1 without
+    such objects.
+    """
+
+    names = STATS
+    higher_is_better = True
+
+    def update(self, terms: Terms) -> tuple[Scene, ...] | None:
+        if "scenes" not in terms:
+            return None
+        arrays = terms["scenes"]
+        return tuple(_scene(arrays, row) for row in np.flatnonzero(arrays["weights"][:, 0]))
+
+    def merge(self, state: tuple[Scene, ...], other: tuple[Scene, ...]) -> tuple[Scene, ...]:
+        return state + other
+
+    def compute(self, state: tuple[Scene, ...]) -> dict[str, float]:
+        return dict(zip(STATS, coco_stats(state), strict=True))
+
+
+def coco_stats(scenes: tuple[Scene, ...]) -> list[float]:
+    """Computes the numbers of `STATS` with pycocotools."""
+    if not sum(len(scene.labels) for scene in scenes):
+        return [NONE] * len(STATS)
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):  # It prints progress and a table.
+        truth = COCO()
+        truth.dataset = _dataset(scenes)
+        truth.createIndex()
+        rows = [_prediction_rows(number, scene) for number, scene in enumerate(scenes, 1)]
+        evaluation = COCOeval(truth, truth.loadRes(np.concatenate(rows)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return [float(value) for value in evaluation.stats[: len(STATS)]]
+
+
+def _dataset(scenes: tuple[Scene, ...]) -> dict[str, Any]:
+    """Returns the objects in the format of COCO. Ids are counted from 1, because pycocotools treats 0 as missing."""
+    annotations = [
+        {
+            "image_id": number,
+            "category_id": int(label) + 1,
+            "bbox": box.tolist(),
+            "area": float(area),
+            "iscrowd": int(crowd),
+        }
+        for number, scene in enumerate(scenes, 1)
+        for box, label, area, crowd in zip(scene.boxes, scene.labels, scene.areas, scene.crowd, strict=True)
+    ]
+    labels = {int(label) + 1 for scene in scenes for label in (*scene.labels, *scene.predicted_labels)}
+    return {
+        "images": [{"id": number} for number in range(1, len(scenes) + 1)],
+        "annotations": [{**annotation, "id": number} for number, annotation in enumerate(annotations, 1)],
+        "categories": [{"id": label} for label in sorted(labels)],
+    }
+
+
+def _prediction_rows(number: int, scene: Scene) -> np.ndarray:
+    """Returns the predictions of an image as rows of image id, box, score and category id."""
+    count = len(scene.scores)
+    return np.column_stack(
+        [np.full(count, number), scene.predicted_boxes, scene.scores, scene.predicted_labels + 1]
+    ).astype(np.float64)
+
+
+def _scene(arrays: Terms, row: int) -> Scene:
+    height, width = arrays["image_size"][row].tolist()
+    there = np.flatnonzero((arrays["box_weights"][row] > 0) | (arrays["crowd"][row] > 0))
+    return Scene(
+        _in_pixels(arrays["boxes"][row][there], width, height),
+        arrays["labels"][row][there],
+        arrays["areas"][row][there].astype(np.float64),
+        arrays["crowd"][row][there] > 0,
+        _in_pixels(arrays["predicted_boxes"][row], width, height),
+        arrays["predicted_labels"][row],
+        arrays["scores"][row].astype(np.float64),
+    )
+
+
+def _in_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Converts boxes from center and size as fractions of an image to left and upper edge and size in pixels."""
+    boxes = boxes.astype(np.float64)
+    corner = boxes[:, :2] - boxes[:, 2:] / 2
+    return np.concatenate([corner, boxes[:, 2:]], axis=1) * np.array([width, height, width, height])

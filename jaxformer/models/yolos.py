@@ -1,0 +1,161 @@
+"""YOLOS: object detection by a plain Vision Transformer with detection tokens (Fang et al. 2021)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Self
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxformer.errors import InputError
+from jaxformer.layers.block import BlockInputs
+from jaxformer.layers.dropout import Dropout
+from jaxformer.layers.linear import Linear, truncated_normal
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.patches import bicubic, check_geometry, first_table, normalise, patchify
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import InputSpec
+from jaxformer.models.detection import DetectionModel, DetectionOutput, Mlp3, head_flops
+from jaxformer.models.detr import IMAGENET_MEAN, IMAGENET_STD
+from jaxformer.models.flops import linear_flops, stack_flops
+from jaxformer.models.vit import IMAGES
+from jaxformer.parallel import metadata
+
+
+class Yolos(DetectionModel):
+    """YOLOS: a ViT whose last tokens are detection tokens. `Yolos(labels=...)` has the sizes of YOLOS-Base.
+
+    Only the input has position embeddings. The padding of an image is not masked, as in the paper.
+    """
+
+    transformer: Transformer = Transformer(norm=LayerNorm(1e-12), dropout=0.0, attention_dropout=0.0)
+    """Stack of Transformer blocks."""
+    labels: tuple[str, ...] = ()
+    """Label names in index order, without the label for no object."""
+    queries: int = 100
+    """Number of detection tokens, and so of predictions per image."""
+    image: int = 512
+    """Height of the images in pixels. Learned positions are interpolated for other sizes."""
+    image_width: int | None = None
+    """Width of the images in pixels. If None, images are square."""
+    patch: int = 16
+    """Height and width of a patch in pixels."""
+    channels: int = 3
+    """Number of image channels: 1 for grayscale, 3 for RGB."""
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
+    std: tuple[float, ...] = IMAGENET_STD
+    """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
+        if self.image_width is not None and (self.image_width < 1 or self.image_width % self.patch):
+            raise InputError(f"model.image_width={self.image_width}: expected a multiple of model.patch={self.patch}")
+        if not self.labels:
+            raise InputError("model.labels=(): expected at least one label name")
+        if self.queries < 1:
+            raise InputError(f"model.queries={self.queries}: expected at least 1")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of rows and of columns of patches for which positions are learned."""
+        return self.image // self.patch, (self.image_width or self.image) // self.patch
+
+    def inputs(self) -> dict[str, InputSpec]:
+        """Returns the specification of the images."""
+        return {"images": IMAGES}
+
+    def stacks(self) -> dict[str, Transformer]:
+        """Returns the encoder stack."""
+        return {"transformer": self.transformer}
+
+    def fixed_sizes(self) -> dict[str, int]:
+        """Returns the height, width and number of channels of the images."""
+        return {"y": self.image, "x": self.image_width or self.image, "n": self.channels}
+
+    def flops(self, sizes: Mapping[str, int]) -> float:
+        """Returns the FLOPs of a forward pass. `sizes` has the number of images `b`."""
+        width, patches = self.transformer.width, self.grid[0] * self.grid[1]
+        flops = linear_flops(patches, self.patch**2 * self.channels, width)
+        flops += stack_flops(self.transformer, 1 + patches + self.queries)
+        heads = head_flops(width, len(self.labels) + 1) + head_flops(width, 4)
+        return sizes["b"] * (flops + self.queries * heads)
+
+    @property
+    def head_fields(self) -> tuple[str, ...]:
+        """Names of the fields that only affect the predictions."""
+        return ("labels",)
+
+    def comparable(self) -> Self:
+        """Returns a copy for comparing two models, whose image preprocessing is the default."""
+        return dataclasses.replace(self, mean=(0.5,), std=(0.5,), image_width=self.image_width or self.image)
+
+    @nn.compact
+    def __call__(self, images: jax.Array, train: bool = False, all_layers: bool = False) -> DetectionOutput:
+        """Predicts boxes and labels.
+
+        Args:
+          images: uint8 [batch, height, width, channels], or floats that are already normalized. Height and width must
+            be multiples of the patch size.
+          train: whether to apply dropout. Requires the rng stream `dropout`.
+          all_layers: has no effect, because only the last layer makes predictions.
+        """
+        del all_layers
+        config, dtype = self.transformer, self.transformer.dtype
+        x = Embeddings(config.width, self.grid, self.patch, self.queries, dtype, name="embeddings")(
+            normalise(images, self.mean, self.std)
+        )
+        output = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
+        hidden = output.hidden[:, -self.queries :]
+        logits = Mlp3(len(self.labels) + 1, dtype, name="head")(hidden).astype(jnp.float32)
+        boxes = jax.nn.sigmoid(Mlp3(4, dtype, name="box")(hidden).astype(jnp.float32))
+        return DetectionOutput(hidden=output.hidden, logits=logits, boxes=boxes, means=output.means)
+
+
+class Embeddings(nn.Module):
+    """Embeds images as a class token, patches and detection tokens with learned positions."""
+
+    width: int
+    grid: tuple[int, int]
+    patch: int
+    queries: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        size, width, channels = self.patch, self.width, images.shape[-1]
+        shape = (size, size, channels, width)
+        x = Linear("bpyxn,yxnd->bpd", shape, True, self.dtype, name="patch")(patchify(images, size))
+        init = metadata.with_axes(truncated_normal(0.02), "d")
+        first = self.param("class_token", init, (width,))
+        init = metadata.with_axes(truncated_normal(0.02), "_d")
+        tokens = self.param("detection_tokens", init, (self.queries, width))
+        table = self._positions(images.shape[1] // size, images.shape[2] // size)
+        rows = [jnp.broadcast_to(part, (x.shape[0], *part.shape)) for part in (first[None], tokens)]
+        return jnp.concatenate([rows[0].astype(x.dtype), x, rows[1].astype(x.dtype)], axis=1) + table.astype(x.dtype)
+
+    def _positions(self, rows: int, columns: int) -> jax.Array:
+        """Returns the positions of all tokens, [tokens, embed]. Those of the patches are interpolated."""
+        high, wide = self.grid
+
+        def init(key, shape):
+            del key
+            patches = first_table_of(high, wide, shape[1])
+            return jnp.concatenate([jnp.zeros((1, shape[1])), patches, jnp.zeros((self.queries, shape[1]))])
+
+        shape = (1 + high * wide + self.queries, self.width)
+        table = self.param("position", metadata.with_axes(init, "_d"), shape)
+        if (rows, columns) == (high, wide):
+            return table
+        patches = table[1 : 1 + high * wide].reshape(high, wide, -1)
+        patches = jnp.einsum("ry,cx,yxd->rcd", bicubic(high, rows), bicubic(wide, columns), patches)
+        return jnp.concatenate([table[:1], patches.reshape(rows * columns, -1), table[1 + high * wide :]])
+
+
+def first_table_of(rows: int, columns: int, width: int) -> jax.Array:
+    """Returns the initial positions of a grid of patches, [rows · columns, width]: those of a square grid, cut off."""
+    side = max(rows, columns)
+    table = first_table(jax.random.key(0), (side * side, width), 0).reshape(side, side, width)
+    return table[:rows, :columns].reshape(rows * columns, width)

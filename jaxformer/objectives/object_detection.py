@@ -1,0 +1,134 @@
+"""Object detection: sets of boxes and labels, matched with the objects of an image (Carion et al. 2020)."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxformer import fields
+from jaxformer.errors import InputError
+from jaxformer.layers.patches import check_images
+from jaxformer.losses.set_prediction import Costs, Targets, set_losses
+from jaxformer.metrics.averages import Average, Loss
+from jaxformer.metrics.base import Metric
+from jaxformer.metrics.boxes import AveragePrecision, check_installed
+from jaxformer.metrics.means import Mean, auxiliary
+from jaxformer.models.detection import DetectionModel, DetectionOutput
+from jaxformer.objectives.base import Objective
+from jaxformer.predictors.boxes import BoxPredictor
+
+LOSSES = ("class_loss", "l1_loss", "giou_loss")
+LAYERS = "layers/"
+"""Prefix of the names of the losses of all layers before the last one."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectDetection(Objective[DetectionModel]):
+    """Object detection as set prediction. Each object is matched with one prediction; all other predictions should be
+    no object.
+    """
+
+    class_weight: float = 1.0
+    """Weight of the class loss."""
+    l1_weight: float = 5.0
+    """Weight of the L1 loss of boxes."""
+    giou_weight: float = 2.0
+    """Weight of the loss of the generalized intersection over union."""
+    no_object_weight: float = 0.1
+    """Weight of predictions without an object in the class loss."""
+    costs: Costs = Costs()
+    """Weights of the parts of the cost by which predictions are matched with objects."""
+    layer_losses: bool = True
+    """Whether the predictions of every layer of a decoder have the same losses, each with a match of its own."""
+    threshold: float = 0.5
+    """Minimum probability of a label for which `predict` shows an object."""
+    average_precision: bool = True
+    """Whether evaluations report the average precision, which needs pycocotools."""
+
+    def __post_init__(self):
+        fields.check(self)
+        for name in ("class_weight", "l1_weight", "giou_weight", "no_object_weight"):
+            fields.at_least(f"objective.{name}", getattr(self, name), 0)
+        fields.within("objective.threshold", self.threshold, 0, 1)
+
+    model_inputs = ("images", "pixel_mask")
+    required = ("images", "boxes", "labels", "box_weights", "weights")
+    example_task = "LabelledBoxes"
+
+    @property
+    def loss_weights(self) -> Mapping[str, float]:
+        """Maps the names of the losses to their weights in the total loss."""
+        own = dict(zip(LOSSES, (self.class_weight, self.l1_weight, self.giou_weight), strict=True))
+        return own | {LAYERS + name: weight for name, weight in own.items()} if self.layer_losses else own
+
+    def check(self, model: DetectionModel, row: Mapping[str, Any]) -> None:
+        if not isinstance(model, DetectionModel):
+            raise self.wrong_model(model, "a Detr or a Yolos")
+        self.check_row(row)
+        check_images((row["images"].capacity, *row["images"].shape), model.patch, model.channels)
+        if (count := row["boxes"].capacity) > model.queries:
+            raise InputError(f"data.task.max_boxes={count}: expected at most model.queries={model.queries}")
+        if self.average_precision:
+            check_installed()
+
+    def apply_model(
+        self, model: DetectionModel, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any
+    ) -> Any:
+        """Applies the model to the arrays of a batch that it takes."""
+        taken = {name: array for name, array in batch.items() if name in model.inputs()}
+        return super().apply_model(model, params, taken, key, **options)
+
+    def __call__(self, model: DetectionModel, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
+        """Computes the losses of a batch.
+
+        Args:
+          model: a model of object detection.
+          params: model parameters.
+          batch: arrays of `LabelledBoxes`.
+          key: PRNG key for dropout. If None, the model is evaluated, and the inputs of the average precision are added.
+        """
+        output = self.apply_model(model, params, batch, key, all_layers=self.layer_losses)
+        targets = Targets(batch["boxes"], batch["labels"], batch["box_weights"], batch["weights"][:, 0])
+        terms: dict[str, Any] = set_losses(output.logits, output.boxes, targets, self.costs, self.no_object_weight)
+        if self.layer_losses:
+            terms |= self._of_layers(output, targets, terms)
+        if key is None and self.average_precision:
+            terms["scenes"] = scenes(output, batch)
+        return terms | auxiliary(output)
+
+    def _of_layers(self, output: DetectionOutput, targets: Targets, last: Mapping[str, Mean]) -> dict[str, Mean]:
+        """Computes the losses of all layers before the last one. Each is a sum over layers, whose means have the same
+        weight.
+        """
+        logits, boxes = output.layer_logits, output.layer_boxes
+        if logits is None or boxes is None or len(logits) == 1:
+            return {LAYERS + name: Mean(jnp.zeros(()), mean.weight) for name, mean in last.items()}
+        found = [
+            set_losses(logits[layer], boxes[layer], targets, self.costs, self.no_object_weight)
+            for layer in range(len(logits) - 1)
+        ]
+        return {
+            LAYERS + name: Mean(sum((means[name].sum for means in found), jnp.zeros(())), last[name].weight)
+            for name in LOSSES
+        }
+
+    def metrics(self, model: DetectionModel) -> tuple[Metric, ...]:
+        """Returns the losses, and for evaluations the average precision."""
+        of_boxes = (AveragePrecision(),) if self.average_precision else ()
+        return Loss.of(self.loss_weights), *(Average(name) for name in LOSSES), *of_boxes
+
+    def predictor(self, model: DetectionModel, params: Any, tokenizer: None) -> BoxPredictor:
+        return BoxPredictor(model, params, tokenizer, threshold=self.threshold)
+
+
+def scenes(output: DetectionOutput, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Returns the inputs of `AveragePrecision`: the predictions and the objects of the images."""
+    names = ("boxes", "labels", "box_weights", "crowd", "areas", "image_size", "weights")
+    probabilities = jax.nn.softmax(jnp.asarray(output.logits))[..., :-1]
+    return {name: batch[name] for name in names} | {
+        "predicted_boxes": jnp.asarray(output.boxes),
+        "predicted_labels": probabilities.argmax(-1),
+        "scores": probabilities.max(-1),
+    }

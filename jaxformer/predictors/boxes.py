@@ -1,0 +1,239 @@
+"""Predicts the boxes and labels of objects in images."""
+
+import base64
+import colorsys
+import dataclasses
+import functools
+import html
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from jaxformer.data.tasks.boxes import PreparedScene
+from jaxformer.models.detection import DetectionModel
+from jaxformer.predictors.base import Answer, Predictor
+
+ROWS, SHOWN = 8, 4
+"""Number of images per batch, and maximum number of images shown in a demonstration."""
+PICTURES = (".png", ".jpg", ".jpeg", ".webp")
+"""File name extensions for which an answer is saved as a picture."""
+LEAST_SIDE = 320
+"""Minimum length in pixels of the longer side of a picture with drawn boxes. Smaller pictures are enlarged."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedObject:
+    """An object that was found in an image."""
+
+    label: str
+    """Name of its label."""
+    score: float
+    """Probability of the label."""
+    box: tuple[float, float, float, float]
+    """Left, upper, right and lower edge in pixels."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedObjects(Answer):
+    """An image and the objects that were found in it."""
+
+    display_fields: ClassVar[tuple[str, ...]] = ("picture", "labels")
+
+    path: str
+    """Path of the image file."""
+    objects: tuple[DetectedObject, ...]
+    """Objects, most likely first."""
+    picture: Image.Image
+    """The image."""
+    labels: tuple[str, ...]
+    """All label names, which determine the color of a label."""
+
+    def __str__(self) -> str:
+        lines = [
+            f"  {one.score:6.1%}  {one.label} at {', '.join(f'{edge:.0f}' for edge in one.box)}" for one in self.objects
+        ]
+        return "\n".join([self.path, *(lines or ["  no objects"])])
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts the answer to JSON values, without the picture."""
+        return {"path": self.path, "objects": [dataclasses.asdict(one) for one in self.objects]}
+
+    def drawn(self) -> Image.Image:
+        """Returns the picture with the box, the label and the probability of each object."""
+        factor = max(1, math.ceil(LEAST_SIDE / max(self.picture.size)))
+        width, height = self.picture.size
+        picture = self.picture.convert("RGB").resize((width * factor, height * factor))
+        draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=max(11, max(picture.size) // 50))
+        for one in reversed(self.objects):  # The most likely one is drawn last.
+            color = _color(self.labels.index(one.label), len(self.labels))
+            _draw(draw, font, one, factor, color, picture.width)
+        return picture
+
+    def save(self, path: Path) -> None:
+        """Writes the answer to a picture, an HTML page or a JSON file, depending on the ending of its name.
+
+        A name without an ending is that of a folder (see `save_all`).
+        """
+        if not path.suffix:
+            self.save_all([self], path)
+        elif path.suffix.lower() in PICTURES:
+            self.drawn().save(path)
+        elif path.suffix.lower() in (".html", ".htm"):
+            path.write_text(page([self]), encoding="utf-8")
+        else:
+            super().save(path)
+
+    @classmethod
+    def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
+        """Writes several answers to an HTML page or a JSON file, or otherwise to a folder of pictures with a page and
+        `answers.json`.
+        """
+        found = [answer for answer in answers if isinstance(answer, DetectedObjects)]
+        if path.suffix.lower() in (".html", ".htm"):
+            path.write_text(page(found), encoding="utf-8")
+        elif path.suffix.lower() == ".json":
+            super().save_all(answers, path)
+        else:
+            path.mkdir(parents=True, exist_ok=True)
+            for number, answer in enumerate(found, 1):
+                answer.drawn().save(path / f"{number}_{Path(answer.path).stem}.png")
+            super().save_all(answers, path / "answers.json")
+            (path / "index.html").write_text(page(found), encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        return figure(self)
+
+
+def _draw(
+    draw: ImageDraw.ImageDraw, font: Any, one: DetectedObject, factor: int, color: tuple[int, int, int], width: int
+) -> None:
+    """Draws the box of an object and its label above the box, or inside of it at the upper edge of the picture.
+
+    `factor` is that by which the picture is enlarged, and `width` its width in pixels.
+    """
+    left, upper, right, lower = (edge * factor for edge in one.box)
+    draw.rectangle((left, upper, max(left, right - 1), max(upper, lower - 1)), outline=color, width=2)
+    text = f"{one.label} {one.score:.0%}"
+    edges = draw.textbbox((0, 0), text, font=font)
+    wide, high = edges[2] + 4, edges[3] + 2
+    left, upper = max(0, min(left, width - wide)), upper - high if upper >= high else upper
+    draw.rectangle((left, upper, left + wide, upper + high), fill=color)
+    draw.text((left + 2, upper), text, font=font, fill="black")
+
+
+def _color(number: int, count: int) -> tuple[int, int, int]:
+    """Returns a light color for a label, by its index."""
+    red, green, blue = colorsys.hsv_to_rgb(number / max(count, 1), 0.6, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def figure(answer: DetectedObjects) -> str:
+    """Returns an HTML figure with the picture and a list of its objects."""
+    content = io.BytesIO()
+    answer.drawn().save(content, "PNG")
+    data = base64.b64encode(content.getvalue()).decode()
+    items = "".join(f"<li>{html.escape(one.label)} {one.score:.1%}</li>" for one in answer.objects)
+    name = html.escape(answer.path)
+    caption = f"<figcaption><b>{name}</b><ul>{items or '<li>no objects</li>'}</ul></figcaption>"
+    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}">{caption}</figure>'
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en"><meta charset="utf-8"><title>Objects</title>
+<style>
+body {{ font-family: sans-serif; margin: 1rem; background: #fff; color: #111 }}
+main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; align-items: start }}
+figure {{ margin: 0; padding: .5rem; border: 1px solid #ccc; border-radius: 6px }}
+img {{ max-width: 100% }}
+figcaption {{ font-size: .85rem; overflow-wrap: anywhere }}
+ul {{ margin: .3rem 0 0; padding-left: 1.2rem }}
+</style>
+<main>
+{figures}
+</main>
+</html>
+"""
+
+
+def page(answers: Sequence[DetectedObjects]) -> str:
+    """Returns an HTML page with a grid of pictures and their objects. It contains the pictures."""
+    return PAGE.format(figures="\n".join(map(figure, answers)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BoxPredictor(Predictor[DetectionModel]):
+    """Predictor of object detection models."""
+
+    threshold: float = 0.5
+    """Minimum probability of a label for which an object is returned."""
+
+    def encode(self, requests: Sequence[PreparedScene]) -> dict[str, np.ndarray]:
+        """Converts images to the arguments of the model."""
+        arrays = {
+            "images": np.stack([one.pixels for one in requests]),
+            "pixel_mask": np.stack([one.mask for one in requests]),
+        }
+        return {name: array for name, array in arrays.items() if name in self.model.inputs()}
+
+    def predict(self, requests: Sequence[PreparedScene]) -> list[DetectedObjects]:
+        """Finds the objects of each image."""
+        answers = []
+        for start in range(0, len(requests), ROWS):
+            part = requests[start : start + ROWS]
+            scores, boxes = jax.device_get(_detections(self.model, self.params, self.encode(part)))
+            answers += [self._answer(one, *row) for one, *row in zip(part, scores, boxes, strict=True)]
+        return answers
+
+    def _answer(self, request: PreparedScene, scores: np.ndarray, boxes: np.ndarray) -> DetectedObjects:
+        """Converts the predictions of an image.
+
+        Args:
+          request: the image.
+          scores: probabilities, [predictions, labels].
+          boxes: edges as fractions of the image, [predictions, 4].
+        """
+        sizes = np.array([*request.picture.size] * 2)
+        best = scores.max(-1)
+        order = [place for place in np.argsort(-best, kind="stable") if best[place] >= self.threshold]
+        labels = self.model.labels
+        objects = [
+            DetectedObject(
+                labels[scores[place].argmax()],
+                float(best[place]),
+                tuple(np.clip(boxes[place] * sizes, 0, sizes).tolist()),
+            )
+            for place in order
+        ]
+        return DetectedObjects(request.path, tuple(objects), request.picture, labels)
+
+    def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """Finds the objects of the first held-out images, and formats them for display."""
+        rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
+        inputs = {name: batch[name][rows] for name in ("images", "pixel_mask") if name in self.model.inputs()}
+        scores, _ = jax.device_get(_detections(self.model, self.params, inputs))
+        lines = []
+        for row, shares in zip(rows, scores, strict=True):
+            found = shares.argmax(-1)[shares.max(-1) >= self.threshold]
+            true = batch["labels"][row][batch["box_weights"][row] > 0]
+            lines.append(f"held-out image {row}: {self._names(found)}; there: {self._names(true)}")
+        return lines
+
+    def _names(self, labels: np.ndarray) -> str:
+        return ", ".join(self.model.labels[label] for label in sorted(labels)) or "nothing"
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _detections(model: DetectionModel, params: Any, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Computes probabilities of labels, [batch, predictions, labels], and edges of boxes as fractions of the image,
+    [batch, predictions, 4].
+    """
+    output = model.apply({"params": params}, **inputs)
+    center, size = output.boxes[..., :2], output.boxes[..., 2:]
+    edges = jax.numpy.concatenate([center - size / 2, center + size / 2], axis=-1)
+    return jax.nn.softmax(output.logits)[..., :-1], edges
