@@ -1,5 +1,7 @@
 """Convolution, frozen batch norm and pooling over images."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -69,7 +71,8 @@ def max_pool(x: jax.Array) -> jax.Array:
     """Returns the maximum of 3 × 3 pixels at every second position: [batch, height, width, channels] →
     [batch, height / 2, width / 2, channels].
     """
-    return nn.max_pool(x, (3, 3), (2, 2), ((1, 1), (1, 1)))
+    around: Any = ((1, 1), (1, 1))  # Flax types it as the name of a rule.
+    return nn.max_pool(x, (3, 3), (2, 2), around)
 
 
 def conv_flops(height: int, width: int, size: int, channels: int, outputs: int) -> float:

@@ -63,7 +63,7 @@ class AveragePrecision(Metric[tuple[Scene, ...]]):
         if "scenes" not in terms:
             return None
         arrays = terms["scenes"]
-        return tuple(_scene(arrays, row) for row in np.flatnonzero(arrays["weights"][:, 0]))
+        return tuple(_scene(arrays, int(row)) for row in np.flatnonzero(arrays["weights"][:, 0]))
 
     def merge(self, state: tuple[Scene, ...], other: tuple[Scene, ...]) -> tuple[Scene, ...]:
         return state + other
@@ -80,7 +80,7 @@ def coco_stats(scenes: tuple[Scene, ...]) -> list[float]:
     from pycocotools.cocoeval import COCOeval
 
     with contextlib.redirect_stdout(io.StringIO()):  # It prints progress and a table.
-        truth = COCO()
+        truth: Any = COCO()  # Its types are those of COCO's files.
         truth.dataset = _dataset(scenes)
         truth.createIndex()
         rows = [_prediction_rows(number, scene) for number, scene in enumerate(scenes, 1)]

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxformer.errors import InputError
 from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.dropout import Dropout
-from jaxformer.layers.linear import Linear, truncated_normal
+from jaxformer.layers.linear import DType, Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import bicubic, check_geometry, first_table, normalise, patchify
 from jaxformer.layers.transformer import Transformer
@@ -121,7 +121,7 @@ class Embeddings(nn.Module):
     grid: tuple[int, int]
     patch: int
     queries: int
-    dtype: str
+    dtype: DType
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:

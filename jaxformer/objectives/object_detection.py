@@ -60,7 +60,7 @@ class ObjectDetection(Objective[DetectionModel]):
     @property
     def loss_weights(self) -> Mapping[str, float]:
         """Maps the names of the losses to their weights in the total loss."""
-        own = dict(zip(LOSSES, (self.class_weight, self.l1_weight, self.giou_weight), strict=True))
+        own: dict[str, float] = dict(zip(LOSSES, (self.class_weight, self.l1_weight, self.giou_weight), strict=True))
         return own | {LAYERS + name: weight for name, weight in own.items()} if self.layer_losses else own
 
     def check(self, model: DetectionModel, row: Mapping[str, Any]) -> None:
