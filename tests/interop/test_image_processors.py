@@ -107,7 +107,7 @@ def test_without_resizing_the_middle_is_seen(tmp_path):
 @pytest.mark.parametrize("kind", PROCESSORS)
 def test_a_file_that_says_only_its_class_means_the_class_of_transformers(kind, tmp_path):
     write(tmp_path, {"image_processor_type": kind})
-    large = Vit(VIT.transformer, image=224, patch=16)
+    large = Vit(VIT.transformer, image=512 if "Segformer" in kind else 224, patch=16)
     picture = next(pictures())
     task = ImageTask(ImageField(**read_preparation(tmp_path, large).field))
     model = with_pixels(large, tmp_path)
