@@ -108,6 +108,50 @@ def _product(sizes: list[Any]) -> Any:
     return product
 
 
+def _convolution(graph: Graph, equation: Any, image: Tensor, kernel: Tensor) -> Tensor:
+    """Converts a convolution of images. ONNX has the channels before the rows."""
+    params, numbers = equation.params, equation.params["dimension_numbers"]
+    if set(params["lhs_dilation"]) != {1} or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
+        raise InputError("the JAX operation conv_general_dilated with groups or holes cannot be converted to ONNX")
+    tensors = [graph.whole(*pair) for pair in zip((image, kernel), _shapes(equation), strict=True)]
+    moved = [
+        graph.op("Transpose", graph.value(tensor), perm=list(order))
+        for tensor, order in zip(tensors, (numbers.lhs_spec, numbers.rhs_spec), strict=True)
+    ]
+    padding = params["padding"]
+    value = graph.op(
+        "Conv",
+        *moved,
+        strides=list(params["window_strides"]),
+        dilations=list(params["rhs_dilation"]),
+        pads=[low for low, _ in padding] + [high for _, high in padding],
+    )
+    back = [numbers.out_spec.index(axis) for axis in range(len(numbers.out_spec))]
+    return result(graph, graph.op("Transpose", value, perm=back), equation)
+
+
+def _shapes(equation: Any) -> list[Any]:
+    return [variable.aval.shape for variable in equation.invars]
+
+
+def _max_pool(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
+    """Converts the maximum over windows of images [batch, height, width, channels]."""
+    params = equation.params
+    window, strides, padding = (params[name] for name in ("window_dimensions", "window_strides", "padding"))
+    if (
+        len(window) != 4
+        or window[0] != 1
+        or window[3] != 1
+        or {*params["base_dilation"], *params["window_dilation"]} != {1}
+    ):
+        raise InputError("the JAX operation reduce_window_max of these windows cannot be converted to ONNX")
+    whole = graph.whole(tensor, equation.invars[0].aval.shape)
+    pads = [low for low, _ in padding[1:3]] + [high for _, high in padding[1:3]]
+    value = graph.op("Transpose", graph.value(whole), perm=[0, 3, 1, 2])
+    value = graph.op("MaxPool", value, kernel_shape=list(window[1:3]), strides=list(strides[1:3]), pads=pads)
+    return result(graph, graph.op("Transpose", value, perm=[0, 2, 3, 1]), equation)
+
+
 def _reduction(kind: str) -> Callable:
     def convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
         whole = graph.whole(tensor, equation.invars[0].aval.shape)
@@ -265,6 +309,8 @@ OPERATIONS: Mapping[str, Callable] = {
     "select_n": _select,
     "clamp": _clamp,
     "dot_general": _dot_general,
+    "conv_general_dilated": _convolution,
+    "reduce_window_max": _max_pool,
     "reduce_sum": _reduction("ReduceSum"),
     "reduce_max": _reduction("ReduceMax"),
     "reduce_min": _reduction("ReduceMin"),
