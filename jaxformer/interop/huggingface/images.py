@@ -30,6 +30,7 @@ CLIP_PIXELS = {"image_mean": (0.48145466, 0.4578275, 0.40821073), "image_std": (
 IMAGENET_PIXELS = {"image_mean": (0.485, 0.456, 0.406), "image_std": (0.229, 0.224, 0.225)}
 SQUARE = {"resample": 2, "size": {"height": 224, "width": 224}, "image_mean": (0.5,), "image_std": (0.5,)}
 CROPPED = {"do_center_crop": True, "crop_size": {"height": 224, "width": 224}, "resample": 3}
+PADDED = {"size": {"shortest_edge": 800, "longest_edge": 1333}, "resample": 2, "do_pad": True, **IMAGENET_PIXELS}
 PROCESSORS: Mapping[str, Mapping[str, Any]] = {
     "ViTImageProcessor": SQUARE,
     "DeiTImageProcessor": {**SQUARE, **CROPPED, "size": {"height": 256, "width": 256}},
@@ -42,6 +43,8 @@ PROCESSORS: Mapping[str, Mapping[str, Any]] = {
         **{**SQUARE, **CROPPED, "size": {"shortest_edge": 256}, "resample": 2},
         **{"rescale_factor": 1 / 127.5, "offset": True},
     },
+    "DetrImageProcessor": PADDED,
+    "YolosImageProcessor": PADDED,
 }
 """Maps the supported image processor classes of the transformers library to the defaults of their fields."""
 BY_MODEL = {
@@ -54,6 +57,8 @@ BY_MODEL = {
     "segformer": "SegformerImageProcessor",
     "videomae": "VideoMAEImageProcessor",
     "vivit": "VivitImageProcessor",
+    "detr": "DetrImageProcessor",
+    "yolos": "YolosImageProcessor",
 }
 """Maps model types to their default image processor class."""
 BY_SHORTER_SIDE = ("BitImageProcessor", "CLIPImageProcessor", "VideoMAEImageProcessor", "VivitImageProcessor")
@@ -62,7 +67,13 @@ STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 """Names of preprocessor_config.json fields that switch preprocessing steps on or off. The value null means off."""
 CLIP_PROCESSORS = {name: BY_MODEL[name] for name in ("videomae", "vivit")}
 """Maps model types of clips to the image processor class that exports name."""
-ANY_SIZE = ("dinov2", "dinov2_with_registers")
+OF_BOXES = ("DetrImageProcessor", "YolosImageProcessor")
+"""Image processor classes of object detection, which keep the aspect ratio and pad images."""
+OF_ANNOTATIONS = ("format", "do_convert_annotations", "max_size", "pad_and_return_pixel_mask")
+"""Names of preprocessor_config.json fields of these classes that do not change the pixels of images without
+annotations, and of old fields that are replaced by others.
+"""
+ANY_SIZE = ("dinov2", "dinov2_with_registers", "detr", "yolos")
 """Model types that accept images of any size. Models of other types accept only the image size in their config."""
 IGNORED = (
     "image_processor_type",
@@ -96,11 +107,15 @@ class Preparation:
     """Mean that is subtracted from pixels in [0, 1], per channel or for all channels."""
     std: tuple[float, ...]
     """Standard deviation by which pixels are divided after the mean is subtracted, per channel or for all channels."""
+    shortest: int | None = None
+    """Length in pixels of the shorter side, if the images are padded."""
 
     @property
     def field(self) -> dict[str, Any]:
         """Arguments for an `ImageField` with these settings."""
-        return {"size": self.size, "crop": self.size / self.edge, "fit": self.fit, "resample": self.resample}
+        shortest = {} if self.shortest is None else {"shortest": self.shortest}
+        crop = self.size / self.edge
+        return {"size": self.size, "crop": crop, "fit": self.fit, "resample": self.resample, **shortest}
 
 
 def with_pixels(model: Model, folder: Path) -> Model:
@@ -147,11 +162,19 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
     for name in (*IGNORED, *UNUSED):
         reader.get(name)
     for name in UNUSED:
-        reader.must(name, False)
+        if name != "do_pad" or kind not in OF_BOXES:
+            reader.must(name, False)
     reader.must("input_data_format", None, "channels_last")
     if reader.flag("do_convert_rgb", model.channels == 3) and model.channels != 3:
         raise reader.error("do_convert_rgb", True, f"false, as the model takes {model.channels} channel")
-    size, edge, fit = _sizes(reader, model, kind)
+    shortest = None
+    for name in OF_ANNOTATIONS if kind in OF_BOXES else ():
+        reader.get(name)
+    if kind in OF_BOXES and set(reader.get("size")) == {"shortest_edge", "longest_edge"}:
+        size, shortest = _padded_sizes(reader, model)
+        edge, fit = size, "pad"
+    else:
+        size, edge, fit = _sizes(reader, model, kind)
     if size != model.image and config.get("model_type") not in ANY_SIZE:
         raise InputError(f"{path}: makes images of {size} × {size}; the model's image_size is {model.image}")
     if size % model.patch:
@@ -161,7 +184,7 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
         raise reader.error("resample", resample, f"one of {', '.join(f'{n} ({s})' for n, s in RESAMPLING.items())}")
     mean, std = _pixels(reader)
     reader.finish()
-    return Preparation(size, edge, fit, RESAMPLING[resample], mean, std)
+    return Preparation(size, edge, fit, RESAMPLING[resample], mean, std, shortest)
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
@@ -213,6 +236,24 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
             "crop_size", reader.get("crop_size"), f"at most {edge}, the value of size={reader.get('size')}"
         )
     return size, edge, fit
+
+
+def _padded_sizes(reader: ConfigReader, model: Any) -> tuple[int, int]:
+    """Returns the size of the padded model input, and the length of the shorter side of an image.
+
+    transformers pads the images of a batch to the size of the largest one if `pad_size` is not set. Here all images are
+    padded to the largest size that is possible.
+    """
+    reader.must("do_resize", True)
+    reader.must("do_pad", True)
+    reader.must("do_center_crop", False)
+    lengths = reader.get("size")
+    shortest, longest = lengths["shortest_edge"], lengths["longest_edge"]
+    padded = reader.get("pad_size") or {"height": longest, "width": longest}
+    if padded["height"] != padded["width"] or padded["height"] < longest:
+        raise reader.error("pad_size", padded, f"equal height and width of at least {longest}")
+    size = -(-padded["height"] // model.patch) * model.patch
+    return size, min(shortest, size)
 
 
 def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
@@ -274,13 +315,19 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
       InputError: If the transformers class accepts only another image size.
     """
     _, model = model.part(model.pixel_input)
-    image = image or ImageField(model.image, model.channels)
     model_type = read_json(folder / CONFIG).get("model_type")
+    fit = "pad" if BY_MODEL.get(model_type) in OF_BOXES else "crop"
+    image = image or ImageField(model.image, model.channels, fit=fit)
     if image.size != model.image and model_type not in ANY_SIZE:
         problem = f"data.task.image.size={image.size} differs from model.image={model.image}"
         raise InputError(
             f"{problem}: {model_type} in transformers accepts only images of {model.image} × {model.image}"
         )
+    if BY_MODEL.get(model_type) in OF_BOXES:
+        write_json(folder / PREPROCESSOR, _detection_processor(BY_MODEL[model_type], image) | _normalization(model))
+        return
+    if image.fit == "pad":
+        raise InputError(f"data.task.image.fit=pad: {model_type} in transformers does not pad images; expected another")
     crops = image.fit != "stretch" or image.edge != image.size
     value = {
         "image_processor_type": CLIP_PROCESSORS.get(model_type or "") or _processor_for(image, crops),
@@ -293,13 +340,36 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
         "resample": {name: number for number, name in RESAMPLING.items()}[image.resample],
         "do_center_crop": crops,
         **({"crop_size": {"height": image.size, "width": image.size}} if crops else {}),
+        **_normalization(model),
+    }
+    write_json(folder / PREPROCESSOR, value)
+
+
+def _normalization(model: Any) -> dict[str, Any]:
+    """Returns the fields of an image processor that convert pixels to numbers."""
+    return {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
         "image_mean": list(model.mean) * (model.channels if len(model.mean) == 1 else 1),
         "image_std": list(model.std) * (model.channels if len(model.std) == 1 else 1),
     }
-    write_json(folder / PREPROCESSOR, value)
+
+
+def _detection_processor(kind: str, image: ImageField) -> dict[str, Any]:
+    """Returns the fields with the sizes of an image processor of object detection."""
+    square = {"height": image.size, "width": image.size}
+    padded = image.fit == "pad"
+    limits = {"shortest_edge": image.shortest or image.size, "longest_edge": image.size}
+    return {
+        "image_processor_type": kind,
+        "format": "coco_detection",
+        "do_resize": True,
+        "size": limits if padded else square,
+        "resample": {name: number for number, name in RESAMPLING.items()}[image.resample],
+        "do_pad": padded,
+        **({"pad_size": square} if padded else {}),
+    }
 
 
 def _processor_for(image: ImageField, crops: bool) -> str:

@@ -35,6 +35,7 @@ NAMES = {
     "image_embeds": "image vectors",
     "text_embeds": "text vectors",
     "seq_relationship_logits": "next-sentence logits",
+    "pred_boxes": "boxes",
     "last_hidden_state": "hidden",
     "pooler_output": "pooled",
 }
@@ -81,11 +82,15 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
     if limits is None:
         shapes = {name: [sizes[letter] for letter in spec.axes] for name, spec in model.inputs().items()}
         (pixels,) = (name for name in PIXEL_INPUTS if name in shapes)
-        others = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name != pixels}
+        masks = {name: _pixel_mask(shape) for name, shape in shapes.items() if name == "pixel_mask"}
+        others = {name: rng.random(shape, np.float32) for name, shape in shapes.items() if name not in (pixels, *masks)}
+        others |= masks
         for name, values in (
             ("within range", rng.uniform(-1, 1, shapes[pixels])),
             ("out of distribution", rng.normal(0, 10, shapes[pixels])),
         ):
+            for mask in masks.values():
+                values = values * mask[..., None]
             yield Rows(name, {pixels: values.astype(np.float32), **others})
         return
     every = np.delete(np.arange(limits.vocab), pad)
@@ -117,6 +122,16 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
     padded = np.array([length, max(1, length // 2), 1])
     yield rows("padded", stream[-ROWS * length :].reshape(ROWS, length), padded)
     yield rows("out of distribution", rng.choice(every, (ROWS, length)))
+
+
+def _pixel_mask(shape: Sequence[int]) -> np.ndarray:
+    """Returns the mask of padded images of different sizes, uint8 [batch, height, width]. The first one has no
+    padding.
+    """
+    mask = np.zeros(shape, np.uint8)
+    for row in range(shape[0]):
+        mask[row, : shape[1] - row * shape[1] // 4, : shape[2] - row * shape[2] // 6] = 1
+    return mask
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +246,7 @@ class TorchModel:
             # Some parameters, such as those of a pooler, do not affect the loss.
             name: (torch.zeros_like(tensor) if tensor.grad is None else tensor.grad).numpy().copy()
             for name, tensor in self.network.named_parameters()
+            if tensor.requires_grad
         }
         return Computed({name: part.detach().numpy() for name, part in outputs.items()}, loss.item(), gradients)
 
@@ -246,7 +262,7 @@ class TorchModel:
 
     def _run(self, rows: Rows, model: Model) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         labels = bridge_of(model).labels(model, rows.arrays)
-        output = self.network(**torch_arguments(model, rows), **{k: _tensor(array) for k, array in labels.items()})
+        output = self.network(**torch_arguments(model, rows), **jax.tree.map(_tensor, labels))
         values = {name: getattr(output, name, None) for name in (*NAMES, "start_logits", "end_logits")}
         values["logits"] = getattr(output, "prediction_logits", values["logits"])
         found = join_spans({name: value for name, value in values.items() if value is not None}, torch.stack)

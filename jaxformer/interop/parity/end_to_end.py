@@ -28,6 +28,7 @@ from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.objectives.image_text import ImageTextContrastive
 from jaxformer.objectives.masked_lm import MaskedLM
+from jaxformer.objectives.object_detection import ObjectDetection
 from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
@@ -244,6 +245,7 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     VideoClassification: clips.classified,
     ImageEmbedding: pictures.embedded,
     ImageTextContrastive: pictures.ranked,
+    ObjectDetection: pictures.detected,
 }
 """Maps objective classes to functions that compare the answers of runs with such an objective to those of the
 transformers library.

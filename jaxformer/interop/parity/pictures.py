@@ -13,6 +13,7 @@ import torch
 import transformers
 from PIL import Image
 
+from jaxformer.interop.huggingface.image_runs import image_field_in
 from jaxformer.interop.parity.compare import on_cpu, reading, their_tokenizer
 from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import TEXTS, Sides, line
@@ -35,6 +36,38 @@ def classified(sides: Sides) -> Iterator[Line]:
         ours = [[dict(answer.labels)[name] for name in names] for answer in sides.predict(paths)]
         scores = [{choice["label"]: choice["score"] for choice in classify(path)} for path in paths]
     yield line("labels", f"{len(ours)} pictures", ours, [[found[name] for name in names] for found in scores])
+
+
+def detected(sides: Sides) -> Iterator[Line]:
+    """Compares the probabilities and boxes of all predictions, sorted by probability. Boxes are fractions of the
+    picture.
+    """
+    if sides.run.model.channels != 3 or "pixel_mask" not in sides.run.model.inputs():
+        return  # YOLOS in transformers rounds sizes to multiples of 16.
+    network, process = sides.network(transformers.AutoModelForObjectDetection), _processor(sides)
+    size = image_field_in(sides.run.experiment.data.task).size
+    sides = sides.with_objective(threshold=0.0)
+    ours, theirs = [], []
+    with _pictures(sides.run) as paths:
+        for answer in sides.predict(paths):
+            scale = np.array([*answer.picture.size] * 2)
+            ours.append([(one.score, *(np.array(one.box) / scale)) for one in answer.objects])
+        for path in paths:
+            with torch.no_grad(), Image.open(path) as picture:
+                square = {"height": size, "width": size}
+                arrays = process(picture, return_tensors="pt", pad_size=square)
+                output = network(**{name: arrays[name] for name in ("pixel_values", "pixel_mask")})
+            theirs.append(_sorted_detections(output))
+    yield line("objects", f"{len(ours)} pictures", ours, theirs)
+
+
+def _sorted_detections(output: Any) -> list[tuple[float, ...]]:
+    """Returns the probability and the box of each prediction in the output of transformers, most likely first."""
+    scores = output.logits[0].softmax(-1)[:, :-1].max(-1).values.numpy()
+    boxes = output.pred_boxes[0].numpy()
+    corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1).clip(0, 1)
+    order = np.argsort(-scores, kind="stable")
+    return [(float(scores[place]), *map(float, corners[place])) for place in order]
 
 
 def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:

@@ -14,6 +14,7 @@ from jaxformer.interop.huggingface.families import (
     bert,
     classifiers,
     clip,
+    detr,
     dinov2,
     distilbert,
     gemma3,
@@ -29,6 +30,7 @@ from jaxformer.interop.huggingface.families import (
     vit,
     vit_mae,
     vivit,
+    yolos,
 )
 from jaxformer.interop.huggingface.families.bridge import Bridge
 from jaxformer.interop.huggingface.families.family import Family, differences
@@ -61,6 +63,8 @@ FAMILIES: tuple[Family, ...] = (
     segformer.FAMILY,
     clip.CLIP,
     clip.SIGLIP,
+    detr.FAMILY,
+    yolos.FAMILY,
     *classifiers.FAMILIES,
     *modern_bert.CLASSIFIERS,
 )

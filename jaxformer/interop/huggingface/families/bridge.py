@@ -32,6 +32,7 @@ ARGUMENTS = {
     "segments": "attention_mask",
     "token_types": "token_type_ids",
     "images": "pixel_values",
+    "pixel_mask": "pixel_mask",
     "clips": "pixel_values",
     "noise": "noise",
 }
@@ -142,8 +143,9 @@ class Bridge:
         found = {"last_hidden_state": output.hidden}
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
 
-    def labels(self, model: Any, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the label arguments of the transformers class, from which it computes its loss, for parity checks.
+    def labels(self, model: Any, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
+        """Returns the label arguments of the transformers class, from which it computes its loss, for parity checks:
+        arrays, or lists and dicts of arrays.
 
         If the dict is empty, parity checks use the mean square of the outputs as the loss.
 

@@ -57,6 +57,7 @@ AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
     "LMHeadModel": ("AutoModelForCausalLM", "text-generation"),
     "ForConditionalGeneration": ("AutoModelForSeq2SeqLM", "text2text-generation"),
     "MTModel": ("AutoModelForSeq2SeqLM", "text2text-generation"),
+    "ForObjectDetection": ("AutoModelForObjectDetection", "object-detection"),
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "Model": ("AutoModel", "feature-extraction"),
 }

@@ -1,0 +1,358 @@
+"""DETR family (Carion et al. 2020): conversion from and to transformers."""
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.boxes import WHOLE, LabelledBoxes
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import ConfigReader
+from jaxformer.interop.huggingface.families.bridge import Arrays, Bridge, Source
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.rows import attention, linear, norm
+from jaxformer.interop.huggingface.families.vit import image_field
+from jaxformer.interop.huggingface.labels import label_fields, read_labels
+from jaxformer.interop.huggingface.table import ParamMapping, Table
+from jaxformer.layers.backbones import ResNet
+from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer
+from jaxformer.losses.set_prediction import Costs, Targets, set_losses
+from jaxformer.models.base import Model
+from jaxformer.models.detection import DetectionModel
+from jaxformer.models.detr import Detr
+from jaxformer.objectives.object_detection import ObjectDetection
+from jaxformer.runs.run import Run
+
+STAGES, BLOCKS = 4, 36
+"""Maximum numbers of stages, and of blocks per stage, of a ResNet. ResNet-152 has a stage of 36 blocks."""
+CONVOLUTION = "d n y x -> y x n d"
+TIMM_DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
+"""Depths of the backbones that old configs name instead of describing them."""
+WEIGHTS = {
+    "class_cost": 1,
+    "bbox_cost": 5,
+    "giou_cost": 2,
+    "bbox_loss_coefficient": 5,
+    "giou_loss_coefficient": 2,
+    "eos_coefficient": 0.1,
+}
+"""Config fields with the weights of the loss, and their defaults."""
+UNUSED = (
+    "mask_loss_coefficient",
+    "dice_loss_coefficient",
+    "init_xavier_std",
+    "scale_embedding",
+    "max_position_embeddings",
+)
+"""Config fields of segmentation and of initialization, and two that transformers never reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Names of tensors that differ between versions of transformers and kinds of backbones."""
+
+    backbone: str
+    """Prefix of the backbone's tensors."""
+    timm: bool = False
+    """Whether the backbone has the names of timm."""
+    attention: str = "out_proj"
+    """Name of the output layer of attention."""
+    mlp: str = ""
+    """Prefix of the layers of the MLP."""
+
+
+STORED = Layout("model.backbone.conv_encoder.model")
+LAYOUTS = (
+    STORED,
+    Layout("model.backbone.conv_encoder.model", timm=True),
+    Layout("model.backbone.model", attention="o_proj", mlp="mlp."),
+)
+"""Layout of files, which exports use; that of old files, with a backbone of timm; and that of PyTorch models since
+transformers 5."""
+
+
+def convolution(ours: str, ours_norm: str, theirs: str, theirs_norm: str) -> list[ParamMapping]:
+    """Returns the parameter mappings of a convolution and its frozen batch norm."""
+    return [
+        ParamMapping(f"{ours}/kernel", f"{theirs}.weight", CONVOLUTION),
+        *norm(ours_norm, theirs_norm),
+        ParamMapping(f"{ours_norm}/mean", f"{theirs_norm}.running_mean"),
+        ParamMapping(f"{ours_norm}/variance", f"{theirs_norm}.running_var"),
+    ]
+
+
+def block(ours: str, theirs: str, timm: bool) -> list[ParamMapping]:
+    """Returns the parameter mappings of a block of a ResNet."""
+    rows = []
+    for number in range(3):
+        inner = f"{theirs}.layer.{number}"
+        names = (f"{theirs}.conv{number + 1}", f"{theirs}.bn{number + 1}")
+        names = names if timm else (f"{inner}.convolution", f"{inner}.normalization")
+        rows += convolution(f"{ours}/conv{number}", f"{ours}/norm{number}", *names)
+    shortcut = ("downsample.0", "downsample.1") if timm else ("shortcut.convolution", "shortcut.normalization")
+    rows += convolution(f"{ours}/shortcut", f"{ours}/shortcut_norm", *(f"{theirs}.{name}" for name in shortcut))
+    return rows
+
+
+def backbone(layout: Layout) -> list[ParamMapping]:
+    """Returns the parameter mappings of a ResNet with any number of blocks."""
+    theirs = layout.backbone
+    stem = f"{theirs}.embedder.embedder"
+    names = (f"{theirs}.conv1", f"{theirs}.bn1")
+    names = names if layout.timm else (f"{stem}.convolution", f"{stem}.normalization")
+    rows = convolution("backbone/stem", "backbone/stem_norm", *names)
+    for stage in range(STAGES):
+        for number in range(BLOCKS):
+            name = f"encoder.stages.{stage}.layers.{number}"
+            name = f"layer{stage + 1}.{number}" if layout.timm else name
+            rows += block(f"backbone/stage{stage}_block{number}", f"{theirs}.{name}", layout.timm)
+    return rows
+
+
+def projections(ours: str, theirs: str, layout: Layout) -> list[ParamMapping]:
+    """Returns the parameter mappings of an attention layer."""
+    names = (f"{theirs}.{part}" for part in ("q_proj", "k_proj", "v_proj", layout.attention))
+    return attention(ours, *names)
+
+
+def blocks(ours: str, theirs: str, layout: Layout) -> list[ParamMapping]:
+    """Returns the parameter mappings of the encoder or decoder."""
+    layer, block = f"{theirs}.layers.{{l}}", f"{ours}/blocks"
+    rows = [
+        *projections(f"{block}/attention", f"{layer}.self_attn", layout),
+        *norm(f"{block}/attention_norm", f"{layer}.self_attn_layer_norm"),
+        *linear(f"{block}/mlp/up", f"{layer}.{layout.mlp}fc1"),
+        *linear(f"{block}/mlp/down", f"{layer}.{layout.mlp}fc2"),
+        *norm(f"{block}/mlp_norm", f"{layer}.final_layer_norm"),
+    ]
+    if ours == "decoder":
+        rows += projections(f"{block}/cross_attention", f"{layer}.encoder_attn", layout)
+        rows += norm(f"{block}/cross_attention_norm", f"{layer}.encoder_attn_layer_norm")
+    return rows
+
+
+def table(layout: Layout) -> tuple[ParamMapping, ...]:
+    """Returns the parameter mappings of a layout."""
+    heads = [row for number in range(3) for row in linear(f"box/layer{number}", f"bbox_predictor.layers.{number}")]
+    return (
+        *backbone(layout),
+        *linear("input", "model.input_projection", "d n 1 1 -> n d"),
+        ParamMapping("queries", "model.query_position_embeddings.weight"),
+        *blocks("encoder", "model.encoder", layout),
+        *blocks("decoder", "model.decoder", layout),
+        *norm("decoder_norm", "model.decoder.layernorm"),
+        *linear("head", "class_labels_classifier"),
+        *heads,
+    )
+
+
+COUNTS = {
+    f"{STORED.backbone}.{name}.num_batches_tracked": "counts training steps, and is not used"
+    for name in ("bn1", "layer{l}.{l}.bn{l}", "layer{l}.{l}.downsample.{l}")
+}
+TABLE = Table(table(LAYOUTS[0]), known=COUNTS, others=tuple(Table(table(layout), COUNTS) for layout in LAYOUTS[1:]))
+
+
+def build(reader: ConfigReader, names: Collection[str]) -> Detr:
+    """Builds the model for a DetrConfig."""
+    del names
+    # With auxiliary losses, transformers also normalizes the input of the next layer, unlike the paper.
+    reader.must("auxiliary_loss", False)
+    reader.must("position_embedding_type", "sine")
+    reader.must("dilation", False)
+    for name in UNUSED:
+        reader.get(name)
+    for name, default in WEIGHTS.items():
+        reader.number(name, default)
+    for name in ("encoder_layerdrop", "decoder_layerdrop", "activation_dropout"):
+        reader.only_training(name)
+    for name, field in (("hidden_size", "d_model"), ("num_hidden_layers", "encoder_layers")):
+        reader.must(name, reader.get(field))
+    channels = reader.integer("num_channels", 3)
+    pixels = {"mean": (0.5,), "std": (0.5,)} if channels != 3 else {}
+    encoder, decoder = (_stack(reader, part) for part in ("encoder", "decoder"))
+    try:
+        return Detr(
+            backbone=_resnet(reader, channels),
+            encoder=encoder,
+            decoder=decoder,
+            labels=read_labels(reader),
+            queries=reader.integer("num_queries", 100),
+            channels=channels,
+            **pixels,
+        )
+    except InputError as error:
+        raise InputError(f"{reader.where}: {error}") from error
+
+
+def _stack(reader: ConfigReader, part: str) -> Transformer:
+    return stack(
+        reader,
+        width=reader.integer("d_model", 256),
+        depth=reader.integer(f"{part}_layers", 6),
+        heads=reader.integer(f"{part}_attention_heads", 8),
+        mlp=Mlp(reader.integer(f"{part}_ffn_dim", 2048), reader.choice("activation_function", ACTIVATIONS, "relu")),
+        norm=LayerNorm(1e-5),
+        norm_position="after",
+        dropout=reader.rate("dropout", 0.1),
+        attention_dropout=reader.rate("attention_dropout"),
+    )
+
+
+def _resnet(reader: ConfigReader, channels: int) -> ResNet:
+    """Builds the backbone. It is described by a nested config, or named in configs for timm."""
+    nested = dict(reader.get("backbone_config", {}))
+    by_timm = reader.get("use_timm_backbone", not nested) or nested.get("model_type") == "timm_backbone"
+    named = nested.get("backbone") or reader.get("backbone") or "resnet50"
+    for name in ("backbone", "use_pretrained_backbone", "backbone_kwargs"):
+        reader.get(name)
+    if by_timm:
+        if named not in TIMM_DEPTHS:
+            raise reader.error("backbone", named, f"one of {', '.join(TIMM_DEPTHS)}")
+        return ResNet(TIMM_DEPTHS[named])
+    inner = ConfigReader(nested, f"{reader.where}: backbone_config")
+    inner.must("model_type", "resnet")
+    inner.must("hidden_act", "relu")
+    inner.must("num_channels", channels, 3)
+    inner.must("downsample_in_bottleneck", False)
+    inner.must("downsample_in_first_stage", False)
+    depths = tuple(inner.get("depths", [3, 4, 6, 3]))
+    for name in ("out_features", "out_indices", "stage_names", "_out_features", "_out_indices"):
+        inner.get(name)
+    if list(nested.get("out_features") or [f"stage{len(depths)}"])[-1:] != [f"stage{len(depths)}"]:
+        raise inner.error("out_features", nested["out_features"], f"the last stage, stage{len(depths)}")
+    widths, stem = tuple(inner.get("hidden_sizes", [256, 512, 1024, 2048])), inner.integer("embedding_size", 64)
+    bottleneck = inner.choice("layer_type", {"bottleneck": True, "basic": False}, "bottleneck")
+    inner.finish()
+    return ResNet(depths, widths, stem, bottleneck)
+
+
+def describe(model: Detr) -> dict[str, Any]:
+    """Converts the model to a DetrConfig."""
+    if not isinstance(model.backbone, ResNet):
+        kind = type(model.backbone).__name__
+        raise InputError(f"model.backbone={kind}: transformers has DETR only with a ResNet")
+    encoder, decoder, backbone = model.encoder, model.decoder, model.backbone
+    return {
+        "architectures": ["DetrForObjectDetection"],
+        "use_timm_backbone": False,
+        "use_pretrained_backbone": False,
+        "backbone": None,
+        "backbone_config": {
+            "model_type": "resnet",
+            "num_channels": model.channels,
+            "embedding_size": backbone.stem,
+            "hidden_sizes": list(backbone.widths),
+            "depths": list(backbone.depths),
+            "layer_type": "bottleneck" if backbone.bottleneck else "basic",
+            "hidden_act": "relu",
+            "out_features": [f"stage{len(backbone.depths)}"],
+        },
+        "num_channels": model.channels,
+        "num_queries": model.queries,
+        "d_model": encoder.width,
+        "encoder_layers": encoder.depth,
+        "encoder_attention_heads": encoder.heads,
+        "encoder_ffn_dim": encoder.mlp.inner(encoder.width),
+        "decoder_layers": decoder.depth,
+        "decoder_attention_heads": decoder.heads,
+        "decoder_ffn_dim": decoder.mlp.inner(decoder.width),
+        "activation_function": NAMES[encoder.mlp.activation],
+        "dropout": encoder.dropout,
+        "attention_dropout": encoder.attention_dropout,
+        "auxiliary_loss": False,
+        "position_embedding_type": "sine",
+        "dilation": False,
+        **label_fields(model.labels),
+    }
+
+
+class DetectionBridge(Bridge):
+    """Bridge for models of object detection: objective and task of imported models, and the outputs, labels and loss of
+    their transformers classes.
+    """
+
+    def objective(self, source: Source, model: DetectionModel) -> ObjectDetection:
+        """Returns an objective with the loss weights of the folder."""
+        config = source.folder.config if source.folder is not None else {}
+        weights = {name: float(config.get(name) or default) for name, default in WEIGHTS.items()}
+        return ObjectDetection(
+            l1_weight=weights["bbox_loss_coefficient"],
+            giou_weight=weights["giou_loss_coefficient"],
+            no_object_weight=weights["eos_coefficient"],
+            costs=Costs(weights["class_cost"], weights["bbox_cost"], weights["giou_cost"]),
+            layer_losses=False,
+        )
+
+    def task(self, source: Source, model: DetectionModel, objective: Any) -> Task:
+        """Returns a task for images with boxes, which are prepared as the folder specifies."""
+        image = image_field(source, model)
+        image = image if image.fit in WHOLE else dataclasses.replace(image, fit="pad", crop=1.0)
+        return LabelledBoxes(image, labels=model.labels, max_boxes=model.queries)
+
+    def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
+        """Returns no fields, because images have no special tokens."""
+        return {}
+
+    def conventional(self, run: Run) -> Run:
+        """Returns the run, which has the layout of its transformers class."""
+        return run
+
+    def outputs(self, model: Model, output: Any, objective: Any = None) -> dict[str, jax.Array]:
+        """Returns the class logits, the boxes and the hidden vectors."""
+        return {"logits": output.logits, "pred_boxes": output.boxes, "last_hidden_state": output.hidden}
+
+    def labels(self, model: DetectionModel, rows: Arrays) -> dict[str, Any]:
+        """Returns random objects from which transformers computes its loss."""
+        targets = random_targets(len(rows["images"]), len(model.labels))
+        found = []
+        for boxes, labels, weights in zip(targets.boxes, targets.labels, targets.weights, strict=True):
+            there = weights > 0
+            found.append({"class_labels": labels[there], "boxes": boxes[there]})
+        return {"labels": found}
+
+    def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
+        """Computes the loss of the last layer with the default weights, for the objects of `labels`."""
+        logits, boxes = outputs["logits"], outputs["pred_boxes"]
+        targets = random_targets(len(logits), logits.shape[-1] - 1)
+        means = set_losses(logits, boxes, targets, Costs(), 0.1)
+        weights = ObjectDetection(average_precision=False, layer_losses=False).loss_weights
+        return sum((weight * means[name].value for name, weight in weights.items()), jax.numpy.zeros(()))
+
+    def nearest_config(self, model: DetectionModel, objective: Any) -> dict[str, Any]:
+        """Returns the config of a DETR, which has the same arguments and outputs."""
+        sizes = {"num_queries": model.queries, "num_channels": model.channels}
+        return {
+            "model_type": "detr",
+            "architectures": ["DetrForObjectDetection"],
+            **sizes,
+            **label_fields(model.labels),
+        }
+
+
+def random_targets(images: int, labels: int) -> Targets:
+    """Returns random objects for parity checks: up to three per image, and none in the second image."""
+    rng = np.random.default_rng(0)
+    boxes = rng.uniform(0.2, 0.4, (images, 3, 4)).astype(np.float32)
+    numbers = rng.integers(0, labels, (images, 3)).astype(np.int32)
+    counts = np.array([3, 0, 2, 1])[np.arange(images) % 4]
+    weights = (np.arange(3) < counts[:, None]).astype(np.float32)
+    return Targets(boxes, numbers, weights, np.ones(images, np.float32))
+
+
+BRIDGE = DetectionBridge()
+
+FAMILY = Family(
+    model_type="detr",
+    architectures=("DetrForObjectDetection",),
+    module=Detr,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    bridge=BRIDGE,
+)
