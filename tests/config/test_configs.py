@@ -65,6 +65,8 @@ def shrunk(experiment):
 def tiny_sources(experiment, folder):
     """Texts in place of the config's own, or pairs where its task reads two columns, or both where it reads both."""
     task = experiment.data.task
+    if "boxes" in task.row:
+        return tiny_images.boxed(experiment, folder)
     if "clips" in experiment.model.inputs():
         return tiny_images.clips(folder, experiment)
     if isinstance(task, SegmentedImages):
@@ -139,6 +141,7 @@ def test_its_state_can_be_planned_and_its_rows_fit_its_model(file):
     params = state.params if experiment.lora is None else state.params["base"]
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
     if experiment.tokenizer is None:
+        needs_pycocotools(experiment)
         experiment.objective.check(experiment.model, experiment.data.task.row)
         return
     prefix, model = experiment.model.part("tokens")
@@ -148,6 +151,12 @@ def test_its_state_can_be_planned_and_its_rows_fit_its_model(file):
     if hasattr(experiment.tokenizer, "vocab"):
         assert model.vocab >= experiment.tokenizer.vocab
         check_tokenizer(experiment, types.SimpleNamespace(vocab_size=experiment.tokenizer.vocab))
+
+
+def needs_pycocotools(experiment):
+    """Skips the test if the experiment needs a package of an extra that is not installed."""
+    if getattr(experiment.objective, "average_precision", False):
+        pytest.importorskip("pycocotools")
 
 
 def of_each_kind(files):
@@ -166,6 +175,7 @@ def of_each_kind(files):
 @pytest.mark.parametrize("file", of_each_kind(QUICKSTARTS + CONFIGS), ids=lambda path: path.stem)
 def test_it_trains_when_it_is_shrunk(file, tiny_config, tmp_path):
     whole = jf.load(file)
+    needs_pycocotools(whole)
     experiment = config.override(whole, shrunk(whole) | tiny_sources(whole, tiny_config.parent))
     run = jf.fit(experiment, tmp_path / "run", quiet=True)
     assert run.step == 2

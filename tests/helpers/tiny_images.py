@@ -22,9 +22,15 @@ def shrunk(experiment: Experiment) -> dict:
     stacks = experiment.model.stacks()
     small = {f"model.{name}.{field}": size for name in stacks for field, size in SIZES.items()}
     field = "clip" if experiment.model.pixel_input == "clips" else "image"
-    small |= {"model.image": 8, "model.patch": 4, f"data.task.{field}.size": 8}
+    small |= {"model.image": 8, f"data.task.{field}.size": 8}
+    if "patch" in type(experiment.model).__dataclass_fields__:
+        small["model.patch"] = 4
+    if hasattr(experiment.data.task, "max_boxes"):
+        small["data.task.image.shortest"] = None
+    if hasattr(getattr(experiment.model, "backbone", None), "depths"):
+        small |= {"model.backbone.depths": (1, 1), "model.backbone.widths": (8, 16), "model.backbone.stem": 4}
     if "stage_1" in stacks:  # The encoder divides the sides of an image by 32.
-        del small["model.patch"]
+        small.pop("model.patch", None)
         small |= {"model.image": 32, "data.task.image.size": 32}
         small |= {f"model.{name}.attention.reduction": 1 for name in stacks}
     if field == "clip":
@@ -97,6 +103,24 @@ def sources(folder: Path) -> dict:
             write(folder / "images" / split / label, count, 100 * number, seed=number)
     splits = ("train", "validation")
     return {f"data.{split}": ImageFolders(str(folder / "images" / split)) for split in splits}
+
+
+def boxed(experiment: Experiment, folder: Path) -> dict:
+    """Pictures with one object each, and one picture without, by the fields of an experiment."""
+    found = {}
+    box = [0.25, 0.2, 0.75, 0.8] if experiment.data.task.box_format == "fractions" else [2, 3, 8, 9]
+    for number, split in enumerate(("train", "validation")):
+        write(folder / "images" / split, 9, 100, seed=number)
+        examples = [
+            {
+                "image": str(folder / "images" / split / f"{place}.png"),
+                "objects": {"bbox": [box] * min(place, 1), "label": [LABELS[place % 2]] * min(place, 1)},
+            }
+            for place in range(9)
+        ]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, examples)))
+        found[f"data.{split}"] = JsonLines((str(folder / f"{split}.jsonl"),))
+    return found
 
 
 def write(folder: Path, count: int, least: int, seed: int) -> None:

@@ -12,6 +12,7 @@ from jaxformer.models.clip import Clip
 from jaxformer.models.vit import Vit
 
 OTHERS = {
+    "detr_scenes": "its backbone embeds patches",
     "bert_base_cnn": "it scores sentences",
     "extractive_summarisation": "it scores sentences",
     "segmenter_scenes": "it is a Segmenter",

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from small_bert import small_bert, small_transformer
+from small_detr import DETR, WITH_RESNET, YOLOS
 from small_segmentation import LINEAR, MASKED, SEGFORMER
 from small_video import FACTORISED, VIDEO_AUTOENCODER, VIDEO_VIT
 from small_vit import AUTOENCODER, SCALED, VIT
@@ -37,6 +38,9 @@ MODELS = {
     "vit": VIT,
     "vit of class and mean": SCALED,
     "masked autoencoder": AUTOENCODER,
+    "detr": DETR,
+    "detr of a resnet": WITH_RESNET,
+    "yolos": YOLOS,
     "segmenter": MASKED,
     "segmenter with a linear decoder": LINEAR,
     "segformer": SEGFORMER,
