@@ -18,15 +18,16 @@ def shrunk_mask(pixel_mask: jax.Array, height: int, width: int) -> jax.Array:
     Returns:
       Mask of the feature map, [batch, height, width].
     """
-    steps = [length // count for length, count in zip(pixel_mask.shape[1:], (height, width), strict=True)]
-    if (height * steps[0], width * steps[1]) == pixel_mask.shape[1:]:
-        return pixel_mask[:, :: steps[0], :: steps[1]]
+    rows, columns = (_nearest(*sizes) for sizes in zip(pixel_mask.shape[1:], (height, width), strict=True))
+    return jnp.take(jnp.take(pixel_mask, rows, axis=1), columns, axis=2)
+
+
+def _nearest(length: int, count: int) -> np.ndarray:
+    """Returns the indices of the `count` positions among `length` that nearest-neighbour interpolation chooses."""
+    if length % count == 0:
+        return np.arange(0, length, length // count)
     # Sizes are divided in float32, like PyTorch does when it interpolates.
-    rows, columns = (
-        np.floor(np.arange(count, dtype=np.float32) * np.float32(length / count)).astype(int)
-        for length, count in zip(pixel_mask.shape[1:], (height, width), strict=True)
-    )
-    return pixel_mask[:, rows][:, :, columns]
+    return np.floor(np.arange(count, dtype=np.float32) * np.float32(length / count)).astype(int)
 
 
 def masked_positions(mask: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
@@ -52,7 +53,7 @@ def masked_positions(mask: jax.Array, width: int, longest: float = 10_000.0) -> 
         index = jnp.cumsum(counted, axis)
         index = index / (jax.lax.slice_in_dim(index, -1, None, axis=axis) + 1e-6) * (2 * math.pi)
         angles = index[..., None] / wavelengths
-        pairs = jnp.stack([jnp.sin(angles[..., 0::2]), jnp.cos(angles[..., 1::2])], axis=-1)
+        pairs = jnp.concatenate([jnp.sin(angles[..., 0::2, None]), jnp.cos(angles[..., 1::2, None])], axis=-1)
         return pairs.reshape(*angles.shape)
 
     positions = jnp.concatenate([encoded(1), encoded(2)], axis=-1)

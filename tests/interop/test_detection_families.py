@@ -100,7 +100,7 @@ def test_outputs_and_loss_are_those_of_transformers_and_tensors_survive_the_roun
     targets = random_targets(3, 3)
     there = [
         (boxes, labels, weights > 0)
-        for boxes, labels, weights in zip(targets.boxes, targets.labels, targets.weights, strict=True)
+        for boxes, labels, weights in zip(*map(np.array, (targets.boxes, targets.labels, targets.weights)), strict=True)
     ]
     labels = [
         {"class_labels": torch.from_numpy(labels[some]).long(), "boxes": torch.from_numpy(boxes[some])}

@@ -315,7 +315,7 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
       InputError: If the transformers class accepts only another image size.
     """
     _, model = model.part(model.pixel_input)
-    model_type = read_json(folder / CONFIG).get("model_type")
+    model_type: str = read_json(folder / CONFIG).get("model_type") or ""
     fit = "pad" if BY_MODEL.get(model_type) in OF_BOXES else "crop"
     image = image or ImageField(model.image, model.channels, fit=fit)
     if image.size != model.image and model_type not in ANY_SIZE:
@@ -330,7 +330,7 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
         raise InputError(f"data.task.image.fit=pad: {model_type} in transformers does not pad images; expected another")
     crops = image.fit != "stretch" or image.edge != image.size
     value = {
-        "image_processor_type": CLIP_PROCESSORS.get(model_type or "") or _processor_for(image, crops),
+        "image_processor_type": CLIP_PROCESSORS.get(model_type) or _processor_for(image, crops),
         **({"offset": False} if model_type == "vivit" else {}),
         "do_convert_rgb": model.channels == 3,
         "do_resize": image.fit != "none",

@@ -5,6 +5,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.data.tasks.base import Task
@@ -174,7 +175,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Detr:
     for name, field in (("hidden_size", "d_model"), ("num_hidden_layers", "encoder_layers")):
         reader.must(name, reader.get(field))
     channels = reader.integer("num_channels", 3)
-    pixels = {"mean": (0.5,), "std": (0.5,)} if channels != 3 else {}
+    pixels: dict[str, Any] = {"mean": (0.5,), "std": (0.5,)} if channels != 3 else {}
     encoder, decoder = (_stack(reader, part) for part in ("encoder", "decoder"))
     try:
         return Detr(
@@ -313,7 +314,7 @@ class DetectionBridge(Bridge):
         found = []
         for boxes, labels, weights in zip(targets.boxes, targets.labels, targets.weights, strict=True):
             there = weights > 0
-            found.append({"class_labels": labels[there], "boxes": boxes[there]})
+            found.append({"class_labels": np.asarray(labels[there]), "boxes": np.asarray(boxes[there])})
         return {"labels": found}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
@@ -322,7 +323,7 @@ class DetectionBridge(Bridge):
         targets = random_targets(len(logits), logits.shape[-1] - 1)
         means = set_losses(logits, boxes, targets, Costs(), 0.1)
         weights = ObjectDetection(average_precision=False, layer_losses=False).loss_weights
-        return sum((weight * means[name].value for name, weight in weights.items()), jax.numpy.zeros(()))
+        return jnp.stack([weight * means[name].value for name, weight in weights.items()]).sum()
 
     def nearest_config(self, model: DetectionModel, objective: Any) -> dict[str, Any]:
         """Returns the config of a DETR, which has the same arguments and outputs."""
@@ -342,7 +343,7 @@ def random_targets(images: int, labels: int) -> Targets:
     numbers = rng.integers(0, labels, (images, 3)).astype(np.int32)
     counts = np.array([3, 0, 2, 1])[np.arange(images) % 4]
     weights = (np.arange(3) < counts[:, None]).astype(np.float32)
-    return Targets(boxes, numbers, weights, np.ones(images, np.float32))
+    return Targets(*map(jnp.asarray, (boxes, numbers, weights, np.ones(images, np.float32))))
 
 
 BRIDGE = DetectionBridge()

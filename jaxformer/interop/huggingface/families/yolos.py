@@ -40,10 +40,10 @@ def build(reader: ConfigReader, names: Collection[str]) -> Yolos:
     sizes = reader.get("image_size", [512, 864])
     sizes = [sizes, sizes] if isinstance(sizes, int) else list(sizes)
     channels = reader.integer("num_channels", 3)
-    pixels = {"mean": (0.5,), "std": (0.5,)} if channels != 3 else {}
+    pixels: dict[str, Any] = {"mean": (0.5,), "std": (0.5,)} if channels != 3 else {}
     try:
         return Yolos(
-            encoder(reader),
+            transformer=encoder(reader),
             labels=read_labels(reader),
             queries=reader.integer("num_detection_tokens", 100),
             image=sizes[0],
