@@ -6,6 +6,7 @@ their gradients in the type of the result.
 
 import functools
 import importlib.util
+import math
 from typing import Any, Literal
 
 import jax
@@ -60,9 +61,7 @@ def is_large(x: tuple[Any, ...], kernel: tuple[int, ...]) -> bool:
     """
     if any(map(jax.export.is_symbolic_dim, x)):
         return False
-    rows = 1
-    for size in x[:-1]:
-        rows *= size
+    rows = math.prod(x[:-1])
     return rows > 0 and 1 / (1 / rows + sum(1 / size for size in kernel)) >= LEAST
 
 

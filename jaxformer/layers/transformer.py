@@ -376,6 +376,14 @@ def fresh(module: nn.Module) -> nn.Module:
     return module.clone(parent=None, name=None)
 
 
+def separate(module: nn.Module, field: str, other: str) -> None:
+    """Copies the stack in one field of a module if another field contains the same instance, so that the two stacks
+    have separate parameters. For `__post_init__`, before that of `nn.Module`.
+    """
+    if (stack := getattr(module, other)) is not None and getattr(module, field) is stack:
+        object.__setattr__(module, field, fresh(stack))
+
+
 def _nearest_divisor(number: int, near: int) -> int:
     divisors = [i for i in range(1, number + 1) if number % i == 0]
     return min(divisors, key=lambda divisor: abs(divisor - near))

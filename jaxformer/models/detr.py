@@ -19,7 +19,7 @@ from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import check_geometry, normalise
 from jaxformer.layers.positions import Placement
-from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.layers.transformer import Transformer, separate
 from jaxformer.metrics.means import added
 from jaxformer.models.base import InputSpec
 from jaxformer.models.detection import PIXEL_MASK, DetectionModel, DetectionOutput, Mlp3, head_flops
@@ -70,9 +70,7 @@ class Detr(DetectionModel):
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     def __post_init__(self):
-        if self.decoder is self.encoder:
-            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
-            object.__setattr__(self, "decoder", fresh(self.encoder))
+        separate(self, "decoder", "encoder")
         super().__post_init__()
         check_geometry(self.image, 1, self.channels, self.mean, self.std)
         if not self.labels:

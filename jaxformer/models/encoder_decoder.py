@@ -17,7 +17,7 @@ from jaxformer.layers.linear import LMHead, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.layers.transformer import Transformer, separate
 from jaxformer.metrics.means import Mean, added
 from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Memory, Model, TokenInput
 from jaxformer.models.flops import linear_flops, stack_flops
@@ -71,9 +71,7 @@ class EncoderDecoder(Model):
     """
 
     def __post_init__(self):
-        if self.decoder is self.encoder:
-            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
-            object.__setattr__(self, "decoder", fresh(self.encoder))
+        separate(self, "decoder", "encoder")
         super().__post_init__()
         if self.encoder.width != self.decoder.width:
             raise InputError(

@@ -18,7 +18,7 @@ from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, patchify, sinusoidal_2d
-from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.layers.transformer import Transformer, separate
 from jaxformer.metrics.means import Mean, added
 from jaxformer.models.base import InputSpec, Model, ModelOutput
 from jaxformer.models.flops import linear_flops, stack_flops
@@ -71,9 +71,7 @@ class MaskedAutoencoder(Model):
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     def __post_init__(self):
-        if self.decoder is self.transformer:
-            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
-            object.__setattr__(self, "decoder", fresh(self.transformer))
+        separate(self, "decoder", "transformer")
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         if not 0 <= self.mask_rate < 1 or not self.visible:

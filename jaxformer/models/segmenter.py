@@ -15,7 +15,7 @@ from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, ImagePositions, check_geometry, normalise
-from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.layers.transformer import Transformer, separate
 from jaxformer.metrics.means import added
 from jaxformer.models.base import InputSpec, Model, ModelOutput
 from jaxformer.models.flops import linear_flops, stack_flops
@@ -64,9 +64,7 @@ class Segmenter(Model):
     """Whether the logits are those of the labels of pixels."""
 
     def __post_init__(self):
-        if self.decoder is self.transformer:
-            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
-            object.__setattr__(self, "decoder", fresh(self.transformer))
+        separate(self, "decoder", "transformer")
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         if len(self.labels) == 1:

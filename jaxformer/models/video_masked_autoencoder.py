@@ -19,7 +19,7 @@ from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import check_geometry, normalise
-from jaxformer.layers.transformer import Transformer, fresh
+from jaxformer.layers.transformer import Transformer, separate
 from jaxformer.layers.tubelets import TubeletEmbeddings, check_times, sinusoidal_1d, tubelets
 from jaxformer.metrics.means import added
 from jaxformer.models.base import InputSpec, Model, ModelOutput
@@ -81,9 +81,7 @@ class VideoMaskedAutoencoder(Model):
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     def __post_init__(self):
-        if self.decoder is self.transformer:
-            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
-            object.__setattr__(self, "decoder", fresh(self.transformer))
+        separate(self, "decoder", "transformer")
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         check_times(self.frames, self.tubelet)

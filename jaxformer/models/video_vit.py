@@ -18,7 +18,7 @@ from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImagePositions, check_geometry, normalise
-from jaxformer.layers.transformer import Transformer, TransformerOutput, fresh
+from jaxformer.layers.transformer import Transformer, TransformerOutput, separate
 from jaxformer.layers.tubelets import TimeEmbeddings, TubeletEmbeddings, check_times
 from jaxformer.metrics.means import added
 from jaxformer.models.base import InputSpec, Model, ModelOutput
@@ -84,9 +84,7 @@ class VideoVit(Model):
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     def __post_init__(self):
-        if self.temporal is not None and self.temporal is self.transformer:
-            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
-            object.__setattr__(self, "temporal", fresh(self.transformer))
+        separate(self, "temporal", "transformer")
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         check_times(self.frames, self.tubelet)

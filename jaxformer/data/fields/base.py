@@ -3,11 +3,14 @@
 import abc
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from jaxformer.data.examples import Example, Feature, Sized, Visit
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.transforms.geometry import GeometricTransform
+
+if TYPE_CHECKING:
+    from jaxformer.data.fields.image import ImageField
 
 EncodedT = TypeVar("EncodedT", bound=Sized)
 
@@ -22,6 +25,11 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     reads_text: ClassVar[bool] = False
     """Whether the field needs a tokenizer."""
+
+    @property
+    def frame(self) -> "ImageField | None":
+        """Field that resizes and augments each image, or each frame of a video. None if the column has neither."""
+        return None
 
     @property
     def unit(self) -> tuple[str, int] | None:

@@ -62,7 +62,7 @@ class BoxField(Field[Objects]):
     column: str = "objects"
     """Name of the column with the objects."""
     labels: tuple[str, ...] = ()
-    """Label names in index order, the same as those of the model."""
+    """Label names in index order. Must equal the labels of the model."""
     max_boxes: int = 100
     """Number of boxes in a row. An image with more objects is an error."""
     format: BoxFormat = "pixels"

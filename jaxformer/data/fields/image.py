@@ -99,6 +99,10 @@ class ImageField(Field[Picture]):
             raise FieldError("data.task.image.fit", f"={self.fit}: expected pad with augmentation={kind}")
 
     @property
+    def frame(self) -> "ImageField":
+        return self
+
+    @property
     def unit(self) -> tuple[str, int]:
         return "images", 1
 

@@ -44,7 +44,7 @@ class MaskField(Field[LabelMap]):
     """
 
     size: int = 512
-    """Height and width of the masks in a batch, those of the images."""
+    """Height and width of the masks in a batch. They equal the height and width of the images."""
     labels: int = 255
     """Number of labels. A mask with a larger value, other than 255, is an error."""
     column: str = "mask"

@@ -61,7 +61,7 @@ class Classify(Task[Labelled]):
     or a multi-hot list such as [0, 1] (multi_label), or a finite number (regression).
     """
     labels: tuple[str, ...] = ()
-    """Label names in index order, the same as those of the model. For regression, the single name of the target."""
+    """Label names in index order. Must equal the labels of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
     """Kind of target: exactly one label, any number of labels, or a real number."""
     length: int = 128

@@ -1,19 +1,17 @@
 """Tasks of clips: plain clips, labeled clips, and clips with hidden tubes."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import ClassVar
 
 import numpy as np
 
-from jaxformer import fields
-from jaxformer.data.examples import Example, Feature, Visit
+from jaxformer.data.examples import Example, Visit
 from jaxformer.data.fields.clip import ClipField, PreparedClip
 from jaxformer.data.sources.clips import Clip, ClipLike
 from jaxformer.data.sources.pictures import Undecodable
 from jaxformer.data.tasks.composed import FieldTask, FieldValues
+from jaxformer.data.tasks.hidden import Hidden
 from jaxformer.data.tasks.labelled import Labelled
 from jaxformer.errors import FieldError
 
@@ -59,7 +57,7 @@ class LabelledClips(Labelled, ClipTask):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedTubes(ClipTask):
+class MaskedTubes(Hidden, ClipTask):
     """Clips with a random number (noise) for each patch of a frame. A masked autoencoder hides the patches with the
     highest numbers in all frames, which gives tubes (Tong et al. 2022).
 
@@ -68,27 +66,10 @@ class MaskedTubes(ClipTask):
     clip.
     """
 
-    patch: int = 16
-    """Height and width of a patch in pixels. Must equal the patch size of the model."""
+    hides: ClassVar[str] = "clip"
 
     def __post_init__(self):
-        fields.at_least("data.task.patch", self.patch, 1)
-        if self.clip.size % self.patch:
-            problem = f"={self.clip.size}: expected a multiple of patch={self.patch}"
-            raise FieldError("data.task.clip.size", problem, owner="data.task")
+        super().__post_init__()
         if self.clip.clips * self.clip.crops > 1:
             problem = f"={self.clip.clips} and crops={self.clip.crops}: expected 1 of each, as nothing is averaged"
             raise FieldError("data.task.clip.clips", problem, owner="data.task")
-
-    @functools.cached_property
-    def row(self) -> dict[str, Feature]:
-        patches = (self.clip.size // self.patch) ** 2
-        return self.clip.features() | {"noise": Feature(patches, "float32"), "weights": Feature(1, "float32")}
-
-    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        return ()  # A masked autoencoder has no predictions.
-
-    def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        arrays = self.transformed(values, visit)
-        noise = visit.rng.random(self.row["noise"].capacity, np.float32)
-        return arrays | {"noise": noise, "weights": np.ones(1, np.float32)}

@@ -6,8 +6,8 @@ random generator that is passed.
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -113,9 +113,7 @@ class Augmentation:
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise FieldError(f"{path}.ratio", f"={self.ratio}: expected two ratios in order, above 0")
         fields.within(f"{path}.flip", self.flip, 0, 1)
-        fields.at_least(f"{path}.operations", self.operations, 0)
-        fields.within(f"{path}.magnitude", self.magnitude, 0, STRONGEST)
-        check_operations(path, self.among)
+        check_operations(path, self)
 
     def __call__(
         self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator
@@ -134,38 +132,54 @@ class Augmentation:
         box = random_box(picture.width, picture.height, self.scale, self.ratio, rng)
         picture = resized(picture, size, box, resample)
         moved = geometry.resized_box(box, size, size)
-        drawn = rng.choice(len(self.among), self.operations) if self.operations else ()
-        names = [self.among[index] for index in drawn]
-        picture, moved = operated(picture, moved, names, self.magnitude / STRONGEST, rng)
+        picture, moved = operated(picture, moved, self, rng)
         image = pixels(picture)
         if rng.random() < self.flip:
             return image[:, ::-1], moved.then(geometry.flip(size, size))
         return image, moved
 
 
-def check_operations(path: str, among: Sequence[str]) -> None:
-    """Raises FieldError if a RandAugment operation does not exist. `path` is the path of the augmentation."""
-    if unknown := [name for name in among if name not in OPERATIONS]:
-        problem = f"={shown(among)}: no operation {unknown[0]!r}; expected some of {', '.join(OPERATIONS)}"
+class RandAugment(Protocol):
+    """Settings of RandAugment (Cubuk et al. 2020): how many operations are drawn, how strong they are, and from which
+    they are drawn.
+    """
+
+    @property
+    def operations(self) -> int: ...
+    @property
+    def magnitude(self) -> float: ...
+    @property
+    def among(self) -> tuple[str, ...]: ...
+
+
+def check_operations(path: str, settings: RandAugment) -> None:
+    """Raises FieldError if a setting of RandAugment is out of range or names an operation that does not exist. `path`
+    is the path of the settings.
+    """
+    fields.at_least(f"{path}.operations", settings.operations, 0)
+    fields.within(f"{path}.magnitude", settings.magnitude, 0, STRONGEST)
+    if unknown := [name for name in settings.among if name not in OPERATIONS]:
+        problem = f"={shown(settings.among)}: no operation {unknown[0]!r}; expected some of {', '.join(OPERATIONS)}"
         raise FieldError(f"{path}.among", problem)
 
 
 def operated(
-    picture: Image.Image, moved: GeometricTransform, names: Sequence[str], level: float, rng: np.random.Generator
+    picture: Image.Image, moved: GeometricTransform, settings: RandAugment, rng: np.random.Generator
 ) -> tuple[Image.Image, GeometricTransform]:
-    """Applies RandAugment operations to a picture, each in a random direction.
+    """Draws RandAugment operations and applies them to a picture, each in a random direction.
 
     Args:
       picture: picture that may already be transformed.
       moved: geometric transform from the original picture to `picture`.
-      names: names of the operations, in order.
-      level: strength, from 0 to 1.
+      settings: settings of RandAugment.
       rng: random generator.
 
     Returns:
       The new picture, and the geometric transform from the original picture to it.
     """
-    for name in names:
+    level = settings.magnitude / STRONGEST
+    drawn = rng.choice(len(settings.among), settings.operations) if settings.operations else ()
+    for name in [settings.among[index] for index in drawn]:
         signed = level if rng.random() < 0.5 else -level
         picture = OPERATIONS[name](picture, signed)
         moved = moved.then(operation_geometry(name, signed, *picture.size))

@@ -9,7 +9,7 @@ from PIL import Image
 from jaxformer import fields
 from jaxformer.data.transforms import geometry
 from jaxformer.data.transforms.geometry import GeometricTransform
-from jaxformer.data.transforms.image import STRONGEST, Resample, check_operations, operated, pixels, size_within
+from jaxformer.data.transforms.image import Resample, check_operations, operated, pixels, size_within
 from jaxformer.errors import FieldError
 
 _PATH = "data.task.image.augmentation"
@@ -48,9 +48,7 @@ class ScaleJitter:
             raise FieldError(f"{_PATH}.share", f"={self.share}: expected above 0, at most 1")
         for name in ("crop", "flip"):
             fields.within(f"{_PATH}.{name}", getattr(self, name), 0, 1)
-        fields.at_least(f"{_PATH}.operations", self.operations, 0)
-        fields.within(f"{_PATH}.magnitude", self.magnitude, 0, STRONGEST)
-        check_operations(_PATH, self.among)
+        check_operations(_PATH, self)
 
     def __call__(
         self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator
@@ -75,9 +73,7 @@ class ScaleJitter:
         width, height = size_within(max(1, round(box[2] - box[0])), max(1, round(box[3] - box[1])), shortest, size)
         moved = geometry.resized_box(box, width, height)
         picture = picture.resize((width, height), Image.Resampling[resample.upper()], box, reducing_gap=3.0)
-        drawn = rng.choice(len(self.among), self.operations) if self.operations else ()
-        names = [self.among[index] for index in drawn]
-        picture, moved = operated(picture, moved, names, self.magnitude / STRONGEST, rng)
+        picture, moved = operated(picture, moved, self, rng)
         image = pixels(picture)
         if rng.random() < self.flip:
             return image[:, ::-1], moved.then(geometry.flip(width, height))

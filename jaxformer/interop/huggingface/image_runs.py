@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from jaxformer.config import Experiment
-from jaxformer.data.fields.clip import ClipField
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.pictures import ImageFolders
@@ -46,8 +45,6 @@ def image_field_in(task: Task) -> ImageField:
     """
     fields = task.fields.values() if isinstance(task, FieldTask) else ()
     for field in fields:
-        if isinstance(field, ImageField):
-            return field
-        if isinstance(field, ClipField):
-            return field.frame
+        if (frame := field.frame) is not None:
+            return frame
     raise InputError(f"data.task={type(task).__name__}: has no ImageField or ClipField; expected a task of images")
