@@ -69,6 +69,11 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: places.get(item.path.stem, len(LONG)))
 
 
+def pytest_make_parametrize_id(val):
+    """Names bytes by their number: workers must collect the same names, and encoders write the time into a file."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.hookimpl(trylast=True)  # The reporter is there only then.
 def pytest_configure(config):
     if hasattr(config.option, "loadscopereorder"):
