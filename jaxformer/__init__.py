@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxformer.config import Log as Log
     from jaxformer.config import load as load
     from jaxformer.decoding.settings import Decoding as Decoding
+    from jaxformer.decoding.transcribing import Transcribing as Transcribing
     from jaxformer.errors import InputError as InputError
     from jaxformer.evaluations import NamedEvaluation as NamedEvaluation
     from jaxformer.interop.export.onnx_export import export_onnx as export_onnx
@@ -59,6 +60,7 @@ else:
             "classes": ("allow",),
             "config": ("Checkpoint", "Evaluation", "Experiment", "Log", "load"),
             "decoding.settings": ("Decoding",),
+            "decoding.transcribing": ("Transcribing",),
             "errors": ("InputError",),
             "evaluations": ("NamedEvaluation",),
             "interop.export.onnx_export": ("export_onnx",),

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import jaxformer
 from jaxformer import classes, run_commands, storage
 from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
-from jaxformer.decoding_options import DECODING
+from jaxformer.decoding_options import DECODING, TRANSCRIBING
 from jaxformer.errors import InputError
 from jaxformer.parallel import start
 from jaxformer.training import host
@@ -38,6 +38,7 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         GPUs that need not be attached: v5p:4x4x4, h100:64
   evaluate RUN                                          print the metrics on the run's held-out data
   predict RUN [TEXT ...] [--input FILE] [--out PATH]    fill [MASK], continue or answer, as the run's model does;
+                                                        transcribe sound files, as subtitles with --out FILE.srt;
                                                         with --among VALUE ..., rank these texts for an image,
                                                         or these images (or folders of images) for a text
   export RUN OUT [--dtype TYPE] [--no-certificate]      write a Hugging Face folder, which transformers loads;
@@ -218,13 +219,15 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="save the answers to this path instead of printing them; text answers are saved as JSON",
+        help="save the answers to this path, texts as JSON and transcripts as its ending says, such as .srt or .vtt",
     )
     add_step(parser)
     writing = parser.add_argument_group("for models that generate text; the defaults are those of the run's config")
-    for name, (kind, meaning) in DECODING.items():
-        names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        writing.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
+    hearing = parser.add_argument_group("for models that transcribe sounds")
+    for group, settings in ((writing, DECODING), (hearing, TRANSCRIBING)):
+        for name, (kind, meaning) in settings.items():
+            names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+            group.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
     samples = dict.fromkeys(("--num_samples", "--num-samples", "--num_return_sequences"))
     writing.add_argument(*samples, type=int, default=1, metavar="N", help="number of sampled answers per text")
     options = parser.parse(arguments)
@@ -232,8 +235,9 @@ def predict(arguments: list[str]) -> None:
     texts = options.texts + lines
     if not texts:
         raise InputError("predict: no text; give one after the run, or a file with --input")
-    given = {name: value for name in DECODING if (value := getattr(options, name)) is not None}
-    run = _open(options.run, step=options.step).with_decoding(**given)
+    said = {name: value for name in (*DECODING, *TRANSCRIBING) if (value := getattr(options, name)) is not None}
+    heard = {name: said.pop(name) for name in TRANSCRIBING if name in said}
+    run = _open(options.run, step=options.step).with_decoding(**said).with_transcribing(**heard)
     if options.among and options.num_samples > 1:
         raise InputError(f"--num_samples {options.num_samples}: --among samples no answers; leave one of them out")
     plain = not (options.json or options.out or options.among or options.num_samples > 1)

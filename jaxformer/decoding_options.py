@@ -14,6 +14,10 @@ def _decay(word: str) -> tuple[int, float]:
     return int(start), float(factor)
 
 
+def _numbers(word: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in word.split(","))
+
+
 def _flag(word: str) -> bool:
     if word.lower() not in ("true", "false"):
         raise ValueError(word)
@@ -55,6 +59,16 @@ DECODING = {
     ),
     "renormalize_logits": (_flag, "true: normalize the scores of a beam search after all these changes"),
 }
-"""Maps each field of `Decoding` to the function that parses its command line value, and its help text. They are
+"""Maps the fields of `Decoding` to the function that parses its command line value, and its help text. They are
 repeated here because the module of `Decoding` imports jax, which takes long.
 """
+
+TRANSCRIBING = {
+    "language": (str, "language that is spoken, such as de, or auto to detect it"),
+    "speech_task": (str, "transcribe, or translate to English"),
+    "timestamps": (_flag, "whether to divide the text into segments with times"),
+    "word_times": (_flag, "whether to compute the time of each word"),
+    "temperatures": (_numbers, "temperatures to try until the text of a window is plausible, such as 0,0.4,0.8"),
+    "condition_on_previous": (_flag, "whether each window of a long sound is given the text before it"),
+}
+"""Maps some fields of `Transcribing` to parsers and help texts in the same way."""

@@ -54,12 +54,7 @@ def package_file(name: str, member: str, folder: str) -> str:
     path = os.path.join(folder, member)
     if os.path.isfile(path):
         return path
-    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
-    if missing:
-        raise InputError(
-            f"{name}: needs {missing[0]}, which is not installed; prepare the data set on a Debian or Ubuntu "
-            f"system and give the path of its folder, or put the file at {path}"
-        )
+    _check_tools(name, f"put the file at {path}")
     archive = _archive(name, folder)
     # The package is unpacked to a separate folder, and only the file is kept.
     unpacked = os.path.join(folder, "unpacked")
@@ -74,6 +69,42 @@ def package_file(name: str, member: str, folder: str) -> str:
     shutil.rmtree(unpacked)
     os.remove(archive)
     return path
+
+
+def package_folder(name: str, folder: str) -> str:
+    """Returns the path of a folder with all files of a package of the Debian distribution that apt is configured for.
+
+    Downloads and unpacks the package if necessary, like `package_file`.
+
+    Args:
+      name: name of the package.
+      folder: folder for the package and its files.
+
+    Raises:
+      InputError: If apt-get or dpkg-deb is missing or fails.
+    """
+    unpacked = os.path.join(folder, f"{name}.unpacked")
+    if os.path.isdir(unpacked):
+        return unpacked
+    _check_tools(name, f"unpack the package to {unpacked}")
+    os.makedirs(folder, exist_ok=True)
+    archive, temporary = _archive(name, folder), f"{unpacked}.tmp-{os.getpid()}"
+    _run(["dpkg-deb", "--extract", archive, temporary], folder)
+    os.replace(temporary, unpacked)
+    os.remove(archive)
+    return unpacked
+
+
+def _check_tools(name: str, instead: str) -> None:
+    """Raises InputError if a program that downloads or unpacks the package is missing. `instead` says what to do by
+    hand.
+    """
+    missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
+    if missing:
+        raise InputError(
+            f"{name}: needs {missing[0]}, which is not installed; prepare the data set on a Debian or Ubuntu "
+            f"system and give the path of its folder, or {instead}"
+        )
 
 
 def _archive(name: str, folder: str) -> str:

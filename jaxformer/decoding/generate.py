@@ -1,7 +1,8 @@
 """Generates tokens from prompts: checks and pads the prompts, batches and decodes them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +20,18 @@ ROWS = 32
 """Maximum number of prompts that are decoded in one batch."""
 CHUNK = 8
 """Number of tokens that `stream` generates before it yields them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Output:
+    """A generated output and its score."""
+
+    tokens: np.ndarray
+    """New tokens, int32 [tokens], including the end token if it was generated."""
+    log_probability: float
+    """Sum of the log-probabilities of the tokens in nats, after all logits processors. Sampling settings such as the
+    temperature do not affect it. NaN if it was not requested.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,25 +106,64 @@ def generate(
     """
     check_specials(model, end, start, decoding)
     asked = [as_prompt(prompt, model, start) for prompt in prompts]
-    if not asked:
-        return []
+    outputs = _outputs(model, params, asked, decoding, lambda some: _batch(model, some, decoding, end, prefix, pieces))
+    return [output.tokens for output in outputs]
+
+
+def generate_scored(
+    model: Model,
+    params: Any,
+    asked: Sequence[Prompt],
+    decoding: Decoding = Decoding(),
+    end: int | None = None,
+) -> list[Output]:
+    """Generates new tokens for each prompt like `generate`, and returns them with their log-probabilities. Beam search
+    compares these log-probabilities, as if `renormalize_logits` were set.
+
+    Args:
+      model: Generative model.
+      params: Parameters of the model.
+      asked: Prompts, with tokens that `checked` accepts.
+      decoding: Decoding settings.
+      end: Token that ends an output, if `decoding` names none.
+    """
+    if decoding.num_beams > 1:
+        decoding = dataclasses.replace(decoding, renormalize_logits=True)
+
+    def batch_of(some: Sequence[Prompt]) -> Prompts:
+        return dataclasses.replace(_batch(model, some, decoding, end), scored=True)
+
+    return _outputs(model, params, asked, decoding, batch_of)
+
+
+def _outputs(
+    model: Model,
+    params: Any,
+    asked: Sequence[Prompt],
+    decoding: Decoding,
+    batch_of: Callable[[Sequence[Prompt]], Prompts],
+) -> list[Output]:
+    """Generates the outputs of prompts, batch by batch. `batch_of` pads the prompts of a batch."""
     params = steps.ready(model, params)
     key = jax.random.key(decoding.seed)
-    outputs: dict[int, np.ndarray] = {}
+    outputs: dict[int, Output] = {}
     for number, indices in enumerate(by_length([prompt.read for prompt in asked])):
-        batch = _batch(model, [asked[index] for index in indices], decoding, end, prefix, pieces)
-        most = int(batch.rules.limits.max())
+        batch = batch_of([asked[index] for index in indices])
+        static, most = _static(decoding, batch), int(batch.rules.limits.max())
         room = bucket(decoding.max_new_tokens or most)
         if decoding.num_beams > 1:
-            best = jax.device_get(beams.search(model, _static(decoding, batch), params, batch, room))
+            best = jax.device_get(beams.search(model, static, params, batch, room))
             tokens, lengths = best.tokens[:, 0], best.lengths[:, 0]
+            # Rows that fill the batch have no output, and a score of -inf.
+            scores = np.where(lengths > 0, best.scores[:, 0], 0)
+            totals = scores * np.maximum(lengths, 1) ** decoding.length_penalty
         else:
-            static = _static(decoding, batch)
             progress = loops.begin(model, static, params, batch, room, jax.random.fold_in(key, number))
             progress = loops.advance(model, static, params, progress, most)
-            tokens, lengths = jax.device_get((progress.tokens, progress.lengths))
+            tokens, lengths, totals = jax.device_get((progress.tokens, progress.lengths, progress.totals))
         for row, index in enumerate(indices):
-            outputs[index] = tokens[row, : lengths[row]]
+            total = math.nan if totals is None else float(totals[row])
+            outputs[index] = Output(tokens[row, : lengths[row]], total)
     return [outputs[index] for index in range(len(asked))]
 
 

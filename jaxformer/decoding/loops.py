@@ -43,6 +43,10 @@ class Progress:
     """Data for the logits processors, such as maximum lengths and end tokens."""
     key: jax.Array
     """Random key for sampling."""
+    totals: jax.Array | None = None
+    """Sum of the log-probabilities of the new tokens of each row, after all logits processors, float32 [batch]. None if
+    they are not needed.
+    """
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
@@ -64,6 +68,7 @@ def begin(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room:
         seen=first_seen(model, decoding, prompts),
         rules=prompts.rules,
         key=key,
+        totals=jnp.zeros(rows) if prompts.scored else None,
     )
     return _add(progress, ahead.logits, decoding)
 
@@ -90,6 +95,10 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
     logits = progress.rules.only_pieces(logits)
     logits = rules.apply(logits, progress.seen, progress.tokens, progress.count, progress.rules, decoding)
     token = choose(logits, decoding, key)
+    totals = progress.totals
+    if totals is not None:
+        chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), token[:, None], axis=1)[:, 0]
+        totals = jnp.where(progress.ended, totals, totals + chosen)
     lengths = progress.lengths + ~progress.ended
     seen = progress.seen
     if seen is not None:
@@ -102,6 +111,7 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
         last=token,
         ended=progress.ended | progress.rules.is_end(token) | (lengths >= progress.rules.limits),
         seen=seen,
+        totals=totals,
     )
 
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxformer.decoding.choosing import NEVER, weaken
-from jaxformer.decoding.settings import Decoding
+from jaxformer.decoding.settings import Decoding, TimestampRules
 
 NO_TOKEN = -1
 """Value of array entries that do not contain a token, such as the left padding of shorter prompts."""
@@ -162,7 +162,10 @@ def apply(
         elif history is not None:
             completed = (history.last(length - 1)[:, None] == words[:, :-1]).all(-1)
             scores = scores.at[:, words[:, -1]].min(jnp.where(completed, NEVER, jnp.inf))
-    return _apply_lengths(scores, count, rules, decoding)
+    scores = _apply_lengths(scores, count, rules, decoding)
+    if decoding.timestamps is not None:
+        scores = _apply_timestamps(scores, output, count, rules, decoding.timestamps)
+    return scores
 
 
 def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: Decoding) -> jax.Array:
@@ -189,6 +192,31 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
         banned = _among(np.array(decoding.begin_suppress_tokens), scores)
         scores = jnp.where(jnp.reshape(first, (-1, 1)) & banned, NEVER, scores)
     return scores
+
+
+def _apply_timestamps(
+    scores: jax.Array, output: jax.Array, count: jax.Array, rules: Rules, timestamps: TimestampRules
+) -> jax.Array:
+    """Applies the rules for timestamp tokens. See `TimestampRules` and `apply`."""
+    start, ids = timestamps.first, jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    is_time = ids >= start
+    times = jnp.where((output >= start) & (jnp.arange(output.shape[1]) < count), output, -1)
+    last = jax.lax.dynamic_index_in_dim(times, jnp.maximum(count - 1, 0), 1)
+    before = jax.lax.dynamic_index_in_dim(times, jnp.maximum(count - 2, 0), 1)
+    after_time = (count > 0) & (last >= start)
+    after_pair = after_time & ((count < 2) | (before >= start))
+    # A pair ends one segment and starts the next. After it comes text; after its first timestamp, its second one.
+    scores = jnp.where(after_pair & is_time, NEVER, scores)
+    scores = jnp.where(after_time & ~after_pair & (ids < rules.ends.min()), NEVER, scores)
+    latest = times.max(1, keepdims=True)
+    least = jnp.where(after_time & ~after_pair, latest, latest + 1)
+    scores = jnp.where(is_time & (latest >= start) & (ids < least), NEVER, scores)
+    scores = jnp.where((ids == start - 1) | ((count == 0) & ~is_time), NEVER, scores)
+    if timestamps.latest_start is not None:
+        scores = jnp.where((count == 0) & (ids > start + timestamps.latest_start), NEVER, scores)
+    together = jax.nn.logsumexp(jnp.where(is_time, scores, NEVER), axis=-1, keepdims=True)
+    text = jnp.where(is_time, NEVER, scores).max(-1, keepdims=True)
+    return jnp.where(~is_time & (together > text), NEVER, scores)
 
 
 def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarray:

@@ -8,6 +8,25 @@ from jaxformer.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
+class TimestampRules:
+    """Rules for timestamp tokens (Radford et al. 2022): an output starts with a timestamp, timestamps come in pairs
+    around each segment of text and do not decrease, and a timestamp is generated if all timestamps together are more
+    likely than any other token.
+    """
+
+    first: int
+    """Id of the token for the time 0. The tokens of later times follow it. The preceding id, which stands for an output
+    without timestamps, is never generated.
+    """
+    latest_start: int | None = 50
+    """Maximum number of the first timestamp, counted from 0 at the time 0. If None, it is not limited."""
+
+    def __post_init__(self):
+        fields.at_least("decoding.timestamps.first", self.first, 1)
+        fields.at_least("decoding.timestamps.latest_start", self.latest_start, 0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Decoding:
     """Decoding settings: greedy by default, sampling if `temperature` > 0, beam search if `num_beams` > 1.
 
@@ -86,6 +105,8 @@ class Decoding:
     token."""
     renormalize_logits: bool = False
     """Whether beam search normalises scores to log-probabilities again after the other settings have changed them."""
+    timestamps: TimestampRules | None = None
+    """Rules for the timestamp tokens of speech recognition. If None, there are no such rules."""
 
     def __post_init__(self):
         fields.check(self)

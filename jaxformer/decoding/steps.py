@@ -41,6 +41,8 @@ class Prompts:
     """
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether attention among `tokens` is bidirectional, for a prefix language model."""
+    scored: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether to compute the log-probabilities of the outputs."""
 
 
 class Next(NamedTuple):

@@ -8,7 +8,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from jaxformer.layers.attention import AttentionInputs
+from jaxformer.layers.attention import AttentionInputs, AttentionOutput
 from jaxformer.layers.cache import KeyValue, LayerCache
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType
@@ -60,6 +60,8 @@ class BlockInputs:
     """Whether to return the weights of self-attention. Cannot be combined with `at`."""
     return_layers: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether to return the output of every block. Cannot be combined with `at`."""
+    return_memory_attention: bool = flax.struct.field(pytree_node=False, default=False)
+    """Whether to return the weights of cross-attention. Cannot be combined with `at`."""
 
 
 @flax.struct.dataclass
@@ -88,6 +90,8 @@ class BlockOutput:
     """Cache that includes the new tokens. None if there was no cache."""
     memory: KeyValue | None
     """Keys and values of cross-attention. None without a memory."""
+    memory_attention: jax.Array | None
+    """Weights of cross-attention, float32 [batch, heads, queries, keys]. None unless requested."""
     means: dict[str, Mean]
     """Auxiliary losses and metrics of the block, such as the load of experts, as weighted means keyed by name."""
 
@@ -115,14 +119,15 @@ class Block(nn.Module):
         inputs, state = inputs or BlockInputs(), state or BlockState()
         y, weights, cache = self._attend(self._before(x, "attention", inputs, state), inputs, state)
         x = self._add(take(x, inputs.at), y, "attention", inputs, state)
-        memory = None
+        memory, memory_weights = None, None
         if inputs.memory is not None:
-            y, memory = self._attend_memory(self._before(x, "cross_attention", inputs, state), inputs)
-            x = self._add(x, y, "cross_attention", inputs, state)
+            attended = self._attend_memory(self._before(x, "cross_attention", inputs, state), inputs)
+            memory, memory_weights = attended.keys, attended.weights
+            x = self._add(x, attended.output, "cross_attention", inputs, state)
         tokens = Tokens(None if inputs.mask is None else inputs.mask.query_segments, inputs.at)
         y, means = self.mlp(self._before(x, "mlp", inputs, state), self.dtype, inputs.train, tokens)
         x = self._add(x, y, "mlp", inputs, state)
-        return BlockOutput(sharding.constrain(x, "brd"), weights, cache, memory, means)
+        return BlockOutput(sharding.constrain(x, "brd"), weights, cache, memory, memory_weights, means)
 
     def _before(self, x: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
         """Prepares the input of a layer: the residual stream, normalized if norms are applied before layers.
@@ -175,15 +180,20 @@ class Block(nn.Module):
         attended = self.attention(query, given, heads=self.heads, dropout=self.attention_dropout, dtype=self.dtype)
         return attended.output, attended.weights, attended.cache
 
-    def _attend_memory(self, x: jax.Array, inputs: BlockInputs) -> tuple[jax.Array, KeyValue]:
-        """Computes cross-attention. Returns its output, and the keys and values of the memory."""
+    def _attend_memory(self, x: jax.Array, inputs: BlockInputs) -> AttentionOutput:
+        """Computes cross-attention."""
         mask, placement, at = inputs.memory_mask, inputs.memory_placement, inputs.at
         if at is not None:
             mask, placement = mask and mask.at(at), placement and placement.at(at)
-        given = AttentionInputs(memory=inputs.memory, mask=mask, placement=placement, train=inputs.train)
+        given = AttentionInputs(
+            memory=inputs.memory,
+            mask=mask,
+            placement=placement,
+            train=inputs.train,
+            return_weights=inputs.return_memory_attention,
+        )
         attention = self.attention.copy(name="cross_attention")
-        attended = attention(x, given, heads=self.heads, dropout=self.attention_dropout, dtype=self.dtype)
-        return attended.output, attended.keys
+        return attention(x, given, heads=self.heads, dropout=self.attention_dropout, dtype=self.dtype)
 
 
 def _scaled(residual: nn.Module, y: jax.Array, inputs: BlockInputs, state: BlockState) -> jax.Array:

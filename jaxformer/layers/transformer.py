@@ -88,6 +88,8 @@ class TransformerOutput:
     layers: jax.Array | None = None
     """Output of each block, before the final norm of the stack, [layers, batch, length, embed]. None unless requested.
     """
+    memory_attention: jax.Array | None = None
+    """Weights of cross-attention, float32 [layers, batch, heads, queries, keys]. None unless requested."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
     """Auxiliary losses and metrics, such as a load-balancing loss, as weighted means over all blocks, keyed by name.
     Training adds the auxiliary losses to its loss."""
@@ -184,7 +186,7 @@ class Transformer(nn.Module):
           cache: cache of earlier tokens. `x` contains the tokens that follow them.
         """
         inputs = inputs or BlockInputs()
-        if inputs.at is not None and (inputs.return_attention or inputs.return_layers):
+        if inputs.at is not None and _returns_more(inputs):
             raise ValueError("at: the last block's output would differ in shape from the other blocks'")
         blocks = tuple(self._block(kind) for kind in range(max(1, len(self.period))))
         if self.is_initializing():
@@ -211,7 +213,7 @@ class Transformer(nn.Module):
             x = checkpoint_name(x, stack.BLOCK_INPUT) if remat == "offload" else x
             output = blocks[kind].apply({"params": params}, x, inputs, state, rngs=rngs)
             layer = output.hidden if inputs.return_layers else None
-            return output.hidden, (output.attention, layer, output.means)
+            return output.hidden, (output.attention, layer, output.means, output.memory_attention)
 
         schedule = self._schedule(inputs, x.shape[0])
         unroll = self.unroll or stack.default_unroll(self.depth, self.remat)
@@ -230,8 +232,10 @@ class Transformer(nn.Module):
             x, part = function(x, jnp.asarray(number), last, number % len(blocks), inputs.at)
             kept = kept._replace(rest=(*kept.rest, part))
         attention, layers = kept.stacked(lambda part: part[0]), kept.stacked(lambda part: part[1])
-        means = kept.summed(lambda part: part[2])
-        return TransformerOutput(self._end(x, inputs.condition), attention, layers=layers, means=means)
+        means, of_memory = kept.summed(lambda part: part[2]), kept.stacked(lambda part: part[3])
+        return TransformerOutput(
+            self._end(x, inputs.condition), attention, layers=layers, memory_attention=of_memory, means=means
+        )
 
     def variant(self, number: int) -> BlockParts:
         """Returns the settings of the block with index `number`, including those that it shares with the stack."""
@@ -264,7 +268,7 @@ class Transformer(nn.Module):
           InputError: If the mesh has a pipeline that cannot train this stack on a batch with this number of rows.
         """
         mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or self.is_initializing() or inputs.return_attention or inputs.return_layers:
+        if mesh.empty or self.is_initializing() or _returns_more(inputs):
             return None
         schedule = Schedule.of(mesh, sharding.config())
         if schedule.stages == 1:
@@ -367,6 +371,11 @@ class Transformer(nn.Module):
             first_norm=self.first_norm,
             parent=None,
         )
+
+
+def _returns_more(inputs: BlockInputs) -> bool:
+    """Returns whether attention weights or the outputs of all blocks are requested."""
+    return inputs.return_attention or inputs.return_layers or inputs.return_memory_attention
 
 
 def fresh(module: nn.Module) -> nn.Module:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from jaxformer.models.video_vit import VideoVit as VideoVit
     from jaxformer.models.video_vit import video_mae_encoder as video_mae_encoder
     from jaxformer.models.vit import Vit as Vit
+    from jaxformer.models.whisper import Whisper as Whisper
+    from jaxformer.models.whisper import whisper_stack as whisper_stack
     from jaxformer.models.yolos import Yolos as Yolos
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
@@ -46,6 +48,7 @@ else:
             "models.video_masked_autoencoder": ("VideoMaskedAutoencoder",),
             "models.video_vit": ("VideoVit", "video_mae_encoder"),
             "models.vit": ("Vit",),
+            "models.whisper": ("Whisper", "whisper_stack"),
             "models.yolos": ("Yolos",),
         },
     )

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
     from jaxformer.objectives.sentence_embedding import SentenceEmbedding as SentenceEmbedding
     from jaxformer.objectives.seq2seq_lm import Seq2SeqLM as Seq2SeqLM
+    from jaxformer.objectives.speech_to_text import SpeechToText as SpeechToText
     from jaxformer.objectives.tagging import Tagging as Tagging
     from jaxformer.objectives.video_classification import VideoClassification as VideoClassification
     from jaxformer.objectives.video_masked_autoencoding import VideoMaskedAutoencoding as VideoMaskedAutoencoding
@@ -42,6 +43,7 @@ else:
             "objectives.semantic_segmentation": ("SemanticSegmentation",),
             "objectives.sentence_embedding": ("SentenceEmbedding",),
             "objectives.seq2seq_lm": ("Seq2SeqLM",),
+            "objectives.speech_to_text": ("SpeechToText",),
             "objectives.tagging": ("Tagging",),
             "objectives.video_classification": ("VideoClassification",),
             "objectives.video_masked_autoencoding": ("VideoMaskedAutoencoding",),

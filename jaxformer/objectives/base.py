@@ -131,6 +131,10 @@ class Objective(abc.ABC, Generic[ModelT]):
         """
         return None
 
+    def start_id(self, tokenizer: Tokenizer) -> int | None:
+        """Returns the id of the token that a decoder starts from. None, the default, for models without an encoder."""
+        return None
+
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         """Selects the model's keyword arguments from the arrays of a batch."""
         return {name: batch[name] for name in self.model_inputs if name in batch}

@@ -38,10 +38,13 @@ AXES: Mapping[str, str] = {
     "m": "predictions",
     "c": "classes",
     "i": "embed_in",
+    "a": "audio_frames",
+    "w": "taps",
     "_": "whole",
 }
 """Glossary of array axes: maps each letter to the kind of axis. `r` is the axis of positions between layers, in norms
-and residual sums. `i` is the input axis of a width × width kernel, and `_` an axis that is never split over devices.
+and residual sums. `i` is the input axis of a width × width kernel, `w` the axis of neighboring positions that the
+kernel of a convolution combines, and `_` an axis that is never split over devices.
 """
 
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -65,6 +68,8 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "channels": (),
     "predictions": (),
     "classes": (),
+    "audio_frames": (),
+    "taps": (),
     "whole": (),
 }
 """Maps each array axis to the mesh axes that it is split over. If several dimensions of an array are mapped to the same

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxformer.decoding.scoring import Score
 from jaxformer.decoding.settings import Decoding
+from jaxformer.decoding.transcribing import Transcribing
 
 ModelT = TypeVar("ModelT")
 
@@ -65,8 +66,9 @@ class Answer(abc.ABC):
 class Predictor(abc.ABC, Generic[ModelT]):
     """Turns requests (texts, pairs of texts or images, as returned by `Task.prepare_requests`) into answers.
 
-    Further capabilities are classes that a predictor also inherits from: `Generates`, `Streams`, `ScoresContinuations`,
-    `RanksCandidates`, `Embeds`. Call the methods in a `sharding.use` block with the mesh of the parameters.
+    Further capabilities are classes that a predictor also inherits from: `Generates`, `Streams`, `Transcribes`,
+    `ScoresContinuations`, `RanksCandidates`, `Embeds`. Call the methods in a `sharding.use` block with the mesh of the
+    parameters.
     """
 
     model: ModelT
@@ -98,6 +100,13 @@ class Generates(abc.ABC):
 
     decoding: Decoding
     """Settings for generating tokens."""
+
+
+class Transcribes(Generates):
+    """Interface of predictors that write down what is said in sounds."""
+
+    transcribing: Transcribing
+    """Settings of transcription."""
 
 
 class Streams(Generates):

@@ -35,7 +35,7 @@ from jaxformer.errors import InputError
 from jaxformer.models.base import Model
 from jaxformer.objectives.base import Objective
 from jaxformer.parallel import sharding
-from jaxformer.predictors.base import Generates, Predictor, RanksCandidates, ScoresContinuations, Streams
+from jaxformer.predictors.base import Generates, Predictor, RanksCandidates, ScoresContinuations, Streams, Transcribes
 from jaxformer.predictors.embedding import embed
 from jaxformer.progress import phase
 from jaxformer.runs import summaries
@@ -246,6 +246,19 @@ class Run:
                 f"{next(iter(settings))}: {type(self.objective).__name__} does not generate text; leave it out"
             )
         overrides = {f"objective.decoding.{name}": value for name, value in settings.items()}
+        return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
+
+    def with_transcribing(self, **settings: Any) -> "Run":
+        """Returns the run with other `Transcribing` settings: `run.with_transcribing(word_times=True)`.
+
+        Raises:
+          InputError: If a setting does not exist, or the run's model does not transcribe sounds.
+        """
+        if settings and not isinstance(self.predictor, Transcribes):
+            raise InputError(
+                f"{next(iter(settings))}: {type(self.objective).__name__} transcribes no sounds; leave it out"
+            )
+        overrides = {f"objective.transcribing.{name}": value for name, value in settings.items()}
         return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
 
     @phase("trying held-out examples")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 import tiny_images
+import tiny_sounds
 
 import jaxformer as jf
 from jaxformer import config
@@ -37,6 +38,8 @@ def shrunk(experiment):
         return tiny_images.shrunk(experiment)
     if "images" in experiment.model.inputs():
         return tiny_images.shrunk_towers(experiment)
+    if "log_mel" in experiment.model.inputs():
+        return tiny_sounds.shrunk(experiment)
     model = getattr(experiment.model, "backbone", experiment.model)
     path = "model" if model is experiment.model else "model.backbone"
     names = ["transformer"] if hasattr(model, "transformer") else ["encoder", "decoder"]
@@ -75,6 +78,8 @@ def tiny_sources(experiment, folder):
         return tiny_images.sources(folder)
     if "images" in experiment.model.inputs():
         return tiny_images.described(experiment, folder)
+    if "log_mel" in experiment.model.inputs():
+        return tiny_sounds.read_out(experiment, folder)
     pairing = task.text_to_text if isinstance(task, MultiTask) else task
     sources = {}
     for split in ("train", "validation"):

@@ -21,6 +21,7 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.t5 import T5, t5_stack
+from jaxformer.models.whisper import Whisper
 from jaxformer.parallel.sharding import AXES
 
 STACK = small_transformer()
@@ -47,6 +48,7 @@ MODELS = {
     "video vit": VIDEO_VIT,
     "factorised video vit": FACTORISED,
     "masked autoencoder of clips": VIDEO_AUTOENCODER,
+    "whisper": Whisper(STACK, STACK, 96, 24, frames=12, mels=8),
 }
 
 
@@ -101,7 +103,8 @@ def test_flops_are_those_of_the_compiled_program(name):
     model = MODELS[name].replace_stacks(unroll=2, dtype="float32", dropout=0.0, attention_dropout=0.0)
     sizes = {"b": 2, "t": 8, "s": 6}
     arrays = inputs_of(model, {**sizes, "m": 3, "c": 1})
-    arrays = {name: array for name, array in arrays.items() if name in {"tokens", "inputs", "images", "clips", "noise"}}
+    used = {"tokens", "inputs", "images", "clips", "noise", "log_mel"}
+    arrays = {name: array for name, array in arrays.items() if name in used}
     options = {"pooled_only": True} if "vit" in name else {}
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **arrays))["params"]
 

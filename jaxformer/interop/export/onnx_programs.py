@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxformer.errors import InputError
 from jaxformer.interop.export import stablehlo_program
 from jaxformer.interop.export.onnx_build import Argument
 from jaxformer.interop.export.stablehlo_program import portable
@@ -71,6 +72,9 @@ def programs(run: Run) -> dict[str, Program]:
     """
     model = portable(run.model)
     if model.is_encoder_decoder:
+        if "inputs" not in model.inputs():
+            kind = type(model).__name__
+            raise InputError(f"model={kind}: its encoder reads no text, which --format onnx needs; expected stablehlo")
         return _encoder_decoder(model)
     if not model.is_generative:
         return {SINGLE: _single(model, run.objective)}

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import LazyTensor
+from jaxformer.interop.huggingface.ctranslate2_whisper import is_ctranslate2, open_whisper
 from jaxformer.interop.huggingface.families import ARCHITECTURES, family_of_config
 from jaxformer.interop.huggingface.folders import ADAPTER, CONFIG, Folder, adapter_tensors, open_model, read_json
 from jaxformer.interop.huggingface.locations import locate
@@ -116,6 +117,7 @@ def open_folder(path: str | os.PathLike) -> Folder:
     base model.
 
     If the encoder of a sentence-transformers folder is in a subfolder, that subfolder is opened.
+    A Whisper model that was converted for CTranslate2 is opened under the names of the transformers library.
 
     Raises:
       InputError: If the folder does not exist, or a file in it is missing, truncated or invalid.
@@ -127,7 +129,7 @@ def open_folder(path: str | os.PathLike) -> Folder:
     sentences = read_json(home / SENTENCE_MODEL) if (home / SENTENCE_MODEL).is_file() else {}
     if (path / ADAPTER).is_file():
         return dataclasses.replace(open_adapter(path), sentence_transformers=sentences)
-    return open_model(path, sentences)
+    return open_whisper(path) if is_ctranslate2(path) else open_model(path, sentences)
 
 
 def open_adapter(folder: Path) -> Folder:

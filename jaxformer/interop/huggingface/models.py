@@ -211,6 +211,7 @@ def export_hf(
         write_json(folder / CONFIG, config)
         if model.pixel_input is not None:
             write_preprocessor(folder, model)
+        family.bridge.write_files(folder, model)
         if model.is_generative:
             write_json(folder / GENERATION, plan.generation_config(tokens))
         if tokenizer is not None:

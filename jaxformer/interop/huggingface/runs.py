@@ -169,11 +169,12 @@ def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = 
     decoding, generation = objective.decoding, {}
     if decoding is not None:
         generation = generation_fields(decoding) | end_tokens(decoding, run.require_tokenizer())
+        generation |= bridge_of(run.model).generation_fields(run)
     return ExportPlan(
         dtype=dtype,
         origin=origin,
         generation=generation,
-        decoder_start=objective.start_id(run.require_tokenizer()) if isinstance(objective, Seq2SeqLM) else None,
+        decoder_start=None if run.tokenizer is None else objective.start_id(run.tokenizer),
         add_bos=isinstance(objective, CausalLM | Seq2SeqLM) and objective.beginning,
         dialogue=objective.template if isinstance(objective, CausalLM) else None,
         problem_type=objective.problem_type,

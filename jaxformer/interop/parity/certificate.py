@@ -164,14 +164,15 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
     differ. A difference near 0 means a tie, in which either token may be chosen.
     """
     from jaxformer.interop.parity import compare
+    from jaxformer.interop.parity.prompts import LENGTH, prompt_arguments, prompts_of
 
     answers = ours.model.is_encoder_decoder
     start = theirs.config.get("decoder_start_token_id", pad) if answers else None
-    prompts = [row for rows in (every[0], every[3]) for row in rows.arrays["inputs" if answers else "tokens"][:2, :8]]
-    new = max(1, min(compare.NEW, ours.model.max_length - (1 if answers else prompts[0].size)))
+    prompts = prompts_of(ours.model, (every[0], every[3]), start)
+    new = max(1, min(compare.NEW, ours.model.max_length - (1 if answers else min(LENGTH, every[0].shape[1]))))
     gaps = []
     for prompt, mine in zip(prompts, ours.generate(prompts, new, start), strict=True):
-        expected, logits = theirs.generate(prompt, new, start, pad)
+        expected, logits = theirs.generate(prompt_arguments(ours.model, prompt), new, start, pad)
         differ = np.flatnonzero(mine != expected)
         if len(differ):
             row = logits[differ[0]]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import transformers
 
-from jaxformer.decoding.generate import generate
+from jaxformer.decoding.generate import Prompt, generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface import parameters
@@ -112,9 +112,10 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
         }
         # Copy the arrays, because torch does not accept negative strides, which flipping causes.
         arrays: dict[str, np.ndarray] = {key: np.array(array, np.int32) for key, array in given.items()}
-        if (spec := model.inputs().get("images")) is not None:
-            shape = [sizes[letter] for letter in spec.axes]
-            arrays["images"] = rng.uniform(-1, 1, shape).astype(np.float32)
+        for other, spec in model.inputs().items():
+            if other not in arrays and set(spec.axes) <= {"b", *model.fixed_sizes()}:  # Images or features of sounds.
+                shape = [len(tokens) if letter == "b" else sizes[letter] for letter in spec.axes]
+                arrays[other] = rng.uniform(-1, 1, shape).astype(np.float32)
         return Rows(name, arrays)
 
     yield rows("short", stream[: ROWS * length].reshape(ROWS, length))
@@ -178,7 +179,7 @@ class JaxModel:
         loss = self.bridge.loss(outputs, arrays) if labelled else mean_square(outputs, arrays.get("segments"))
         return loss, {name: outputs[name] for name in names}
 
-    def generate(self, prompts: Sequence[np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
+    def generate(self, prompts: Sequence[Prompt | np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
         """Generates `new` tokens greedily after each prompt."""
         with on_cpu():
             return generate(self.model, self.params, prompts, Decoding(max_new_tokens=new), start=start)
@@ -262,7 +263,7 @@ class TorchModel:
 
     def _run(self, rows: Rows, model: Model) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         labels = bridge_of(model).labels(model, rows.arrays)
-        output = self.network(**torch_arguments(model, rows), **jax.tree.map(_tensor, labels))
+        output = self.network(**torch_arguments(model, rows), **jax.tree.map(tensor_of, labels))
         values = {name: getattr(output, name, None) for name in (*NAMES, "start_logits", "end_logits")}
         values["logits"] = getattr(output, "prediction_logits", values["logits"])
         found = join_spans({name: value for name, value in values.items() if value is not None}, torch.stack)
@@ -272,8 +273,10 @@ class TorchModel:
         mask = rows.mask
         return found, output.loss if labels else mean_square(found, None if mask is None else torch.from_numpy(mask))
 
-    def generate(self, prompt: np.ndarray, new: int, start: int | None, pad: int) -> tuple[np.ndarray, np.ndarray]:
-        """Generates `new` tokens greedily after a prompt.
+    def generate(
+        self, given: Mapping[str, torch.Tensor], new: int, start: int | None, pad: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Generates `new` tokens greedily after a prompt, given as arguments by `prompt_arguments`.
 
         Returns:
           The new tokens, and the logits from which each was chosen, [new tokens, vocab].
@@ -292,9 +295,10 @@ class TorchModel:
             return_dict_in_generate=True,
         )
         self.network.generation_config = settings
-        ids = torch.from_numpy(prompt).long()[None]
         with torch.no_grad():
-            output = self.network.generate(ids, attention_mask=torch.ones_like(ids), generation_config=settings)
+            # Not the method of the class, which may process the outputs further.
+            mixin: Any = transformers.GenerationMixin
+            output = mixin.generate(self.network, **given, generation_config=settings)
         return output.sequences[0, -len(output.logits) :].numpy(), torch.cat(output.logits).numpy()
 
 
@@ -365,7 +369,7 @@ def on_cpu() -> Iterator[None]:
 def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
     """Converts model inputs to arguments of the transformers class, such as images with channels first."""
     found = bridge_of(model).call_arguments(model, rows.arrays)
-    return {argument: _tensor(array) for argument, array in found.items()}
+    return {argument: tensor_of(array) for argument, array in found.items()}
 
 
 def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[str, Any]:
@@ -389,6 +393,7 @@ def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
     return (squares * mask[..., None]).sum() / mask.sum()
 
 
-def _tensor(array: np.ndarray) -> torch.Tensor:
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """Converts an array to a tensor. Integers become int64, which PyTorch expects of token ids."""
     tensor = torch.from_numpy(array)
     return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()

@@ -18,7 +18,7 @@ import transformers
 
 from jaxformer.data.tasks.classification import PAIR
 from jaxformer.errors import InputError
-from jaxformer.interop.parity import clips, pictures
+from jaxformer.interop.parity import clips, pictures, sounds
 from jaxformer.interop.parity.compare import JaxModel, their_tokenizer
 from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import TEXTS, Sides, line
@@ -33,6 +33,7 @@ from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
+from jaxformer.objectives.speech_to_text import SpeechToText
 from jaxformer.objectives.tagging import Tagging
 from jaxformer.objectives.video_classification import VideoClassification
 from jaxformer.parallel import sharding
@@ -246,6 +247,7 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     ImageEmbedding: pictures.embedded,
     ImageTextContrastive: pictures.ranked,
     ObjectDetection: pictures.detected,
+    SpeechToText: sounds.transcribed,
 }
 """Maps objective classes to functions that compare the answers of runs with such an objective to those of the
 transformers library.

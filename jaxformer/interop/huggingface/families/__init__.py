@@ -30,6 +30,7 @@ from jaxformer.interop.huggingface.families import (
     vit,
     vit_mae,
     vivit,
+    whisper,
     yolos,
 )
 from jaxformer.interop.huggingface.families.bridge import Bridge
@@ -65,6 +66,7 @@ FAMILIES: tuple[Family, ...] = (
     clip.SIGLIP,
     detr.FAMILY,
     yolos.FAMILY,
+    whisper.FAMILY,
     *classifiers.FAMILIES,
     *modern_bert.CLASSIFIERS,
 )

@@ -37,9 +37,9 @@ ARGUMENTS = {
     "noise": "noise",
 }
 """Maps names of model inputs to argument names of transformers classes. A bridge may define other names."""
-LAYOUTS = {"images": "bnyx", "clips": "bznyx"}
-"""Axes of the pixel inputs of transformers classes, as letters of `InputSpec.axes`. Channels (`n`) come before rows
-(`y`).
+LAYOUTS = {"images": "bnyx", "clips": "bznyx", "log_mel": "bna"}
+"""Axes of the inputs of transformers classes that are pixels or features of sounds, as letters of `InputSpec.axes`.
+Channels or mel bands (`n`) come before rows (`y`) or frames (`a`).
 """
 
 
@@ -82,6 +82,8 @@ class Bridge:
 
     arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
     """Maps names of model inputs to argument names of the transformers class."""
+    processor: ClassVar[str] = ""
+    """Auto class of transformers that prepares the inputs. Empty for the one of tokenizers or of images."""
 
     def call_arguments(self, model: Model, arrays: Arrays) -> dict[str, np.ndarray]:
         """Converts the inputs of a JAX model to the arguments of the transformers class, with the axes that
@@ -128,6 +130,15 @@ class Bridge:
         load the exported model expect. Unused rows of the embeddings and the output layer are removed.
         """
         return without_unused_ids(run)
+
+    def generation_fields(self, run: Run) -> dict[str, Any]:
+        """Returns the fields of generation_config.json other than those of `Decoding`. Empty by default."""
+        return {}
+
+    def write_files(self, folder: Path, model: Any) -> None:
+        """Writes the files of an exported folder other than config, weights and tokenizer. Nothing by default: image
+        processors are written for every model of images.
+        """
 
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
         """Converts the outputs of a JAX model to those of the transformers class. Returns them keyed by their names in

@@ -112,6 +112,8 @@ class Family:
     """Chooses the objective and task of an imported model of this family, and reads the outputs of the corresponding
     transformers class.
     """
+    tokenizer_class: str = "PreTrainedTokenizerFast"
+    """Class of the transformers library that loads the exported tokenizer."""
     auto_classes: Mapping[str, tuple[str, str | None]] = dataclasses.field(default_factory=dict)
     """Entries that take precedence over `AUTO_CLASSES` for this family: maps class names to pairs of auto class and
     task name.

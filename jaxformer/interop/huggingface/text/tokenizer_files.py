@@ -53,6 +53,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     "LlamaTokenizer": LLAMA,
     "GemmaTokenizer": GEMMA,
     "T5Tokenizer": T5,
+    "WhisperTokenizer": GPT2,
 }
 """Maps tokenizer classes of the transformers library to their default special tokens, which apply if a folder does not
 name its special tokens.
@@ -71,6 +72,7 @@ MODEL_CLASSES: Mapping[str, str] = {
     "gemma3_text": "GemmaTokenizer",
     "t5": "T5Tokenizer",
     "mt5": "T5Tokenizer",
+    "whisper": "WhisperTokenizer",
 }
 """Maps each model type to its default tokenizer class, which applies if tokenizer_config.json does not name one."""
 BEGINNING = ("LlamaTokenizer", "GemmaTokenizer")

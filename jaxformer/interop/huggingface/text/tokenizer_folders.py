@@ -61,7 +61,8 @@ def export_tokenizer(
     else:
         template = tokenizer.own_template or template or _family_template(tokenizer, family, beginning)
         files = _files(tokenizer, template, set(names.values()))
-        settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+        kind = MODEL_TYPES[family].tokenizer_class if family in MODEL_TYPES else Family.tokenizer_class
+        settings |= {"tokenizer_class": kind, "clean_up_tokenization_spaces": False}
         types = ["token_type_ids"] if family == "bert" else []
         settings["model_input_names"] = ["input_ids", *types, "attention_mask"]
         if _layout(family) == "plain":

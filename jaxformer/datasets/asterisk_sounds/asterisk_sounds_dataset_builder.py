@@ -1,0 +1,104 @@
+"""Asterisk sounds data set: prompts of a telephone system with their transcripts, in five languages."""
+
+import glob
+import gzip
+import hashlib
+import os
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from jaxformer.datasets.debian_packages import package_folder
+from jaxformer.errors import InputError
+
+_DESCRIPTION = """
+Prompts of the telephone system Asterisk, such as "Please enter your password followed by the pound key.", each spoken
+by one professional speaker per language, from the Debian packages asterisk-core-sounds-LANGUAGE-wav. The transcripts
+are those of the packages asterisk-core-sounds-LANGUAGE. Both are downloaded with apt and unpacked, but not installed.
+
+The sounds have 8,000 samples per second. Prompts without a transcript, and tones, whose description is in brackets, are
+left out. A tenth of the texts, chosen by a digest, is held out, so that no text is in both splits.
+
+The sounds are under the Creative Commons license CC BY-SA 3.0.
+"""
+
+LANGUAGES = ("en", "fr", "es", "it", "ru")
+"""Language codes of the configs."""
+_EVERY = 10
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the prompts. `_DESCRIPTION` describes the data set."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012
+        tfds.core.BuilderConfig(name=language, description=f"Prompts in {language}") for language in LANGUAGES
+    ]
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        # The content of a sound file: TFDS would decode its own audio feature with other packages.
+        columns = {"audio": tfds.features.Text(), "text": text, "name": text}
+        return tfds.core.DatasetInfo(
+            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(columns)
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        folder = os.path.join(os.path.abspath(str(dl_manager.download_dir)), "asterisk_sounds")
+        config: Any = self.builder_config
+        examples = prompts(config.name, folder)
+        return {
+            "train": self._generate_examples([one for one in examples if not held_out(one["text"])]),
+            "validation": self._generate_examples([one for one in examples if held_out(one["text"])]),
+        }
+
+    def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
+        for number, one in enumerate(examples):
+            with open(one["path"], "rb") as file:
+                yield number, {"audio": file.read(), "text": one["text"], "name": one["name"]}
+
+
+def prompts(language: str, folder: str) -> list[dict[str, str]]:
+    """Returns the prompts of a language, sorted by name: dicts with `name`, `text` and the `path` of the sound.
+
+    Args:
+      language: code of the language.
+      folder: folder for the packages.
+
+    Raises:
+      InputError: If the packages cannot be downloaded, or have another layout.
+    """
+    packages = [package_folder(f"asterisk-core-sounds-{language}{ending}", folder) for ending in ("", "-wav")]
+    lists = glob.glob(os.path.join(packages[0], "usr/share/doc/*/core-sounds-*.txt.gz"))
+    homes = glob.glob(os.path.join(packages[1], "usr/share/asterisk/sounds/*/"))
+    if len(lists) != 1 or len(homes) != 1:
+        raise InputError(f"asterisk-core-sounds-{language}: the package has another layout than version 1.6.1")
+    with gzip.open(lists[0], "rt", encoding="utf-8-sig") as file:
+        texts = transcripts(file.read())
+    found = []
+    for name, text in sorted(texts.items()):
+        path = os.path.join(homes[0], f"{name}.wav")
+        if os.path.isfile(path) and os.path.getsize(path):
+            found.append({"name": name, "text": text, "path": path})
+    return found
+
+
+def transcripts(listing: str) -> dict[str, str]:
+    """Returns the transcripts in a list with lines `NAME: TEXT`, by name. Leaves out comments and descriptions of
+    tones.
+    """
+    found = {}
+    for line in listing.splitlines():
+        name, colon, text = line.partition(":")
+        text = re.sub(r"\s+", " ", text).strip()
+        if colon and text and not line.startswith(";") and text[0] not in "[(<":
+            found[name.strip()] = text
+    return found
+
+
+def held_out(text: str) -> bool:
+    """Returns whether a text is for validation. Texts that differ only in case and punctuation are in one split."""
+    words = " ".join(re.findall(r"\w+", text.casefold()))
+    return int(hashlib.sha256(words.encode()).hexdigest(), 16) % _EVERY == 0

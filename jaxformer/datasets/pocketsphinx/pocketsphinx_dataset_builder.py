@@ -1,0 +1,65 @@
+"""Pocketsphinx data set: ten short recordings with transcripts, to test speech recognizers."""
+
+import os
+import re
+from collections.abc import Iterator
+
+import tensorflow_datasets as tfds
+
+from jaxformer.datasets.debian_packages import package_folder
+
+_DESCRIPTION = """
+Recordings from the Debian package pocketsphinx-testdata, which is downloaded with apt and unpacked, but not installed:
+five sentences of Jane Austen's "Sense and Sensibility", read for LibriVox, and five names of playing cards. They have
+16,000 samples per second. The transcripts are in lower case, without punctuation, and have a few mistakes. All
+recordings are in the split `test`.
+
+The package is under the BSD 2-clause license.
+"""
+
+_DATA = "usr/share/pocketsphinx/test/data"
+_SETS = (("librivox", "transcription"), ("cards", "cards.transcription"))
+_LINE = re.compile(r"<s>\s*(.*?)\s*</s>\s*\((.+)\)")
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the recordings. `_DESCRIPTION` describes the data set."""
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        # The content of a sound file: TFDS would decode its own audio feature with other packages.
+        columns = {"audio": tfds.features.Text(), "text": text, "name": text}
+        return tfds.core.DatasetInfo(
+            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(columns)
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        folder = os.path.join(os.path.abspath(str(dl_manager.download_dir)), "pocketsphinx")
+        return {"test": self._generate_examples(recordings(folder))}
+
+    def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
+        for number, one in enumerate(examples):
+            with open(one["path"], "rb") as file:
+                yield number, {"audio": file.read(), "text": one["text"], "name": one["name"]}
+
+
+def recordings(folder: str) -> list[dict[str, str]]:
+    """Returns the recordings: dicts with `name`, `text` and the `path` of the sound. The first five are readings of
+    sentences.
+
+    Args:
+      folder: folder for the package.
+
+    Raises:
+      InputError: If the package cannot be downloaded.
+    """
+    home, found = os.path.join(package_folder("pocketsphinx-testdata", folder), _DATA), []
+    for part, listing in _SETS:
+        with open(os.path.join(home, part, listing), encoding="utf-8") as file:
+            matches = [_LINE.fullmatch(line.strip()) for line in file if line.strip()]
+        for match in filter(None, matches):
+            text, name = match.groups()
+            found.append({"name": f"{part}/{name}", "text": text, "path": os.path.join(home, part, f"{name}.wav")})
+    return found

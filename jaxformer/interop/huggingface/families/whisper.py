@@ -1,0 +1,250 @@
+"""Whisper family (Radford et al. 2022): conversion from and to transformers."""
+
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
+
+import jax
+import numpy as np
+
+from jaxformer.data.tasks.transcription import TranscriptField, Transcription
+from jaxformer.data.tokenizers.speech_tokens import SpeechTokens
+from jaxformer.decoding.settings import Decoding
+from jaxformer.decoding.transcribing import AUTO, Transcribing
+from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.config_reader import ConfigReader
+from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.marian import stack_rows
+from jaxformer.interop.huggingface.families.rows import norm
+from jaxformer.interop.huggingface.folders import GENERATION, Folder
+from jaxformer.interop.huggingface.generation_config import read_decoding
+from jaxformer.interop.huggingface.sounds import check_extractor, sound_field, write_extractor
+from jaxformer.interop.huggingface.table import ParamMapping, Table
+from jaxformer.layers.attention import Attention
+from jaxformer.layers.mlp import Mlp
+from jaxformer.layers.norms import LayerNorm
+from jaxformer.layers.transformer import Transformer
+from jaxformer.models.base import Model
+from jaxformer.models.whisper import Whisper
+from jaxformer.objectives.speech_to_text import SpeechToText
+from jaxformer.runs.run import Run
+
+
+def _convolution(ours: str, theirs: str, channels: str) -> list[ParamMapping]:
+    pattern = f"d {channels} w -> w {channels} d"
+    return [
+        ParamMapping(f"{ours}/kernel", f"{theirs}.weight", pattern),
+        ParamMapping(f"{ours}/bias", f"{theirs}.bias"),
+    ]
+
+
+TABLE = Table(
+    (
+        *_convolution("stem/first", "model.encoder.conv1", "n"),
+        *_convolution("stem/second", "model.encoder.conv2", "i"),
+        ParamMapping("audio_positions/bias", "model.encoder.embed_positions.weight"),
+        ParamMapping("embeddings/token", "model.decoder.embed_tokens.weight", copies=("proj_out.weight",)),
+        ParamMapping("embeddings/position", "model.decoder.embed_positions.weight"),
+        *stack_rows("encoder"),
+        *norm("encoder/norm", "model.encoder.layer_norm"),
+        *stack_rows("decoder"),
+        *norm("decoder/norm", "model.decoder.layer_norm"),
+    )
+)
+NOT_HERE = ("apply_spec_augment", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
+"""Config fields that only affect training and are not supported."""
+OTHERS = (
+    *(f"mask_{kind}_{part}" for kind in ("time", "feature") for part in ("prob", "length", "min_masks")),
+    *("classifier_proj_size", "num_hidden_layers", "forced_decoder_ids", "max_length"),
+)
+"""Config fields without effect here: of SpecAugment and of classifiers, and old ones of generation."""
+
+
+def build(reader: ConfigReader, names: Collection[str]) -> Whisper:
+    """Builds the model for a Whisper config."""
+    del names
+    reader.must("scale_embedding", False)
+    reader.must("tie_word_embeddings", True)
+    reader.must("use_weighted_layer_sum", False)
+    reader.must("median_filter_width", 7)
+    for name in NOT_HERE:
+        reader.only_training(name)
+    for name in OTHERS:
+        reader.get(name)
+
+    def make(side: str) -> Transformer:
+        return stack(
+            reader,
+            width=reader.integer("d_model", 384),
+            depth=reader.integer(f"{side}_layers", 4),
+            heads=reader.integer(f"{side}_attention_heads", 6),
+            attention=Attention(key_bias=False),
+            mlp=Mlp(reader.integer(f"{side}_ffn_dim", 1536), reader.choice("activation_function", ACTIVATIONS, "gelu")),
+            norm=LayerNorm(1e-5),
+            dropout=reader.rate("dropout"),
+            attention_dropout=reader.rate("attention_dropout"),
+        )
+
+    try:
+        return Whisper(
+            make("encoder"),
+            make("decoder"),
+            vocab=reader.integer("vocab_size", 51_865),
+            max_length=reader.integer("max_target_positions", 448),
+            frames=2 * reader.integer("max_source_positions", 1500),
+            mels=reader.integer("num_mel_bins", 80),
+        )
+    except InputError as error:
+        raise InputError(f"{reader.where}: {str(error).removeprefix(f'{reader.where}: ')}") from error
+
+
+def describe(model: Whisper) -> dict[str, Any]:
+    """Converts the model to a Whisper config."""
+    sides = {}
+    for side, part in (("encoder", model.encoder), ("decoder", model.decoder)):
+        sides |= {
+            f"{side}_layers": part.depth,
+            f"{side}_attention_heads": part.heads,
+            f"{side}_ffn_dim": part.mlp.inner(part.width),
+        }
+    return sides | {
+        "architectures": ["WhisperForConditionalGeneration"],
+        "is_encoder_decoder": True,
+        "vocab_size": model.vocab,
+        "num_mel_bins": model.mels,
+        "max_source_positions": model.positions,
+        "max_target_positions": model.max_length,
+        "d_model": model.encoder.width,
+        "activation_function": NAMES[model.encoder.mlp.activation],
+        "dropout": model.encoder.dropout,
+        "attention_dropout": model.encoder.attention_dropout,
+        "activation_dropout": 0.0,
+        "scale_embedding": False,
+        "tie_word_embeddings": True,
+    }
+
+
+# Settings of transcription
+
+THRESHOLDS = {
+    "compression_ratio": "compression_ratio_threshold",
+    "log_probability": "logprob_threshold",
+    "no_speech": "no_speech_threshold",
+    "condition_on_previous": "condition_on_prev_tokens",
+    "latest_start": "max_initial_timestamp_index",
+}
+"""Maps fields of `Transcribing` to fields of generation_config.json, which replace the defaults if they exist."""
+OF_TOKENS = ("no_timestamps_token_id", "lang_to_id", "task_to_id", "prev_sot_token_id", "forced_decoder_ids")
+"""Fields of generation_config.json that repeat what the tokenizer says."""
+RETURNED = ("return_timestamps", "return_segments", "return_token_timestamps", "return_language")
+"""Fields of generation_config.json that select outputs. `predict` always returns segments."""
+SPEECH = (*THRESHOLDS.values(), *OF_TOKENS, *RETURNED)
+SPEECH += ("is_multilingual", "language", "task", "alignment_heads", "prompt_condition_type")
+
+
+def read_transcribing(folder: Folder, tokens: SpeechTokens) -> Transcribing:
+    """Reads the settings of transcription from generation_config.json.
+
+    Raises:
+      InputError: If the file contradicts the tokenizer.
+    """
+    said, where = folder.generation, folder.path / GENERATION
+    if (stated := said.get("no_timestamps_token_id", tokens.no_timestamps)) != tokens.no_timestamps:
+        raise InputError(f"{where}: no_timestamps_token_id={stated}: the tokenizer has {tokens.no_timestamps}")
+    found: dict[str, Any] = {ours: said[theirs] for ours, theirs in THRESHOLDS.items() if said.get(theirs) is not None}
+    if said.get("is_multilingual", "lang_to_id" in said):
+        language = said.get("language") or AUTO
+        codes = {code for code in tokens.languages if language in (code, f"<|{code}|>")}
+        found["language"] = AUTO if language == AUTO else next(iter(codes), language)
+        found["speech_task"] = said.get("task") or "transcribe"
+    if heads := said.get("alignment_heads"):
+        found["alignment_heads"] = tuple((int(layer), int(head)) for layer, head in heads)
+    transcribing = Transcribing(**found)
+    if transcribing.language not in ("", AUTO):
+        tokens.prefix(transcribing.language, transcribing.speech_task)
+    return transcribing
+
+
+def generation_fields(transcribing: Transcribing, tokens: SpeechTokens) -> dict[str, Any]:
+    """Converts settings of transcription to fields of generation_config.json."""
+    found: dict[str, Any] = {
+        "is_multilingual": transcribing.multilingual,
+        "no_timestamps_token_id": tokens.no_timestamps,
+        "max_initial_timestamp_index": transcribing.latest_start,
+        "prev_sot_token_id": tokens.previous,
+        "alignment_heads": [list(pair) for pair in transcribing.alignment_heads] or None,
+    }
+    if transcribing.multilingual:
+        found |= {"lang_to_id": {f"<|{code}|>": number for code, number in tokens.languages.items()}}
+        found |= {"task_to_id": dict(tokens.tasks), "task": transcribing.speech_task}
+        found |= {} if transcribing.language == AUTO else {"language": transcribing.language}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+class WhisperBridge(Bridge):
+    """Bridge for speech recognizers."""
+
+    arguments: ClassVar[Mapping[str, str]] = {
+        "log_mel": "input_features",
+        "tokens": "decoder_input_ids",
+        "segments": "decoder_attention_mask",
+    }
+    processor = "AutoProcessor"
+
+    def objective(self, source: Source, model: Whisper) -> SpeechToText:
+        """Returns the objective with the generation settings of the folder."""
+        folder, tokenizer = source.opened, source.require_tokenizer()
+        check_extractor(folder.path, model)
+        tokens = SpeechTokens.of(tokenizer)
+        transcribing = read_transcribing(folder, tokens)
+        plain = {name: value for name, value in folder.generation.items() if name not in SPEECH}
+        if not {"max_length", "max_new_tokens"} & plain.keys():
+            plain["max_length"] = model.max_length
+        general = Folder(folder.path, {}, plain, folder.tensors)
+        decoding = read_decoding(general, Decoding(max_new_tokens=None, max_length=model.max_length), tokenizer)
+        return SpeechToText(decoding=decoding, transcribing=transcribing)
+
+    def task(self, source: Source, model: Whisper, objective: SpeechToText) -> Transcription:
+        """Returns a task of sounds with transcripts."""
+        said = objective.transcribing
+        language = "en" if said.language == AUTO else said.language
+        text = TranscriptField(length=model.max_length, language=language, speech_task=said.speech_task)
+        return Transcription(sound_field(model), text)
+
+    def conventional(self, run: Run) -> Run:
+        """Returns the run itself: the ids of timestamps, which the tokenizer may not have, are used."""
+        return run
+
+    def generation_fields(self, run: Run) -> dict[str, Any]:
+        """Returns the settings of transcription."""
+        objective: Any = run.objective  # A `SpeechToText`.
+        return generation_fields(objective.transcribing, SpeechTokens.of(run.require_tokenizer()))
+
+    def write_files(self, folder: Any, model: Model) -> None:
+        """Writes the settings of the feature extractor."""
+        write_extractor(folder, model)
+
+    def labels(self, model: Whisper, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns the targets of all tokens as labels."""
+        return {"labels": np.where(rows["segments"] > 0, rows["targets"], -100)}
+
+    def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
+        """Computes the cross-entropy of the targets, like the transformers class."""
+        return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
+
+
+BRIDGE = WhisperBridge()
+FAMILY = Family(
+    model_type="whisper",
+    architectures=("WhisperForConditionalGeneration",),
+    module=Whisper,
+    build=build,
+    describe=describe,
+    table=TABLE,
+    special_tokens=("pad", "unk", "bos", "eos"),
+    bridge=BRIDGE,
+    auto_classes={
+        "WhisperForConditionalGeneration": ("AutoModelForSpeechSeq2Seq", "automatic-speech-recognition"),
+    },
+    tokenizer_class="WhisperTokenizer",
+)

@@ -1,0 +1,40 @@
+"""Prompts from which both models of a comparison generate tokens."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from jaxformer.decoding.generate import Prompt
+from jaxformer.interop.huggingface.families import bridge_of
+from jaxformer.interop.parity.compare import Rows, tensor_of
+from jaxformer.models.base import Model
+
+LENGTH = 8
+"""Maximum number of tokens of a prompt."""
+
+
+def prompt_arguments(model: Model, prompt: Prompt | np.ndarray) -> dict[str, torch.Tensor]:
+    """Converts a prompt to arguments of the `generate` method in the transformers library."""
+    if isinstance(prompt, Prompt):
+        arrays = {name: array[None] for name, array in prompt.inputs.items()}
+        found = bridge_of(model).call_arguments(model, arrays)
+        return {argument: tensor_of(array) for argument, array in found.items()}
+    ids = torch.from_numpy(prompt).long()[None]
+    return {"inputs": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def prompts_of(model: Model, rows: Sequence[Rows], start: int | None) -> list[Prompt | np.ndarray]:
+    """Returns prompts to generate tokens from: the first tokens of the first rows of some inputs, or their images or
+    sounds, from which a decoder starts with the token `start`.
+    """
+    found: list[Prompt | np.ndarray] = []
+    for one in rows:
+        if not model.is_encoder_decoder or "inputs" in model.inputs():
+            found += list(one.arrays["inputs" if model.is_encoder_decoder else "tokens"][:2, :LENGTH])
+            continue
+        names = [name for name in model.inputs() if one.arrays.get(name, np.zeros(1)).ndim > 2]
+        for row in range(2):
+            inputs = {name: one.arrays[name][row] for name in names}
+            found.append(Prompt(np.array([start], np.int32), inputs))
+    return found

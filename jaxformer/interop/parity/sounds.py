@@ -1,0 +1,88 @@
+"""Compares the answers of a run to sounds with those of transformers, which loads the exported or imported folder."""
+
+import dataclasses
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from jaxformer.config import override
+from jaxformer.data.fields.sound import write_wav
+from jaxformer.data.sources.sounds import read_sound
+from jaxformer.interop.parity.compare import on_cpu, reading
+from jaxformer.interop.parity.lines import Line
+from jaxformer.interop.parity.sides import Sides, line
+
+LENGTHS = (0.95, 0.6)
+"""Lengths of the generated test sounds, as fractions of a window. They are below 1, because the last frame of a sound
+that fills its window differs: transformers mirrors the sound after its end, where `predict` reads on.
+"""
+NEW = 64
+"""Maximum number of tokens that are generated for a window."""
+
+
+def transcribed(sides: Sides) -> Iterator[Line]:
+    """Compares the features of sounds, and the tokens that are generated from them with and without timestamps."""
+    rate = 16_000
+    with reading("the feature extractor"):
+        extract = transformers.AutoFeatureExtractor.from_pretrained(sides.folder, local_files_only=True)
+    network, window = sides.network(transformers.AutoModelForSpeechSeq2Seq), sides.run.model.frames / 100
+    with tempfile.TemporaryDirectory() as home:
+        paths = [_sound(Path(home, f"{number}.wav"), window * share, rate) for number, share in enumerate(LENGTHS)]
+        given = [extract(read_sound(path, rate), sampling_rate=rate, return_tensors="pt") for path in paths]
+        with on_cpu():
+            ours = list(sides.run.encode(paths)["log_mel"])
+        yield line("features", f"{len(paths)} sounds", ours, [one.input_features[0].numpy().T for one in given])
+        for timestamps in (False, True):
+            run = _with(sides, timestamps).run
+            predictor: Any = run.predictor  # A `Transcriber`.
+            with on_cpu():
+                attempts = predictor.first_windows(run.prepare_requests(paths))
+            mine = [_spoken(attempt.tokens, network.generation_config) for attempt in attempts]
+            theirs = [_generated(network, one.input_features, timestamps) for one in given]
+            wrong = sum(one != other for one, other in zip(mine, theirs, strict=True))
+            where = f"{len(paths)} sounds, {'with' if timestamps else 'without'} timestamps"
+            note = f"{mine} here, {theirs} in PyTorch"[:300] if wrong else "all tokens are equal"
+            yield Line("speech", where, float(wrong), 0.0, note)
+
+
+def _with(sides: Sides, timestamps: bool) -> Sides:
+    """Returns a copy whose run decodes greedily, and accepts every output."""
+    changes: dict[str, Any] = {"timestamps": timestamps, "temperatures": (0.0,), "word_times": False}
+    changes |= dict.fromkeys(("compression_ratio", "log_probability", "no_speech"))
+    overrides = {f"objective.transcribing.{name}": value for name, value in changes.items()}
+    overrides |= {"objective.decoding.max_new_tokens": _room(sides.run.model.max_length)}
+    overrides |= {"objective.decoding.num_beams": 1, "objective.decoding.temperature": 0.0}
+    run = dataclasses.replace(sides.run, experiment=override(sides.run.experiment, overrides))
+    return dataclasses.replace(sides, run=run)
+
+
+def _room(longest: int) -> int:
+    return min(NEW, longest - 4)  # A prefix has up to four tokens.
+
+
+def _generated(network: Any, features: torch.Tensor, timestamps: bool) -> list[int]:
+    """Generates the tokens of one window with the transformers library, without prefix and end token."""
+    most = _room(network.config.max_target_positions)
+    settings: dict[str, Any] = {"return_timestamps": timestamps, "do_sample": False, "num_beams": 1}
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        output = network.generate(features, max_new_tokens=most, force_unique_generate_call=True, **settings)
+    return _spoken(output[0].tolist(), network.generation_config)
+
+
+def _spoken(tokens: Sequence[int], config: Any) -> list[int]:
+    """Returns the tokens of words and the timestamps, without other special tokens."""
+    return [token for token in tokens if token < config.eos_token_id or token > config.no_timestamps_token_id]
+
+
+def _sound(path: Path, seconds: float, rate: int) -> str:
+    """Writes a sound of falling tones and noise. Returns its path."""
+    rng, times = np.random.default_rng(round(10 * seconds)), np.arange(round(seconds * rate)) / rate
+    tones = np.sin(2 * np.pi * 900 * np.exp(-times) * times) * np.exp(-3 * (times % 0.3))
+    write_wav(path, 0.4 * tones + 0.02 * rng.normal(size=len(times)), rate)
+    return str(path)

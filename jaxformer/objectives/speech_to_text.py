@@ -1,0 +1,89 @@
+"""Objective of speech recognizers: next-token prediction of a transcript, given the sound (Radford et al. 2022)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+
+from jaxformer import fields
+from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.tokenizers.speech_tokens import SpeechTokens
+from jaxformer.decoding.settings import Decoding
+from jaxformer.decoding.transcribing import Transcribing
+from jaxformer.errors import InputError
+from jaxformer.losses.token_loss import check_terms, token_means
+from jaxformer.metrics.averages import token_metrics
+from jaxformer.metrics.base import Context, Metric
+from jaxformer.metrics.error_rates import ErrorRates
+from jaxformer.metrics.means import Mean
+from jaxformer.models.base import Model
+from jaxformer.models.whisper import Whisper
+from jaxformer.objectives.base import Objective
+from jaxformer.predictors.transcription import Transcriber
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeechToText(Objective[Whisper]):
+    """Speech recognition and translation: predicts each token of a transcript from the sound and the tokens before
+    it.
+    """
+
+    label_smoothing: float = 0.0
+    """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016)."""
+    z_loss: float = 0.0
+    """Weight of the squared logarithm of the softmax denominator, which keeps logits small."""
+    decoding: Decoding = Decoding(max_new_tokens=None, max_length=448)
+    """Settings for generating the tokens of a window. They have no effect on training."""
+    transcribing: Transcribing = Transcribing()
+    """Settings of transcription. They have no effect on training."""
+    scored: int = 0
+    """Number of held-out sounds that an evaluation transcribes, to compute error rates."""
+
+    model_inputs = ("log_mel", "tokens", "segments", "position_ids")
+    required = ("log_mel", "tokens", "targets", "weights")
+    example_task = "Transcription"
+
+    def __post_init__(self):
+        fields.check(self)
+        check_terms(self)
+        fields.at_least("objective.scored", self.scored, 0)
+
+    def check_model(self, model: Model) -> None:
+        if "log_mel" not in model.inputs():
+            raise self.wrong_model(model, "a Whisper")
+
+    def check(self, model: Whisper, row: Mapping[str, Any]) -> None:
+        super().check(model, row)
+        (given, mels), frames = (row["log_mel"].capacity, *row["log_mel"].shape), model.frames
+        if mels != model.mels:
+            raise InputError(f"data.task.audio.log_mel.mels={mels}: expected the model's, {model.mels}")
+        if given != frames:
+            raise InputError(f"data.task.audio: rows have {given} frames; expected the model's, {frames}")
+
+    def __call__(self, model: Whisper, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
+        """Computes the loss and the cross-entropy (nats) and the accuracy of a batch, as weighted means.
+
+        Args:
+          model: a Whisper.
+          params: model parameters.
+          batch: log_mel [batch, frames, mels]; tokens, targets, weights, segments, position_ids [batch, length].
+          key: PRNG key for dropout. If None, the model is evaluated.
+        """
+        return token_means(self, model, params, batch, key)
+
+    def metrics(self, model: Whisper) -> tuple[Metric, ...]:
+        """Returns token metrics and, if `scored` is set, error rates."""
+        rates = (ErrorRates(self.scored, self._transcribed),) if self.scored else ()
+        return *token_metrics(), *rates
+
+    def _transcribed(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        sounds = [context.task.audio.read(document) for document in documents]
+        predictor = self.predictor(context.model, context.params, context.tokenizer)
+        return [answer.text for answer in predictor.predict(context.task.prepare_requests(sounds))]
+
+    def start_id(self, tokenizer: Tokenizer) -> int:
+        return SpeechTokens.of(tokenizer).start
+
+    def predictor(self, model: Whisper, params: Any, tokenizer: Tokenizer) -> Transcriber:
+        return Transcriber(model, params, tokenizer, self.decoding, self.transcribing)

@@ -1,0 +1,379 @@
+"""Writes down what is said in sounds of any length, window by window (Radford et al. 2022, §4.5)."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxformer.data.fields.sound import PreparedSound
+from jaxformer.data.tokenizers.speech_tokens import SpeechTokens
+from jaxformer.data.transforms.log_mel import LogMel
+from jaxformer.decoding import alignment, steps
+from jaxformer.decoding.generate import Prompt, generate_scored
+from jaxformer.decoding.settings import Decoding, TimestampRules
+from jaxformer.decoding.transcribing import (
+    AUTO,
+    CONDITIONED_BELOW,
+    Attempt,
+    Stretch,
+    Transcribing,
+    attempt_of,
+    previous_prompt,
+    stretches_of,
+)
+from jaxformer.errors import InputError
+from jaxformer.models.whisper import Whisper
+from jaxformer.parallel import sharding
+from jaxformer.predictors.base import Answer, Predictor, Transcribes
+from jaxformer.predictors.subtitles import srt, vtt
+
+ROWS = 16
+"""Maximum number of windows that are decoded together."""
+SHOWN = 3
+"""Maximum number of examples shown in a demonstration."""
+FORMATS = {".srt": lambda answer: srt(answer.segments), ".vtt": lambda answer: vtt(answer.segments)}
+"""Maps file name extensions to functions that format a transcript for them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Word:
+    """A word of a transcript."""
+
+    text: str
+    """The word, with the space before it."""
+    start: float
+    """Start in seconds."""
+    end: float
+    """End in seconds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Segment:
+    """Part of a transcript between two timestamps."""
+
+    start: float
+    """Start in seconds."""
+    end: float
+    """End in seconds."""
+    text: str
+    """Text that is said."""
+    words: tuple[Word, ...]
+    """Words with their times. Empty if these were not requested."""
+    temperature: float
+    """Temperature at which the window was decoded."""
+    mean_log_probability: float
+    """Mean log-probability of the window's tokens in nats."""
+    compression_ratio: float
+    """Size of the window's text divided by its compressed size."""
+    no_speech: float
+    """Probability that the window has no speech."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript(Answer):
+    """A sound and the text that is said in it."""
+
+    path: str
+    """Path of the sound file."""
+    text: str
+    """Text of all segments."""
+    language: str
+    """Code of the language. Empty if the model only knows English."""
+    seconds: float
+    """Length of the sound in seconds."""
+    segments: tuple[Segment, ...]
+    """Parts of the text with their times."""
+
+    def __str__(self) -> str:
+        return self.text
+
+    def to_json(self) -> dict[str, Any]:
+        """Converts the transcript to JSON values. Words are left out if they have no times."""
+        segments = [dataclasses.asdict(segment) for segment in self.segments]
+        for segment in segments:
+            if not segment["words"]:
+                del segment["words"]
+        plain = {"path": self.path, "text": self.text, "language": self.language, "seconds": self.seconds}
+        return plain | {"segments": segments}
+
+    def save(self, path: Path) -> None:
+        """Writes subtitles to a path that ends in .srt or .vtt, the text to one in .txt, and otherwise JSON."""
+        kind = path.suffix.lower()
+        if kind in FORMATS:
+            path.write_text(FORMATS[kind](self), encoding="utf-8")
+        elif kind == ".txt":
+            path.write_text(self.text + "\n", encoding="utf-8")
+        else:
+            super().save(path)
+
+    @classmethod
+    def save_all(cls, answers: Sequence[Answer], path: Path) -> None:
+        """Writes several transcripts to one JSON file.
+
+        Raises:
+          InputError: If the path is that of subtitles or a text, which belong to one sound.
+        """
+        if path.suffix.lower() in (*FORMATS, ".txt"):
+            raise InputError(f"--out {path}: {len(answers)} sounds; expected one, or a path that ends in .json")
+        super().save_all(answers, path)
+
+
+@dataclasses.dataclass(eq=False)
+class _Job:
+    """A sound that is being transcribed."""
+
+    sound: PreparedSound
+    features: np.ndarray
+    """Features of the sound and of a window of silence after it, [frames, mels]."""
+    frames: int
+    """Number of frames that belong to the sound."""
+    language: str
+    """Code of the language; empty before it is detected, and for models without languages."""
+    timestamps: bool
+    """Whether outputs have timestamps."""
+    seek: int = 0
+    """First frame of the next window."""
+    segments: list[Segment] = dataclasses.field(default_factory=list)
+    previous: list[int] = dataclasses.field(default_factory=list)
+    """Tokens of the windows before, if the next one is given them."""
+
+    def window(self, size: int) -> np.ndarray:
+        """Features of the next window, [size, mels]."""
+        return self.features[self.seek : self.seek + size]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Transcriber(Predictor[Whisper], Transcribes):
+    """Predictor of speech recognizers."""
+
+    decoding: Decoding
+    """Settings for generating the tokens of a window."""
+    transcribing: Transcribing
+    """Settings of transcription."""
+
+    @functools.cached_property
+    def special(self) -> SpeechTokens:
+        """Special tokens of the tokenizer."""
+        return SpeechTokens.of(self.tokenizer)
+
+    @property
+    def log_mel(self) -> LogMel:
+        """Computes the features of sounds."""
+        return LogMel(self.model.mels)
+
+    def encode(self, sounds: Sequence[PreparedSound]) -> dict[str, np.ndarray]:
+        """Converts the first windows of sounds to the arguments of the model, with the prefix of the output."""
+        jobs = [self._job(sound) for sound in sounds]
+        size, said = self.model.frames, self.transcribing
+        language = None if not said.multilingual else "en" if said.language == AUTO else said.language
+        prefix = self.special.prefix(language, said.speech_task, said.timestamps)
+        tokens = np.tile(np.array(prefix, np.int32), (len(jobs), 1))
+        return {"log_mel": np.stack([job.window(size) for job in jobs]), "tokens": tokens}
+
+    def predict(self, sounds: Sequence[PreparedSound]) -> list[Transcript]:
+        """Transcribes each sound. Windows of several sounds are decoded together.
+
+        Raises:
+          InputError: If the vocabulary does not have the language or the task.
+        """
+        self._check()
+        jobs = [self._job(sound) for sound in sounds]
+        waiting = list(jobs)
+        while waiting:
+            now = waiting[:ROWS]
+            self._advance(now)
+            waiting = [job for job in now if job.seek < job.frames] + waiting[ROWS:]
+        return [self._answer(job) for job in jobs]
+
+    def first_windows(self, sounds: Sequence[PreparedSound]) -> list[Attempt]:
+        """Decodes only the first window of each sound."""
+        self._check()
+        jobs = [self._job(sound) for sound in sounds]
+        return self._attempts(jobs, [job.window(self.model.frames) for job in jobs])
+
+    def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
+        """Transcribes the first held-out sounds, and formats the outputs with the references for display. Empty if the
+        language is to be detected.
+        """
+        rows = np.flatnonzero(batch["segments"].max(1))[:SHOWN]
+        said = self.transcribing
+        if said.language == AUTO:
+            return []
+        prefix = self.special.prefix(said.language or None, said.speech_task)
+        prompts = [Prompt(np.array(prefix, np.int32), {"log_mel": batch["log_mel"][row]}) for row in rows]
+        outputs = generate_scored(self.model, self.params, prompts, self._decoding(0.0, False))
+        lines = []
+        for row, output in zip(rows, outputs, strict=True):
+            targets = batch["targets"][row][batch["segments"][row] > 0]
+            lines += [f"reference: {self._text(targets)}", f"  output:  {self._text(output.tokens)}"]
+        return lines
+
+    def _check(self) -> None:
+        language = self.transcribing.language
+        if language not in ("", AUTO):
+            self.special.prefix(language, self.transcribing.speech_task)
+        if language == AUTO and not self.special.languages:
+            raise InputError("objective.transcribing.language=auto: the tokenizer has no languages; expected ''")
+
+    def _job(self, sound: PreparedSound) -> _Job:
+        log_mel = self.log_mel
+        silence = np.zeros(self.model.frames * log_mel.hop, np.float32)
+        frames = max(1, len(sound.samples) // log_mel.hop)
+        long = frames > self.model.frames
+        language = "" if self.transcribing.language == AUTO else self.transcribing.language
+        features = log_mel(np.concatenate([sound.samples, silence]))
+        return _Job(sound, features, frames, language, self.transcribing.timestamps or long)
+
+    def _advance(self, jobs: Sequence[_Job]) -> None:
+        """Transcribes the next window of each sound."""
+        windows = [job.window(self.model.frames) for job in jobs]
+        for job, window, attempt in zip(jobs, windows, self._attempts(jobs, windows), strict=True):
+            size = min(self.model.frames, job.frames - job.seek)
+            if self.transcribing.is_silent(attempt):
+                job.seek += size
+                continue
+            stretches, advance = stretches_of(attempt.tokens, self.special, size)
+            job.segments += self._segments(job, window, attempt, stretches)
+            tokens = attempt.tokens if self.transcribing.condition_on_previous else ()
+            job.previous = [*job.previous, *tokens] if attempt.temperature <= CONDITIONED_BELOW else []
+            job.seek += advance
+
+    def _attempts(self, jobs: Sequence[_Job], windows: Sequence[np.ndarray]) -> list[Attempt]:
+        """Encodes and decodes a window of each sound. Detects the language of sounds if it is not known."""
+        encoded, first = self._encode(windows)
+        if self.transcribing.language == AUTO:
+            for job, row in zip(jobs, first, strict=True):
+                job.language = job.language or self._spoken(row)
+        quiet = [0.0 if self.special.no_speech is None else float(row[self.special.no_speech]) for row in first]
+        return self._decode(jobs, encoded, quiet)
+
+    def _encode(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes windows. Returns the encoder output, and the probabilities of the token after the start token."""
+        # Without an accelerator, several windows at once take as long as one after the other.
+        size = 1 if sharding.platform() == "cpu" else len(windows)
+        groups = (windows[start : start + size] for start in range(0, len(windows), size))
+        parts = [
+            jax.device_get(_encoded(self.model, self._ready, _rows(group), self.special.start)) for group in groups
+        ]
+        encoded, first = (np.concatenate(arrays)[: len(windows)] for arrays in zip(*parts, strict=True))
+        return encoded, first
+
+    def _decode(self, jobs: Sequence[_Job], encoded: np.ndarray, quiet: Sequence[float]) -> list[Attempt]:
+        """Decodes a window of each sound, at higher temperatures as long as its output is not plausible."""
+        prompts = [
+            Prompt(np.array(self._prefix(job), np.int32), {"encoded": row})
+            for job, row in zip(jobs, encoded, strict=True)
+        ]
+        attempts: dict[int, Attempt] = {}
+        left = list(range(len(jobs)))
+        for temperature in self.transcribing.temperatures:
+            for timed in (True, False):
+                some = [number for number in left if jobs[number].timestamps == timed]
+                if not some:
+                    continue
+                decoding = self._decoding(temperature, timed)
+                outputs = generate_scored(self.model, self._ready, [prompts[number] for number in some], decoding)
+                for number, output in zip(some, outputs, strict=True):
+                    tokens = output.tokens[output.tokens != self.special.end].tolist()
+                    text = self._text(tokens)
+                    attempts[number] = attempt_of(tokens, output.log_probability, text, temperature, quiet[number])
+            left = [number for number in left if self.transcribing.retries(attempts[number])]
+        return [attempts[number] for number in range(len(jobs))]
+
+    def _decoding(self, temperature: float, timestamps: bool) -> Decoding:
+        """Returns the settings for a window."""
+        rules = None
+        if timestamps:
+            rules = TimestampRules(self.special.first_timestamp, self.transcribing.latest_start)
+        beams = self.decoding.num_beams if temperature == 0 else 1
+        settings: dict[str, Any] = {"temperature": temperature, "num_beams": beams}
+        ends = self.decoding.eos_token_ids or (self.special.end,)
+        if temperature == 0 and beams == 1 and self.decoding.temperature:
+            settings["temperature"] = self.decoding.temperature
+        return dataclasses.replace(self.decoding, timestamps=rules, eos_token_ids=ends, **settings)
+
+    def _prefix(self, job: _Job) -> list[int]:
+        language = job.language if self.transcribing.multilingual else None
+        prefix = self.special.prefix(language, self.transcribing.speech_task, job.timestamps)
+        return previous_prompt(job.previous, self.special, self.model.max_length) + prefix
+
+    def _spoken(self, probabilities: np.ndarray) -> str:
+        languages = self.special.languages
+        return max(languages, key=lambda code: probabilities[languages[code]])
+
+    def _segments(self, job: _Job, window: np.ndarray, attempt: Attempt, stretches: Sequence[Stretch]) -> list[Segment]:
+        offset = job.seek / self.log_mel.frames_per_second
+        words = self._timed(job, window, stretches) if self.transcribing.word_times else []
+        found = []
+        for stretch in stretches:
+            ids = self.special.words(stretch.tokens)
+            count, taken = len(ids), []
+            while count > 0 and words:
+                taken.append(words.pop(0))
+                count -= taken[-1].tokens
+            text = self._text(ids)
+            if not text:
+                continue
+            timed = tuple(Word(one.text, offset + one.start, offset + one.end) for one in taken)
+            segment = Segment(
+                start=offset + stretch.start,
+                end=offset + stretch.end,
+                text=text,
+                words=timed,
+                temperature=attempt.temperature,
+                mean_log_probability=attempt.mean_log_probability,
+                compression_ratio=attempt.compression_ratio,
+                no_speech=attempt.no_speech,
+            )
+            found.append(segment)
+        return found
+
+    def _timed(self, job: _Job, window: np.ndarray, stretches: Sequence[Stretch]) -> list[alignment.TimedWord]:
+        """Finds the times of the words of a window."""
+        weights = alignment.head_weights(self.model, self.params, window, self.transcribing.alignment_heads)
+        parts = [
+            alignment.split_words(self.special.words(stretch.tokens), self.tokenizer.decode, job.language or "en")
+            for stretch in stretches
+        ]
+        language = job.language if self.transcribing.multilingual else None
+        prefix = self.special.prefix(language, self.transcribing.speech_task)
+        positions = min(self.model.positions, (job.frames - job.seek + 1) // 2)
+        words = [word for part in parts for word in part]
+        return alignment.align(weights, prefix, words, self.special.end, positions)
+
+    def _text(self, tokens: Sequence[int] | np.ndarray) -> str:
+        return self.tokenizer.decode(self.special.words([int(token) for token in tokens])).strip()
+
+    def _answer(self, job: _Job) -> Transcript:
+        text = " ".join(segment.text for segment in job.segments)
+        seconds = len(job.sound.samples) / self.log_mel.rate
+        return Transcript(job.sound.path, text, job.language, seconds, tuple(job.segments))
+
+    @functools.cached_property
+    def _ready(self) -> Any:
+        """Parameters in the form that decoding needs."""
+        return steps.ready(self.model, self.params)
+
+
+def _rows(windows: Sequence[np.ndarray]) -> np.ndarray:
+    """Stacks windows, with empty ones up to a power of 2, so that few programs are compiled."""
+    count = 1 << (len(windows) - 1).bit_length()
+    return np.stack([*windows, *[np.zeros_like(windows[0])] * (count - len(windows))])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encoded(model: Whisper, params: Any, log_mel: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Encodes windows. Returns the encoder output, and the probabilities of the token after the start token, float32
+    [batch, vocab].
+    """
+    encoded = model.apply({"params": params}, log_mel, method="encode")
+    rows = len(log_mel)
+    cache = dataclasses.replace(model.new_cache(rows, 1), segments=jnp.ones((rows, 1), jnp.int32))
+    tokens = jnp.full((rows, 1), start, jnp.int32)
+    output = model.apply({"params": params}, tokens, jnp.zeros_like(tokens), cache, memory=encoded, method="decode")
+    return encoded, jax.nn.softmax(output.logits[:, 0])

@@ -1,0 +1,73 @@
+"""The data sets of speech, of packages that are made here."""
+
+import gzip
+
+import pytest
+from small_whisper import RATE, sound
+
+from jaxformer.data.fields.sound import SoundField, write_wav
+from jaxformer.data.sources.sources import Tfds
+from jaxformer.datasets.asterisk_sounds import asterisk_sounds_dataset_builder as asterisk
+from jaxformer.datasets.pocketsphinx import pocketsphinx_dataset_builder as pocketsphinx
+
+LISTING = """; Core Asterisk Sounds in English
+
+activated: Activated.
+agent-user: Agent login.  Please enter your agent number.
+ascending-2tone: [ascending tones]
+digits/1: one
+missing: There is not a sound of this.
+"""
+
+
+def examples(name, split, home):
+    """All examples of a split."""
+    documents = Tfds(name, split, str(home)).open()
+    return [documents[index] for index in range(len(documents))]
+
+
+@pytest.fixture
+def asterisk_package(tmp_path, monkeypatch):
+    """Packages with the layout of asterisk-core-sounds-en and its sounds."""
+    texts, sounds = tmp_path / "texts", tmp_path / "sounds"
+    listing = texts / "usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz"
+    listing.parent.mkdir(parents=True)
+    listing.write_bytes(gzip.compress(LISTING.encode()))
+    home = sounds / "usr/share/asterisk/sounds/en_US_f_Allison"
+    (home / "digits").mkdir(parents=True)
+    for seed, name in enumerate(("activated", "agent-user", "ascending-2tone", "digits/1")):
+        write_wav(home / f"{name}.wav", sound(0.2, seed), RATE)
+    monkeypatch.setattr(asterisk, "package_folder", lambda name, _: str(sounds if name.endswith("-wav") else texts))
+    return tmp_path
+
+
+def test_prompts_are_read_with_their_transcripts(asterisk_package, monkeypatch):
+    monkeypatch.setattr(asterisk, "held_out", lambda text: text == "one")
+    train, validation = (
+        examples("asterisk_sounds/en", split, asterisk_package / "tfds") for split in ("train", "validation")
+    )
+    assert [one["text"] for one in train] == ["Activated.", "Agent login. Please enter your agent number."]
+    assert [one["name"] for one in validation] == ["digits/1"]
+    pytest.importorskip("soundfile")
+    samples = SoundField().encode(validation[0]["audio"]).samples
+    assert len(samples) == 0.2 * RATE and abs(samples - sound(0.2, 3)).max() < 1e-3
+
+
+def test_a_tenth_of_the_texts_is_held_out():
+    texts = [f"number {count}" for count in range(2000)]
+    assert 150 < sum(map(asterisk.held_out, texts)) < 250
+    assert asterisk.held_out("Please, wait!") == asterisk.held_out("please wait")
+    assert asterisk.transcripts("\ufeff; comment\na:  b \t c\nd:\ne: <tone>\n") == {"a": "b c"}
+
+
+def test_recordings_are_read_with_their_transcripts(tmp_path, monkeypatch):
+    home = tmp_path / "usr/share/pocketsphinx/test/data"
+    for part, listing in (("librivox", "transcription"), ("cards", "cards.transcription")):
+        (home / part).mkdir(parents=True)
+        (home / part / listing).write_text(f"<s> some words of {part}  </s> (001)\n\n")
+        write_wav(home / part / "001.wav", sound(0.1), RATE)
+    monkeypatch.setattr(pocketsphinx, "package_folder", lambda *_: str(tmp_path))
+    found = examples("pocketsphinx", "test", tmp_path / "tfds")
+    assert sorted(one["text"] for one in found) == ["some words of cards", "some words of librivox"]
+    assert {one["name"] for one in found} == {"librivox/001", "cards/001"}
+    assert all(one["audio"][:4] == b"RIFF" for one in found)
