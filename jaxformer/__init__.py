@@ -5,8 +5,8 @@ run = jf.fit(jf.load("configs/bert_quickstart.py"), workdir="runs/bert")
 run = jf.open_run("runs/bert")
 run.predict("In the beginning [MASK] created the heavens")
 
-A config needs this one import: `jf.Experiment`, and the classes of its parts in the namespaces `jf.models`,
-`jf.layers`, `jf.objectives`, `jf.metrics`, `jf.data`, `jf.tokenizers` and `jf.optimizers`.
+A config file needs only this import. It provides `jf.Experiment`, and the classes of the parts of an experiment in the
+namespaces `jf.models`, `jf.layers`, `jf.objectives`, `jf.metrics`, `jf.data`, `jf.tokenizers` and `jf.optimizers`.
 """
 
 from typing import TYPE_CHECKING

@@ -1,5 +1,5 @@
-"""Replaces a part of an experiment by an instance of another class, given the name of the class in place of a value,
-such as `--optimizer Lion` or `--model.transformer.norm RMSNorm` on the command line.
+"""Replaces parts of an experiment by instances of other classes, which are given by class name, as in `--optimizer
+Lion` or `--model.transformer.norm RMSNorm` on the command line.
 """
 
 import dataclasses
@@ -17,11 +17,12 @@ PACKAGE = __name__.partition(".")[0]
 
 
 def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Replaces class names among the override values by instances of these classes, and returns the resulting
-    overrides.
+    """Replaces class names among the override values, as in `{"optimizer": "Lion"}`, by instances of these classes.
+    Returns the resulting overrides.
 
-    An instance takes each field value of the object that it replaces if its class has the field and the value is not
-    the default. Overrides of the instance's own fields are then applied to it, and left out of the result.
+    A new instance copies the field values of the object that it replaces, except for default values and for fields that
+    its class does not have. Overrides of the new instance's fields, such as `optimizer.b1`, are applied to the
+    instance, and are not in the returned dict.
 
     Args:
       value: the config value to override.
@@ -54,10 +55,10 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
 
 
 def candidates(hint: Any, current: Any) -> dict[str, type]:
-    """Returns the classes whose instances a field can hold, keyed by class name.
+    """Returns the dataclasses whose instances a config field can hold, keyed by class name.
 
-    These are the fitting classes of packages that runs may import (see `classes.allow`), and those that are defined in
-    the same module as the class of the current value, such as a config file.
+    They match the type annotation of the field, and are defined in modules that runs may import (see `classes.allow`)
+    or in the module that defines the class of the current value, such as a config file.
 
     Args:
       hint: type annotation of the field.
@@ -79,9 +80,10 @@ def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> 
 
     Args:
       cls: class of the new instance.
-      current: the value to replace. Its field values that differ from their defaults are copied if `cls` has the field.
-      below: overrides of the new instance's fields, keyed by field path. Required fields that cannot be copied are
-        taken from here.
+      current: the value to replace. Its field values that differ from their defaults are copied to the new instance if
+        `cls` has a field of the same name.
+      below: overrides of the new instance's fields, keyed by field path. Only those of required fields that cannot be
+        copied are used.
       path: dotted path of the value, for error messages.
 
     Raises:
@@ -98,8 +100,8 @@ def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> 
 
 
 def _class_name(new: Any) -> str | None:
-    """Returns the override `new` of a config field if it looks like a class name, such as `AdamW`, and otherwise None.
-    `new` is a value, or the list of words after a command line flag.
+    """Returns the class name that an override of a config field consists of, such as `AdamW`, or None if the override
+    `new` does not look like a class name. `new` is a value, or the list of words after a command line flag.
     """
     words = [new] if isinstance(new, str) else new
     if isinstance(words, list | tuple) and len(words) == 1 and isinstance(words[0], str):

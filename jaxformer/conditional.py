@@ -1,4 +1,6 @@
-"""Conditional access to objects in buckets: writes and removes an object only if no other process has changed it."""
+"""Conditional access to objects in cloud storage buckets: writes or removes an object only if no other process has
+changed it.
+"""
 
 import dataclasses
 import datetime

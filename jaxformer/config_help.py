@@ -31,8 +31,9 @@ def print_help(experiment: Any, docstring: str, command: str) -> None:
 
 
 def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
-    """Rule for tyro, which prints the help: shows the fields of the class of a default value, instead of those of the
-    annotated type. Returns None if the usual rules of tyro apply.
+    """Rule for tyro, the library that prints the help. Makes the help list the fields of a default value's own class,
+    instead of the fields of the annotated type, which may be a protocol without fields. Returns None for values that
+    are not configs: tyro then uses its own rules.
     """
     default = info.default
     if isinstance(default, tuple) and any(map(fields.is_config, default)):
@@ -47,12 +48,14 @@ def _fields_of_default(info: tyro.constructors.StructTypeInfo) -> Any:
 
 
 _EXACT = "exact"
-"""tyro marker of fields that `_fields_of_default` has already been applied to."""
+"""Marker in tyro's description of a value, by which `_fields_of_default` recognizes that it has already replaced the
+type of this value.
+"""
 
 
 def _with_plain_none(field):
-    """Makes the help show a field whose default is None or empty on one line, instead of the fields that its value
-    could have.
+    """Returns tyro's description of a field, changed so that a config field whose default is None or () takes one line
+    in the help, instead of one line per field of the config that it could hold. Other fields are returned unchanged.
     """
     structs = any(map(dataclasses.is_dataclass, typing.get_args(field.type)))
     if field.default is None and structs:

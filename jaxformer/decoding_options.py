@@ -1,4 +1,4 @@
-"""Command line options of models that generate text."""
+"""Command line options for text generation and speech transcription."""
 
 
 def _ids(word: str) -> tuple[int, ...]:
@@ -59,8 +59,8 @@ DECODING = {
     ),
     "renormalize_logits": (_flag, "true: normalize the scores of a beam search after all these changes"),
 }
-"""Maps the fields of `Decoding` to the function that parses its command line value, and its help text. They are
-repeated here because the module of `Decoding` imports jax, which takes long.
+"""Maps the field names of `Decoding` to (function that parses the command line value, help text). They are defined here
+so that the command line can use them without importing the decoding package.
 """
 
 TRANSCRIBING = {
@@ -71,4 +71,5 @@ TRANSCRIBING = {
     "temperatures": (_numbers, "temperatures to try until the text of a window is plausible, such as 0,0.4,0.8"),
     "condition_on_previous": (_flag, "whether each window of a long sound is given the text before it"),
 }
-"""Maps some fields of `Transcribing` to parsers and help texts in the same way."""
+"""Maps the field names of `Transcribing` that are command line options to (function that parses the value, help text).
+"""

@@ -1,4 +1,4 @@
-"""Compares two configs field by field."""
+"""Finds the fields in which two configs differ."""
 
 import dataclasses
 from typing import Any
@@ -11,20 +11,23 @@ class Difference:
     """A field whose values differ between two configs."""
 
     path: str
-    """Dotted path of the field."""
+    """Dotted path of the field, such as `model.depth`."""
     before: Any
     """Value of the field in the first config."""
     now: Any
     """Value of the field in the second config."""
 
     def describe(self, before: str, now: str) -> str:
-        """Returns one line with both values. `before` and `now` say where the values come from, such as
-        `in the run`.
+        """Returns one line with the path and both values of the field.
+
+        Args:
+          before: text after the first value that says where it comes from, such as `in the run`.
+          now: text after the second value that says where it comes from.
         """
         return f"{self.path}: {fields.show(self.before)} {before}, {fields.show(self.now)} {now}"
 
     def within(self, *paths: str) -> bool:
-        """Returns whether the field has one of the given dotted paths, or is inside a value at one of them."""
+        """Returns whether the path of the field equals one of the given dotted paths, or is below one of them."""
         return any(self.path == path or self.path.startswith(f"{path}.") for path in paths)
 
     def __str__(self) -> str:
@@ -35,9 +38,10 @@ def differences(before: Any, now: Any, path: str = "") -> list[Difference]:
     """Returns the fields in which two configs differ.
 
     Args:
-      before: an experiment, or a part of one.
-      now: the config to compare it with.
-      path: dotted path of both configs within the experiment. The paths in the result begin with it.
+      before: first config: an experiment, or a value of one of its fields.
+      now: second config, of the same kind.
+      path: dotted path of the configs within the experiment, which the paths in the result begin with. Empty for an
+        experiment.
     """
     if before == now:
         return []

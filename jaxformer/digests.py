@@ -1,9 +1,9 @@
-"""Digests that show whether files still have the content with which they were written.
+"""Digests of files, which detect files whose content has changed since they were written.
 
-A folder contains a file named `DIGESTS` with the size and the digest of each of its other files. A JSON file has the
-digest of its other fields as its first field (`seal`). A line of JSON has such a digest as its last field
-(`seal_line`). The digest is XXH3 with 64 bits, which detects accidental changes but not intended ones, as anyone can
-compute it again.
+`write` adds a file `digests.json` to a folder, with the size and digest of each of the folder's other files. `seal`
+adds a first field to a JSON file, with the digest of its other fields. `seal_line` does the same for a JSON object on
+one line, in a last field. The digest is XXH3 with 64 bits. It detects accidental changes, but not intended ones,
+because anyone can compute it for changed content.
 """
 
 import base64
@@ -22,9 +22,9 @@ from jaxformer import storage
 from jaxformer.errors import InputError
 
 DIGESTS = "digests.json"
-"""Name of the file with the digests of a folder."""
+"""Name of the file that contains the digests of the other files in its folder."""
 FIELD = "digest"
-"""Name of the field with the digest of a JSON object."""
+"""Name of the field of a JSON object that contains the digest of its other fields."""
 _THREADS = min(8, os.cpu_count() or 1)
 _CHUNK = 1 << 22
 _SEALED = re.compile(rf'\{{\n  "{FIELD}": "([^"\n]*)",\n')
@@ -39,24 +39,25 @@ class Digest(NamedTuple):
     """Size and digest of a file."""
 
     size: int
-    """Size in bytes."""
+    """Size of the file in bytes."""
     value: str
-    """Digest of the content with the prefix `xxh3:`. For an object in a bucket, the checksum that the storage server
-    reports, with the prefix `md5:` or `etag:`.
+    """Digest of the file's content, with the prefix `xxh3:` or `md5:`. For an object in a bucket, the checksum that the
+    storage server reports, with the prefix `md5:` or `etag:`.
     """
 
 
 def of(content: bytes) -> str:
-    """Returns the XXH3 digest of `content`, with the prefix `xxh3:`."""
+    """Returns the XXH3 digest of `content` in hexadecimal, with the prefix `xxh3:`."""
     return f"xxh3:{xxhash.xxh3_64_hexdigest(content)}"
 
 
 def of_file(path: Path, kind: str = "xxh3") -> Digest:
-    """Reads a file, or an object in a bucket, and returns its size and digest.
+    """Reads a local file, or an object in a bucket, and returns its size and digest.
 
     Args:
       path: path of the file or object.
-      kind: hash function, `xxh3` or `md5`. `md5` is only for local files, to compare them with objects in a bucket.
+      kind: hash function of a local file, `xxh3` or `md5`. Use `md5` to compare a file with an object in a bucket. For
+        an object, always `xxh3`.
     """
     if storage.is_remote(path):
         content = storage.read_bytes(str(path))
@@ -70,12 +71,12 @@ def of_file(path: Path, kind: str = "xxh3") -> Digest:
 
 
 def of_folder(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -> dict[str, Digest]:
-    """Returns the digests of the files below a folder, keyed by relative path. For a folder in a bucket, returns the
-    checksums that the storage server has computed, without reading the objects.
+    """Returns the digests of the files in a folder and its subfolders, keyed by relative path. For a folder in a
+    bucket, these are the checksums that the storage server reports, so no object is read.
 
     Args:
-      folder: the folder.
-      chosen: function of a relative path that returns whether to include the file.
+      folder: path of the folder.
+      chosen: function that takes a relative path and returns whether to include the file.
     """
     found = {name: info for name, info in _below(folder).items() if chosen(name)}
     if storage.is_remote(folder):
@@ -85,11 +86,12 @@ def of_folder(folder: Path, chosen: Callable[[str], bool] = lambda name: True) -
 
 
 def write(folder: Path, files: Mapping[str, Digest], name: str = DIGESTS) -> None:
-    """Writes the digests of a folder's files to a file in the folder. If it is local, waits until it is on the disk.
+    """Writes a file with the digests of the other files in a folder. In a local folder, waits until the file is on the
+    disk (fsync).
 
     Args:
-      folder: the folder.
-      files: digests of the files, keyed by relative path.
+      folder: path of the folder.
+      files: digests of the other files, keyed by relative path.
       name: name of the file to write.
     """
     values = {file: f"{digest.value} {digest.size}" for file, digest in sorted(files.items())}
@@ -99,7 +101,9 @@ def write(folder: Path, files: Mapping[str, Digest], name: str = DIGESTS) -> Non
 
 
 def read(folder: Path, name: str = DIGESTS) -> dict[str, Digest]:
-    """Returns the digests that `write` wrote. Raises Mismatch if they are missing or damaged."""
+    """Reads the digests that `write` wrote to a folder, keyed by relative path. Raises Mismatch if the file is missing
+    or damaged.
+    """
     try:
         text = unseal(storage.read_bytes(str(folder / name)).decode(errors="replace"))
     except FileNotFoundError as error:
@@ -116,15 +120,15 @@ def problems(
     checked: Callable[[str], bool] = lambda name: True,
     share: tuple[int, int] = (0, 1),
 ) -> list[str]:
-    """Compares the files of a folder with their digests. Returns a phrase for each file that is missing, is not in
-    `files`, or has another size or content.
+    """Compares the files in a folder and its subfolders with their expected digests. Returns a phrase, such as "a.npy
+    is missing", for each file that is missing, unexpected, or has another size or content.
 
     Args:
-      folder: the folder.
-      files: expected digests of its files, keyed by relative path.
-      checked: function of a relative path that returns whether to check the file.
-      share: (i, n) reads the contents of only the i-th of n shares of the files, so that n processes can divide the
-        work. Names and sizes are always compared.
+      folder: path of the folder.
+      files: expected digests, keyed by relative path.
+      checked: function that takes a relative path and returns whether to check the file.
+      share: pair (i, n), with which n processes divide the work: process i reads the content of every n-th file. Names
+        and sizes are always compared for all files.
     """
     found, remote = _below(folder), storage.is_remote(folder)
     names = sorted(filter(checked, files), key=lambda name: (-files[name].size, name))
@@ -151,24 +155,30 @@ def problems(
 
 
 def summary(phrases: Collection[str]) -> str:
-    """Returns the first of several problems, followed by the number of other problems."""
+    """Returns the first of several phrases from `problems`, with the number of further ones, such as "a.npy is missing
+    (and 2 more)".
+    """
     first = next(iter(phrases))
     return first if len(phrases) == 1 else f"{first} (and {len(phrases) - 1} more)"
 
 
 def seal(text: str) -> str:
-    """Returns the text of an indented JSON object with its digest added as the first field, on a line of its own."""
+    """Adds the digest of a JSON object to it, as its first field on a separate line. `text` is the indented JSON text
+    of the object. Returns the new text.
+    """
     body = text.removeprefix("{\n")
     return f'{{\n  "{FIELD}": "{of(text.encode())}",\n{body}'
 
 
 def is_sealed(text: str) -> bool:
-    """Returns whether a text begins with the digest that `seal` adds, whether or not it matches."""
+    """Returns whether a JSON text begins with a digest field as `seal` adds it. Does not check whether it matches."""
     return _SEALED.match(text) is not None
 
 
 def unseal(text: str) -> str:
-    """Returns the text that was given to `seal`. Raises Mismatch if it has changed or has no digest."""
+    """Inverse of `seal`: checks the digest in a JSON text, and returns the text without it. Raises Mismatch if the
+    content does not match the digest, or there is none.
+    """
     found = _SEALED.match(text)
     if found is None:
         raise Mismatch("it has no digest")
@@ -179,19 +189,23 @@ def unseal(text: str) -> str:
 
 
 def seal_line(text: str) -> str:
-    """Returns the text of a JSON object on one line with its digest added as the last field."""
+    """Adds the digest of a JSON object to it, as its last field. `text` is the JSON text of the object on one line.
+    Returns the new line.
+    """
     return f'{text[:-1]}, "{FIELD}": "{of(text.encode())}"}}'
 
 
 def unseal_line(text: str) -> str | None:
-    """Returns the line that was given to `seal_line`. None if the line has changed or has no digest."""
+    """Inverse of `seal_line`: returns the line without its digest. Returns None if the content does not match the
+    digest, or there is none.
+    """
     found = _SEALED_LINE.fullmatch(text)
     plain = f"{found[1]}}}" if found else ""
     return plain if found and of(plain.encode()) == found[2] else None
 
 
 def sync(path: Path) -> None:
-    """Waits until a local file, or the list of files in a local folder, is on the disk (fsync)."""
+    """Waits until the content of a local file, or the directory entry of a local folder, is on the disk (fsync)."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -200,8 +214,12 @@ def sync(path: Path) -> None:
 
 
 def sync_all(folder: Path, names: Iterable[str]) -> None:
-    """Waits until some files of a local folder, and the lists of files in it and in all folders below it, are on the
-    disk.
+    """Waits until files of a local folder, and the directory entries of the folder and all its subfolders, are on the
+    disk (fsync).
+
+    Args:
+      folder: path of the folder.
+      names: relative paths of the files.
     """
     for name in names:
         sync(folder / name)
@@ -213,8 +231,9 @@ _DIFFERS = "has another content than was written"
 
 
 def _below(folder: Path) -> dict[str, dict[str, Any]]:
-    """Lists the files below a folder, except `DIGESTS`. Returns a dict that maps relative paths to information about
-    the files: the `size` in bytes, and for objects in a bucket all that fsspec returns.
+    """Lists the files in a folder and its subfolders, except for `DIGESTS` in the folder itself. Returns a dict that
+    maps relative paths to dicts with the `size` in bytes. For objects in a bucket, these contain everything that fsspec
+    reports, such as checksums.
     """
     if storage.is_remote(folder):
         return {name: info for name, info in storage.objects_below(str(folder)).items() if name != DIGESTS}
@@ -235,7 +254,7 @@ def _of_object(info: Mapping[str, Any]) -> Digest:
 
 
 def _comparable(one: str, other: str) -> bool:
-    """Returns whether two digests differ only if the contents differ. False if they are of different kinds, or one is
-    the ETag of an upload in parts, which contains `-` and depends on the parts.
+    """Returns whether two digests can be compared: they must be of the same kind, and neither may be the ETag of a
+    multipart upload (which contains `-`), because it depends on the sizes of the parts.
     """
     return one.partition(":")[0] == other.partition(":")[0] and "-" not in one + other

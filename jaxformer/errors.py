@@ -16,16 +16,18 @@ class InputError(ValueError):
 
 
 class FieldError(InputError):
-    """Error in a field of a config value. The message has the form `data.task.length=24: expected at least 32`.
+    """Error in a field of a config value (an instance of a frozen dataclass or Linen module). The message has the form
+    `data.task.length=24: expected at least 32`.
 
-    A config value has no reference to the experiment that contains it, so it assumes the usual path of its class. Code
-    that builds or reads it at another path replaces the assumed path with `under`.
+    A config value, such as a task, has no reference to the experiment that contains it. When it refuses the value of a
+    field, it reports the field under the path that config values of its class usually have, such as `data.task`. Code
+    that uses the config value at another path corrects the message with `under`.
 
     Args:
       path: dotted path of the field, such as `data.task.length`.
       problem: the rest of the message, such as `=24: expected at least 32`.
-      owner: path of the config value that raises the error, the first part of `path`. If None, `path` without its last
-        name.
+      owner: path of the config value that raises the error, the first part of `path`, such as `data.task`. If None,
+        `path` without its last name.
     """
 
     def __init__(self, path: str, problem: str, owner: str | None = None):
@@ -37,8 +39,8 @@ class FieldError(InputError):
         return f"{self.path}{self.problem}"
 
     def under(self, path: str) -> "FieldError":
-        """Returns the same error for a config value at `path`: replaces the assumed path of the value in the path of
-        the field.
+        """Returns the same error for a config value that is at `path` in the experiment: replaces `owner`, the assumed
+        path of the config value, by `path`.
         """
         field = self.path.removeprefix(self.owner).removeprefix(".")
         return FieldError(f"{path}.{field}", self.problem, owner="")
@@ -46,9 +48,9 @@ class FieldError(InputError):
 
 @contextlib.contextmanager
 def under(path: str) -> Iterator[None]:
-    """Context manager that raises the `FieldError`s of its block again with the full path of the field in the
-    experiment. `path` is the dotted path of the config value that raises them. If it is empty, they are raised
-    unchanged.
+    """Context manager for code that creates the config value at the dotted path `path` of an experiment. If the block
+    raises a `FieldError`, raises it again with the full path of the field. If `path` is empty, does not change the
+    error.
     """
     try:
         yield

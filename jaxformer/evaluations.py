@@ -1,4 +1,4 @@
-"""Evaluations of an experiment on further data sets, and the metric that determines its best checkpoint."""
+"""Configs of evaluations on additional data sets, and of the metric that determines the best checkpoint of a run."""
 
 import dataclasses
 import math
@@ -27,7 +27,7 @@ class NamedEvaluation:
     source: Source
     """Source of the held-out documents."""
     task: Task | None = None
-    """Task that makes model inputs from the documents. If None, `data.task`."""
+    """Task that makes model inputs from the documents. If None, the task of the training data (`data.task`) is used."""
     batches: int | None = None
     """Maximum number of batches to read. If None, all of the data is read."""
 
@@ -39,8 +39,8 @@ class NamedEvaluation:
         fields.at_least("evaluations.batches", self.batches, 1)
 
     def data(self, data: Data) -> Data:
-        """Returns a data config for this evaluation: `data` with the evaluation's own source as the validation source,
-        and its own task.
+        """Returns the data config of this evaluation: a copy of `data` whose validation source is `source`, and whose
+        task is `task`. If `task` is None, the task of `data` is kept.
         """
         return dataclasses.replace(data, validation=self.source, task=self.task or data.task)
 
@@ -54,16 +54,16 @@ class BestMetric:
     metric: str
     """Name of the metric in this evaluation, such as `loss`."""
     higher_is_better: bool
-    """Whether a higher value is better."""
+    """Whether a higher value of the metric is better."""
 
     @property
     def key(self) -> str:
-        """Key of the metric in the merged results of all evaluations, such as `validation/loss`."""
+        """Key of the metric in the dict that `flat_results` returns, such as `validation/loss`."""
         return result_key(self.evaluation, self.metric)
 
     def rank(self, results: Mapping[str, float]) -> float | None:
-        """Returns a number that is higher for a better checkpoint. -inf if the metric is NaN. None if the evaluation
-        has not run.
+        """Returns the value of the metric in `results`, negated if a lower value is better, so that a better checkpoint
+        has a higher number. Returns -inf if the value is NaN, and None if the evaluation has not run.
         """
         if self.key not in results:
             return None
@@ -74,12 +74,14 @@ class BestMetric:
 
 
 def result_key(evaluation: str, metric: str) -> str:
-    """Returns the key of a metric in the merged results of all evaluations, such as `validation/loss`."""
+    """Returns the key of a metric in the dict that `flat_results` returns, such as `validation/loss`."""
     return f"{evaluation}/{metric}"
 
 
 def flat_results(results: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """Merges the metrics of all evaluations into one dict, with keys such as `validation/loss`."""
+    """Merges the metrics of all evaluations into one dict. `results` maps the name of each evaluation to a dict of its
+    metrics. The new keys consist of both names, such as `validation/loss`.
+    """
     return {result_key(name, metric): value for name, values in results.items() for metric, value in values.items()}
 
 
@@ -90,7 +92,7 @@ def find_best(name: str, evaluations: tuple[str, ...], declared: Mapping[str, bo
       name: value of the setting: `METRIC` of the evaluation on `data.validation`, or `NAME/METRIC` of a named
         evaluation.
       evaluations: names of all evaluations.
-      declared: maps the name of each metric that evaluations compute to whether a higher value is better.
+      declared: metrics that every evaluation computes. Maps the name of each to whether a higher value is better.
 
     Raises:
       InputError: If there is no such evaluation or metric.

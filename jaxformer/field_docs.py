@@ -1,4 +1,5 @@
-"""Adds field docstrings to the docstring of their class, so that `help(Data)` shows what each field means.
+"""Adds the docstrings of dataclass fields (the string after each field) to the docstring of the class, so that `help`
+of the class shows what each field means.
 
 The source of a class is read only when its `__doc__` is accessed.
 """
@@ -18,7 +19,9 @@ PACKAGE = __name__.partition(".")[0]
 
 
 class FieldDocs:
-    """Descriptor for the `__doc__` of a dataclass: its docstring, followed by its fields with their meanings."""
+    """Descriptor that computes the `__doc__` of a dataclass: the docstring of the class, followed by the names of its
+    fields and their docstrings.
+    """
 
     def __init__(self, docstring: str | None):
         self._docstring = docstring
@@ -52,7 +55,9 @@ def install() -> None:
 
 
 def attach(module: ModuleType) -> None:
-    """Replaces the docstring of each dataclass that the module defines with a `FieldDocs`."""
+    """Replaces the docstring of each dataclass that is defined in a module with a `FieldDocs`, which adds the
+    docstrings of the fields.
+    """
     for cls in vars(module).values():
         if isinstance(cls, type) and cls.__module__ == module.__name__ and dataclasses.is_dataclass(cls):
             setattr(cls, "__doc__", FieldDocs(vars(cls).get("__doc__")))  # noqa: B010 (a descriptor, not a str)

@@ -1,4 +1,5 @@
-"""Operations on the tree of fields of a config value: paths, types, parsing from the command line, and JSON.
+"""Operations on the tree of fields of a config value: listing and checking fields, parsing values from the command
+line, and conversion to JSON.
 
 A config value is a frozen dataclass or a Linen module, which is a dataclass too. Its fields hold other config values,
 tuples, strings, numbers, bools and None.
@@ -18,7 +19,9 @@ from jaxformer.suggestions import nearest
 
 
 def check(value: Any) -> None:
-    """Raises InputError if a field at any depth holds a value that its annotation does not allow."""
+    """Raises InputError if a field of a config value, or of a config value inside it, has a value that its type
+    annotation does not allow.
+    """
     for path, hint, child in walk(value):
         if not _accepts(hint, child):
             raise FieldError(path, f"={child!r}: expected {_describe(hint)}", owner="")
@@ -47,8 +50,8 @@ def within(path: str, value: float | None, low: float, high: float, below: bool 
 
 
 def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yields (path, type, value) of every field of a config value and of the config values inside it, parents before
-    their children.
+    """Yields (path, type, value) of every field of a config value (an instance of a frozen dataclass or Linen module),
+    and of the config values inside it, parents before their children.
     """
     for name, hint, child in children(value):
         yield join(path, name), hint, child
@@ -56,8 +59,9 @@ def walk(value: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
 
 
 def children(value: Any) -> list[tuple[str, Any, Any]]:
-    """Returns (name, type, value) of each field of a config value. For a tuple that contains config values, returns its
-    items, named by their indices. Empty for any other value.
+    """Returns (name, type, value) of each field of a config value (an instance of a frozen dataclass or Linen module).
+    For a tuple that contains config values, returns (index as a string, Any, item) of each item. Returns an empty list
+    for any other value.
     """
     if is_config(value):
         return [(name, hint, getattr(value, name)) for name, hint in hints(type(value)).items()]
@@ -72,12 +76,16 @@ def is_config(value: Any) -> bool:
 
 
 def join(path: str, name: str) -> str:
-    """Returns the dotted path of the field `name` of the value at `path`."""
+    """Returns the dotted path of the field `name` of a config value at `path`, such as `data.task`. An empty path is
+    that of the outermost value.
+    """
     return f"{path}.{name}" if path else name
 
 
 def show(value: Any) -> str:
-    """Returns a short description of a value for error messages: the class of a config value, or the value itself."""
+    """Returns a short description of a value for error messages: the class name of a config value (an instance of a
+    frozen dataclass or Linen module), or the repr of any other value.
+    """
     return type(value).__name__ if is_config(value) else repr(value)
 
 
@@ -86,7 +94,7 @@ def replace(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> Any:
     replaced together.
 
     Args:
-      value: a config value.
+      value: a config value (an instance of a frozen dataclass or Linen module).
       overrides: maps dotted field paths to new values. A string, or a list of strings, is parsed as on the command
         line.
       prefix: text before a path in error messages, `--` on a command line.
@@ -144,7 +152,7 @@ def _rebuild(value: Any, changes: Mapping[tuple[str, ...], Any], path: str) -> A
     other can change together.
 
     Args:
-      value: the config value.
+      value: the config value (an instance of a frozen dataclass or Linen module).
       changes: maps field paths, as tuples of names, to new values.
       path: dotted path of the value, for error messages.
     """
@@ -174,7 +182,7 @@ def one_line(error: BaseException) -> str:
 
 @functools.cache
 def hints(cls: type) -> dict[str, Any]:
-    """Returns the type annotations of the fields of a config class that a user can set, keyed by field name."""
+    """Returns the type annotations of those fields of a config class that a user can set, keyed by field name."""
     linen = sys.modules.get("flax.linen")  # Not imported here: if it is not imported yet, no class is a Linen module.
     hidden = {"parent", "name"} if linen is not None and issubclass(cls, linen.Module) else ()
     annotated = typing.get_type_hints(cls)
@@ -202,8 +210,8 @@ def _choices(hint: Any) -> Sequence[Any]:
 
 
 def _accepts(hint: Any, value: Any) -> bool:
-    """Returns whether a value matches a type annotation. For a protocol, checks its members. Callables are not checked
-    further.
+    """Returns whether a value matches a type annotation. For a protocol, checks only that the value has its members. An
+    annotation that is not a class, such as `Callable[...]`, allows any value.
     """
     if _is_union(hint):
         return any(_accepts(choice, value) for choice in typing.get_args(hint))
@@ -222,7 +230,9 @@ def _accepts(hint: Any, value: Any) -> bool:
 
 
 def _read(hint: Any, words: Sequence[str]) -> Any:
-    """Parses command line words as a value of a type. Raises ValueError if that is not possible."""
+    """Parses `words`, the command line arguments after `--field`, as a value of the type `hint`. Raises ValueError if
+    that is not possible.
+    """
     if _is_union(hint):
         # Any word is a valid str, so str is tried last.
         for choice in sorted(typing.get_args(hint), key=lambda choice: choice is str):
@@ -246,7 +256,7 @@ def _read(hint: Any, words: Sequence[str]) -> Any:
 
 
 def _describe(hint: Any) -> str:
-    """Returns a description of the values of a type, for error messages."""
+    """Describes which values a type annotation allows, for error messages, such as "an int or None"."""
     if _is_union(hint):
         return " or ".join(map(_describe, typing.get_args(hint)))
     if choices := _choices(hint):
@@ -263,7 +273,10 @@ def _describe(hint: Any) -> str:
 
 
 def encode(value: Any, path: str = "") -> Any:
-    """Converts a config value to a form for `json.dumps`. Raises InputError if a part of it could not be read back."""
+    """Converts a config value (an instance of a frozen dataclass or Linen module) to dicts, lists, strings, numbers,
+    bools and None, which `json.dumps` accepts. Raises InputError if a part of it has a type that `decode` could not
+    restore.
+    """
     if is_config(value):
         fields = {name: encode(child, join(path, name)) for name, _, child in children(value)}
         return {"class": classes.class_name(type(value)), **fields}
@@ -278,7 +291,8 @@ def encode(value: Any, path: str = "") -> Any:
 
 
 def decode(value: Any, path: str = "", known: Mapping[str, type] = types.MappingProxyType({})) -> Any:
-    """Converts the result of `encode` back to a config value. Missing fields have their default.
+    """Converts the result of `encode` back to a config value (an instance of a frozen dataclass or Linen module).
+    Missing fields have their default.
 
     Args:
       value: result of `json.loads`.
@@ -287,7 +301,8 @@ def decode(value: Any, path: str = "", known: Mapping[str, type] = types.Mapping
         `classes_in`.
 
     Raises:
-      InputError: If a class is not of an allowed package, cannot be imported, has no such field, or refuses a value.
+      InputError: If a class is not in an allowed package, cannot be imported, does not have one of the given fields, or
+        refuses a value.
     """
     if isinstance(value, list):
         return tuple(decode(item, join(path, str(index)), known) for index, item in enumerate(value))
@@ -309,8 +324,8 @@ def decode(value: Any, path: str = "", known: Mapping[str, type] = types.Mapping
 
 
 def classes_in(value: Any) -> dict[str, type]:
-    """Returns the classes of a config value and of all config values inside it, keyed by the names that JSON uses for
-    them.
+    """Returns the classes of a config value (an instance of a frozen dataclass or Linen module) and of all config
+    values inside it, keyed by their names in the JSON form.
     """
     found = {type(child) for _, _, child in walk(value) if is_config(child)} | {type(value)}
     return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in found}

@@ -71,11 +71,11 @@ def launch(arguments: Sequence[str]) -> int:
 
 
 def _environment(number: int, count: int) -> dict[str, str]:
-    """Returns the environment variables for process `number` of `count`, with the index of the process and the devices
-    that it may use.
+    """Returns all environment variables for process `number` of `count`: those of this process, with the variables
+    added that define the number of the process and the devices that it may use.
 
     Raises:
-      InputError: If the devices cannot be divided among the processes.
+      InputError: If the devices cannot be divided equally among the processes.
     """
     place = {cluster.COUNT: str(count), cluster.NUMBER: str(number)}
     if cluster.has_tpu() and count > 1:
@@ -96,8 +96,8 @@ def _environment(number: int, count: int) -> dict[str, str]:
 
 
 def _gpus() -> list[str]:
-    """Returns the names of the GPUs that JAX would use, without initialising JAX. Empty if no GPU plugin of JAX is
-    installed.
+    """Returns the ids of the GPUs that JAX would use, as in `CUDA_VISIBLE_DEVICES`, without initialising JAX. Empty if
+    the CUDA plugin of JAX is not installed.
     """
     platforms = os.environ.get("JAX_PLATFORMS", "")
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):
@@ -122,8 +122,8 @@ def _free_port() -> int:
 
 
 def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> subprocess.Popen[str]:
-    """Starts process `number` of the run in a session of its own. Ctrl-C then reaches only the launcher, which forwards
-    it once.
+    """Starts process `number` of the run in its own session (process group), so that the terminal sends Ctrl-C only to
+    the launcher, which forwards it once.
     """
     pipe = None if number == 0 else subprocess.PIPE
     process = subprocess.Popen(
@@ -143,13 +143,15 @@ def _start(command: Sequence[str], number: int, environment: dict[str, str]) -> 
 
 
 def _end_with_parent() -> None:
-    """Asks the kernel to send SIGTERM to this process when its parent ends. Runs in the child process."""
+    """Asks the Linux kernel to send SIGTERM to this process when its parent process ends. Runs in the child process."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 def _prefix(lines: IO[str], number: int) -> None:
-    """Copies the standard error of a process to the terminal, with the process number before each line."""
+    """Copies the standard error of a training process to the terminal line by line, with the number of the process
+    before each line.
+    """
     for line in lines:
         print(f"[{number}] {line}", end="", file=sys.stderr, flush=True)
 
@@ -175,8 +177,8 @@ class _Signals:
 
 
 def _supervise(started: Sequence[subprocess.Popen[str]], signals: _Signals) -> int:
-    """Waits for all processes, forwards signals to them, and kills the others if one fails. Returns the exit status of
-    `launch`.
+    """Waits until all training processes have ended, forwards signals to them, and ends the others if one fails.
+    Returns the exit status of `launch`.
     """
     running, status, deadline, passed_on = dict(enumerate(started)), 0, None, 0
     while running:

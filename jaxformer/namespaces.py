@@ -1,6 +1,7 @@
 """Lazy namespaces: after `import jaxformer as jf`, `jf.models.Bert` imports its module when it is first used.
 
-Processes that only prepare data import `jaxformer.data` without JAX, so a package must not import all its modules.
+Processes that only prepare data import `jaxformer.data` without JAX, so the `__init__.py` of a package must not import
+all modules of the package.
 """
 
 import difflib
@@ -12,7 +13,9 @@ from typing import Any
 ROOT = __name__.partition(".")[0]
 
 _homes: dict[str, str] = {}
-"""Maps each public name of any namespace to its module."""
+"""Maps each public name, such as `Bert`, to the full name of the module that defines it. Contains the names of all
+namespaces that have been imported so far.
+"""
 
 
 def attach(
@@ -20,17 +23,18 @@ def attach(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Makes the public names of a module importable on first use.
 
-    The module repeats the names as imports under `TYPE_CHECKING`, which type checkers and editors read; a test compares
-    the two lists.
+    For type checkers and editors, the module must also import these names under `if TYPE_CHECKING:`. A test checks that
+    both lists of names are the same.
 
     Args:
       namespace: the `__name__` of the module.
       modules: maps each module, relative to jaxformer, to the public names that it defines:
         `{"models.bert": ("Bert",)}`.
-      namespaces: submodules that are public themselves.
+      namespaces: names of submodules that can also be used as attributes of the module, such as `models` in
+        `jf.models`.
 
     Returns:
-      The `__getattr__`, `__dir__` and `__all__` of the module.
+      The functions `__getattr__` and `__dir__`, and the list `__all__`, to be assigned in the module.
     """
     homes = {name: f"{ROOT}.{module}" for module, names in modules.items() for name in names}
     public = sorted({*homes, *namespaces})
@@ -52,7 +56,7 @@ def attach(
 
 
 def find(name: str) -> Any:
-    """Returns the object with a public name, such as `Bert`, from any namespace imported so far. None if there
-    is none.
+    """Returns the object with a public name, such as `Bert`, or None if no namespace that has been imported so far has
+    this name.
     """
     return getattr(importlib.import_module(_homes[name]), name) if name in _homes else None

@@ -11,14 +11,18 @@ import jax
 from jaxformer.errors import InputError
 
 UNDECAYED = ("bias", "scale", "mean", "variance")
-"""Names of parameters without weight decay. The last two are the statistics of a frozen batch norm."""
+"""Last components of the paths of parameters without weight decay. `mean` and `variance` are the statistics of a frozen
+batch norm.
+"""
 
 
 def map_paths(function: Callable[..., Any], params: Any, *others: Any) -> Any:
-    """Applies `function(path, parameter, ...)` to each parameter of a tree. Returns the tree of the results.
+    """Applies `function(path, parameter, ...)` to each parameter of a tree. Returns a tree of the same structure with
+    the results.
 
     Args:
-      function: function of a path such as `transformer/norm/scale`, the parameter, and the leaves of `others` there.
+      function: called with the path, such as `transformer/norm/scale`, the parameter, and the leaves of `others` at the
+        same path.
       params: tree of arrays, or of `metadata.Boxed` (arrays with the names of their axes), each of which is one leaf.
       *others: trees of the same structure.
     """
@@ -39,8 +43,8 @@ def is_embedding(path: str) -> bool:
 
 
 def decay_mask(params: Any) -> Any:
-    """Returns a tree with True for each parameter that has weight decay: all except biases and the scales and
-    statistics of norms, by name.
+    """Returns a tree of booleans that is True for each parameter to which weight decay applies: all except biases,
+    scales of norms, and the statistics of batch norms. They are recognized by their names (`UNDECAYED`).
     """
     return map_paths(lambda path, _: path.rpartition("/")[2] not in UNDECAYED, params)
 
@@ -51,8 +55,8 @@ def found_in(path: str, patterns: Sequence[str]) -> bool:
 
 
 def check_pattern(field: str, pattern: str) -> None:
-    """Raises InputError if a pattern is not a valid regular expression. `field` is the config field that contains
-    it.
+    """Raises InputError if `pattern` is not a valid regular expression. `field` is the name of the config field that
+    contains it, for the error message.
     """
     try:
         re.compile(pattern)
@@ -61,8 +65,8 @@ def check_pattern(field: str, pattern: str) -> None:
 
 
 def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
-    """Returns a tree with True for each parameter with a path that matches one of the regular expressions, and False
-    for the others.
+    """Returns a tree of booleans that is True for each frozen parameter: its path contains a match of one of the
+    regular expressions in `patterns`.
 
     Raises:
       InputError: If a pattern matches no parameter, or the patterns together match all parameters.
@@ -79,8 +83,8 @@ def frozen_mask(params: Any, patterns: Sequence[str]) -> Any:
 
 
 def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
-    """Splits the parameters into two trees of nested dicts: those to train, and those that are held constant, such as
-    frozen parameters. `is_held` is a function of a path that returns whether the parameter is held.
+    """Splits nested dicts of parameters into two: the parameters to train, and those that are held constant, such as
+    frozen ones. `is_held` is called with the path of each parameter, and returns whether it is held constant.
     """
     trained, held = {}, {}
     for keys, leaf in flax.traverse_util.flatten_dict(params).items():
@@ -89,8 +93,8 @@ def split(params: Any, is_held: Callable[[str], bool]) -> tuple[Any, Any]:
 
 
 def join(params: Any, others: Any) -> Any:
-    """Merges two trees of parameters: returns `others` with the parameters in `params` inserted at their paths. Inverse
-    of `split`.
+    """Merges two trees of parameters: returns a copy of `others` in which the parameters of `params` are added, or
+    replace those with the same paths. Inverse of `split`.
     """
     own, rest = flax.traverse_util.flatten_dict(params), flax.traverse_util.flatten_dict(others)
     return params if own.keys() >= rest.keys() else flax.traverse_util.unflatten_dict(rest | own)

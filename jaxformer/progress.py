@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.progress import TimeRemainingColumn as Remaining
 
 SILENCE = 2.0
-"""Number of seconds after which a running phase prints a line, if the output is not a terminal."""
+"""Number of seconds after which a running phase prints its name on a line, if the output is not a terminal."""
 
 _shown: "Display | None" = None
 
@@ -66,7 +66,9 @@ class Display:
         self._console.print(text, markup=False)
 
     def show(self, renderable: object) -> None:
-        """Prints a table that stays on the screen above the phases and the bar."""
+        """Prints a table, or any other object that Rich can render. It stays on the screen above the phases and the
+        bar.
+        """
         self._console.print(renderable)
 
     @contextlib.contextmanager
@@ -104,7 +106,9 @@ class Display:
 
     @property
     def remaining(self) -> float | None:
-        """Estimated number of seconds until all steps of the bar are completed. None if the speed is not known yet."""
+        """Estimated number of seconds until all steps of the progress bar are completed. None if there is no bar, or
+        its speed is not known yet.
+        """
         return None if self._task is None else self._bar.tasks[0].time_remaining
 
 

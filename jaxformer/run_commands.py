@@ -9,10 +9,11 @@ from jaxformer.training import host
 
 
 def verify(arguments: list[str]) -> None:
-    """Runs `jaxformer verify`: compares everything in a run's folder with its digests, and prints a line per part.
+    """Runs `jaxformer verify`: compares the files of a run with the digests that were stored when they were written.
+    Prints one line for each file, tokenizer folder and checkpoint.
 
     Raises:
-      InputError: If a part is damaged.
+      InputError: If any of them is damaged.
     """
     parser = Parser("verify", "Reads everything in a run's folder and compares it with its digests. Changes nothing.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
@@ -30,7 +31,7 @@ def verify(arguments: list[str]) -> None:
 
 
 def replay(arguments: list[str]) -> None:
-    """Runs `jaxformer replay`: prints the batch of a training step, decoded, with the loss of each row."""
+    """Runs `jaxformer replay`: prints the decoded batch of a training step, with the loss of each of its rows."""
     parser = Parser("replay", "Rebuilds the batch of a training step, decodes it, and computes the loss of each row.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("--step", metavar="N", type=int, required=True, help="number of the step, counted from 1")
@@ -54,8 +55,8 @@ def replay(arguments: list[str]) -> None:
 
 
 def drill(arguments: list[str]) -> None:
-    """Runs `jaxformer drill`: damages the checkpoints and the data of a small run on purpose, on the storage that the
-    user names, and reports whether each damage is detected.
+    """Runs `jaxformer drill`: trains a small run in a folder that the user names, damages its checkpoints and its data
+    on purpose, and reports whether each damage is detected.
     """
     arguments, allowed = take(arguments, "allow", "a package")
     classes.allow(*allowed)

@@ -34,8 +34,8 @@ _AT_ONCE = 8
 _STATUS = re.compile(
     r"\b(PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|ABORTED)\b"
 )
-"""Matches status names in the messages of TensorStore errors. The type of such an exception alone does not show whether
-storage failed, as it is also used for other errors.
+"""Matches the status names in the messages of TensorStore errors that mean that the bucket could not be accessed. The
+exception type is not sufficient, because TensorStore uses it for other errors too.
 """
 
 

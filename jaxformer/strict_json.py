@@ -12,7 +12,9 @@ def dumps(value: Any, **options: Any) -> str:
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces None by NaN in the values of a parsed JSON object whose values are numbers: the inverse of `dumps`."""
+    """Replaces the value None by NaN in a parsed JSON object of numbers, because `dumps` writes null for numbers that
+    are not finite.
+    """
     return {name: math.nan if value is None else value for name, value in values.items()}
 
 

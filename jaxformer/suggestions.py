@@ -1,4 +1,6 @@
-"""Suggestions for field names that are misspelt, or that belong to other libraries."""
+"""Suggestions for names of config fields that are misspelt, or that are used by other libraries, such as
+`learning_rate`.
+"""
 
 import difflib
 from collections.abc import Sequence
@@ -59,8 +61,8 @@ FOREIGN = {
     "mesh.tensor": "tp tensor_parallel tensor_parallel_size model_parallel",
     "workdir": "output_dir out_dir output out save_dir log_dir logdir run run_dir checkpoint_dir ckpt_dir work_dir",
 }
-"""Maps the last part of a field path to the names that other libraries give to the same setting, separated by spaces.
-Of two paths that match a field, the more specific one comes first.
+"""Maps the end of a field's path to the names that other libraries give to the same setting, separated by spaces. If
+two ends match a field, the longer one comes first.
 """
 
 
@@ -78,8 +80,8 @@ def nearest(name: str, names: Sequence[str]) -> str | None:
 
 
 def _called(name: str, names: Sequence[str]) -> list[str]:
-    """Returns those of `names` whose setting is called `name` in another library (see `FOREIGN`), least nested
-    first.
+    """Returns all of `names` whose setting has the name `name` in another library (see `FOREIGN`). Names with the
+    fewest dots come first.
     """
     plain = _plain(name.rpartition(".")[2])
     for path, foreign in FOREIGN.items():

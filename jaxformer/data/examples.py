@@ -41,8 +41,8 @@ class Feature:
     example in its packed row, so that they become indices within the row.
     """
     shape: tuple[int, ...] = ()
-    """Shape of one entry: () for a scalar such as a token. An image has one entry per row of pixels, so that one image
-    fills one batch row.
+    """Shape of one entry: () for a scalar such as a token. For an image, one entry is one line of pixels, [width,
+    channels], and the `capacity` entries of a batch row are one image.
     """
 
 
@@ -55,7 +55,8 @@ class Visit(Generic[DocumentT]):
     tokenizer: Tokenizer
     """Tokenizer that encoded the document. None for tasks that do not read text."""
     rng: np.random.Generator
-    """Random generator for this reading of the document, seeded by the experiment's seed and the number of the visit.
+    """Random generator for this reading of the document, seeded by the experiment's seed and the position of the
+    reading in the document order.
     """
     draw: Callable[[np.random.Generator], DocumentT]
-    """Function that returns another encoded document, chosen at random with the given generator."""
+    """Function that takes a random generator and returns another encoded document of the source, chosen at random."""

@@ -1,1 +1,1 @@
-"""TFDS builders of this project, one folder per data set."""
+"""Builders of this project's data sets for TensorFlow Datasets (TFDS), one folder per data set."""

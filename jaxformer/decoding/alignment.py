@@ -1,4 +1,6 @@
-"""Times of words from the weights of cross-attention (Radford et al. 2022; Giorgino 2009 for dynamic time warping)."""
+"""Computes when each word of a transcript is spoken, by dynamic time warping of cross-attention weights (Radford et al.
+2022; Giorgino 2009).
+"""
 
 import dataclasses
 import functools
@@ -15,25 +17,25 @@ from jaxformer.decoding.generate import bucket
 from jaxformer.models.whisper import Whisper
 
 SMOOTHED = 7
-"""Number of positions of the median filter that smooths the weights in time."""
+"""Length of the median filter that smooths cross-attention weights over time, in encoder positions."""
 ENDS = tuple(".。,，!！?？:：”)]}、")
-"""Punctuation that belongs to the character before it, in languages without spaces."""
+"""Punctuation marks that belong to the preceding character, in languages that are written without spaces."""
 UNSPACED = ("zh", "ja", "th", "lo", "my", "yue")
-"""Languages that are written without spaces. Each character is a word."""
+"""Codes of languages that are written without spaces. In these languages, each character counts as a word."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TimedWord:
-    """A word and its tokens, with the time at which it is said."""
+    """A word of a transcript, and when it is spoken."""
 
     text: str
-    """The word, with the punctuation that belongs to it."""
+    """The word, with a leading space if there is one, and with its punctuation."""
     tokens: int
-    """Number of tokens of the word."""
+    """Number of tokens that the word consists of."""
     start: float
-    """Start in seconds, from the start of the window."""
+    """Time at which the word starts, in seconds from the start of the window of sound."""
     end: float
-    """End in seconds, from the start of the window."""
+    """Time at which the word ends, in seconds from the start of the window of sound."""
 
 
 def align(
@@ -43,15 +45,15 @@ def align(
     end: int,
     positions: int,
 ) -> list[TimedWord]:
-    """Finds the time of each word of a window.
+    """Computes when each word in the output for a window of sound is spoken.
 
     Args:
-      weights: function of the tokens [length] that returns the weights of cross-attention of some heads,
-        [heads, length, encoder positions].
-      prefix: tokens before the words, which have no time.
-      words: words with their tokens, from `split_words`.
-      end: end token of outputs.
-      positions: number of encoder positions that belong to the sound.
+      weights: function that takes token ids [length] and returns the cross-attention weights of some heads, [heads,
+        length, encoder positions], such as the result of `head_weights`.
+      prefix: special tokens before the words, which are not timed.
+      words: (text, token ids) of each word, from `split_words`.
+      end: id of the EOS token.
+      positions: number of encoder positions that contain sound rather than padding.
     """
     if not words:
         return []
@@ -65,7 +67,9 @@ def align(
 
 
 def _smoothed(weights: np.ndarray) -> np.ndarray:
-    """Normalizes and smooths weights [heads, length, positions], and averages the heads: [length, positions]."""
+    """Normalizes the cross-attention weights of each head, standardizes them over the tokens, smooths them over time,
+    and averages the heads. Input is [heads, length, positions], output [length, positions].
+    """
     weights = weights.astype(np.float64)
     weights = weights / np.maximum(weights.sum(-1, keepdims=True), 1e-30)
     spread = weights.std(1, keepdims=True)
@@ -76,8 +80,11 @@ def _smoothed(weights: np.ndarray) -> np.ndarray:
 
 
 def warp(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Finds the cheapest path through a matrix [rows, columns] from its first to its last cell, by steps to the next
-    row, the next column, or both. Returns the row and the column of each cell of the path.
+    """Dynamic time warping: finds the path of least total cost through a matrix [rows, columns], from its first to its
+    last cell. Each step goes to the next row, the next column, or both.
+
+    Returns:
+      Row indices and column indices of the cells of the path, each int [cells].
     """
     rows, columns = costs.shape
     total = np.full((rows + 1, columns + 1), np.inf)
@@ -104,14 +111,14 @@ def warp(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def split_words(
     tokens: Sequence[int], decode: Callable[[Sequence[int]], str], language: str = "en"
 ) -> list[tuple[str, list[int]]]:
-    """Divides tokens into words, each with its tokens.
+    """Divides the tokens of an output into words. Returns (text, token ids) of each word.
 
-    A word begins with a space. In languages that are written without spaces, each character is a word, with the
-    punctuation after it.
+    A word begins with a space. In languages that are written without spaces, each character is a word, together with
+    the punctuation marks after it.
 
     Args:
-      tokens: tokens of words, without special tokens.
-      decode: decodes tokens to text.
+      tokens: token ids without special tokens.
+      decode: function that decodes token ids to text.
       language: code of the language.
     """
     units: list[tuple[str, list[int]]] = []
@@ -137,14 +144,14 @@ def split_words(
 def head_weights(
     model: Whisper, params: Any, log_mel: np.ndarray, heads: Sequence[tuple[int, int]]
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function that computes the weights of cross-attention for tokens [length] of one window:
-    [heads, length, encoder positions].
+    """Returns a function that takes the token ids [length] of an output, and returns the cross-attention weights of
+    some heads for a window of sound, [heads, length, encoder positions].
 
     Args:
-      model: the model.
+      model: the speech recognizer.
       params: parameters of the model.
-      log_mel: features of the window, [frames, mels].
-      heads: pairs of a layer and a head. If empty, all heads of the second half of the layers.
+      log_mel: log-mel spectrogram of the window, [frames, mels].
+      heads: (layer, head) of each head to use. If empty, all heads of the second half of the decoder layers.
     """
     depth, count = model.decoder.depth, model.decoder.heads
     chosen = tuple(heads) or tuple((layer, head) for layer in range(depth // 2, depth) for head in range(count))

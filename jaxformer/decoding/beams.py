@@ -1,4 +1,6 @@
-"""Beam search: extends the k best hypotheses of each row at every step (Graves 2012; Wu et al. 2016)."""
+"""Beam search: at every step, extends the k best hypotheses (partial outputs) of each batch row (Graves 2012; Wu et al.
+2016).
+"""
 
 import dataclasses
 import functools
@@ -19,28 +21,32 @@ from jaxformer.models.base import Model
 
 @flax.struct.dataclass
 class Hypotheses:
-    """The best partial or complete outputs (hypotheses) of each batch row, best first."""
+    """A fixed number of partial or complete outputs (hypotheses) of each batch row, sorted from best to worst."""
 
     scores: jax.Array
-    """Log-probabilities of the hypotheses, float32 [batch, beams], with the length penalty applied for ended
-    hypotheses. -inf marks an empty slot.
+    """Log-probability of each hypothesis, float32 [batch, beams]. For a complete hypothesis, it is divided by length **
+    `length_penalty`. -inf marks an unused slot.
     """
     tokens: jax.Array
-    """Tokens of the hypotheses, integers [batch, beams, maximum length]."""
+    """New token ids of each hypothesis, integers [batch, beams, maximum length]. Only the first `lengths` are valid."""
     lengths: jax.Array
-    """Number of tokens per hypothesis, integers [batch, beams]."""
+    """Number of new tokens of each hypothesis, integers [batch, beams]."""
 
     @classmethod
     def none(cls, rows: int, count: int, room: int) -> "Hypotheses":
-        """Creates `count` empty slots for hypotheses per row, each with room for `room` tokens."""
+        """Creates `count` unused slots for hypotheses in each of `rows` batch rows, each of up to `room` tokens."""
         zeros = jnp.zeros((rows, count), jnp.int32)
         return cls(jnp.full(zeros.shape, NEVER), jnp.zeros((*zeros.shape, room), jnp.int32), zeros)
 
     def best(self, scores: jax.Array, count: int) -> tuple["Hypotheses", jax.Array]:
-        """Returns the `count` hypotheses of each row with the highest values in `scores` ([batch, beams]). These values
-        replace the previous scores of the hypotheses.
+        """Selects the `count` hypotheses of each batch row with the highest scores, in order.
 
-        Also returns the indices of these hypotheses along the beam axis, integers [batch, count].
+        Args:
+          scores: new scores of all hypotheses, [batch, beams], which replace their previous scores.
+          count: number of hypotheses to select.
+
+        Returns:
+          The selected hypotheses, and their indices along the beam axis, integers [batch, count].
         """
         scores, index = jax.lax.top_k(scores, count)
         rows = jnp.arange(len(index))[:, None]
@@ -49,29 +55,38 @@ class Hypotheses:
 
 @flax.struct.dataclass
 class Search:
-    """State of a running beam search. Each batch row has several hypotheses (beams)."""
+    """State of a beam search, which is carried from step to step."""
 
     count: jax.Array
-    """Number of tokens in each hypothesis in `live`, scalar. All have the same length."""
+    """Number of new tokens in each hypothesis of `live`, scalar. It is the same for all hypotheses."""
     live: Hypotheses
-    """Hypotheses that are still being extended."""
+    """Partial hypotheses, which are extended by a token in the next step."""
     ended: Hypotheses
-    """Hypotheses that have ended with an end token."""
+    """Complete hypotheses: those that ended with an EOS token or reached the maximum length."""
     open: jax.Array
-    """Whether the search of each row continues, boolean [batch]. It ends when no better hypothesis is expected."""
+    """Whether the search continues in each batch row, boolean [batch]. See `Decoding.early_stopping`."""
     position_ids: jax.Array
-    """Positions of the last tokens of the hypotheses in `live`, integers [batch · beams]."""
+    """Position ids at which the next step reads the last token of each hypothesis of `live`, integers [batch · beams].
+    """
     cache: Cache
-    """Keys and values of the previous tokens, with one row per hypothesis."""
+    """Key-value cache with one batch row per hypothesis of `live`."""
     seen: jax.Array | None
-    """Whether each token of the vocabulary has already occurred in the prompt or in the hypothesis, boolean
-    [batch, beams, vocab]. None if `repetition_penalty` is 1.
+    """Whether each vocabulary entry occurs in the prompt or in the hypothesis, boolean [batch, beams, vocab]. None if
+    `repetition_penalty` is 1, which does not need it.
     """
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def search(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room: int) -> Hypotheses:
-    """Runs a beam search. Returns the best outputs of each row. `room` is the maximum number of new tokens."""
+    """Runs a beam search, and returns the best complete hypotheses of each batch row.
+
+    Args:
+      model: generative model.
+      decoding: decoding settings.
+      params: parameters of the model.
+      prompts: padded prompts of the batch.
+      room: maximum number of new tokens.
+    """
     rows, beams = len(prompts.tokens), decoding.num_beams
     ahead = steps.start(model, params, prompts, room)
     repeat = functools.partial(jnp.repeat, repeats=beams, axis=0)
@@ -99,11 +114,11 @@ def search(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room
 
 
 def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> Search:
-    """Runs one step of the beam search: extends each unfinished hypothesis (`state.live`) by every token of the
-    vocabulary, and keeps the best results.
+    """Runs one step of the beam search: extends each partial hypothesis (`state.live`) by every token of the
+    vocabulary, and keeps the best extensions.
 
-    A result is moved to `state.ended` if its last token is an end token or it has the maximum length. `logits` are
-    [batch · beams, vocab].
+    Extensions that end with an EOS token or reach the maximum length are moved to `state.ended`. `logits` are the
+    next-token logits of the partial hypotheses, [batch · beams, vocab].
     """
     rows, beams = state.live.scores.shape
     count = state.count + 1
@@ -135,7 +150,9 @@ def _extend(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Computes the log-probabilities of the next tokens after all logits processors, [batch · beams, vocab]."""
+    """Computes the next-token log-probabilities of each partial hypothesis, changed by all logits processors, [batch ·
+    beams, vocab].
+    """
     beams = decoding.num_beams
     scores = jax.nn.log_softmax(prompts.rules.only_pieces(logits))
     seen = None if state.seen is None else state.seen.reshape(scores.shape)
@@ -145,16 +162,16 @@ def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
 
 
 def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, decoding: Decoding) -> Hypotheses:
-    """Merges the hypotheses that have just ended with those that ended before. Returns the best `num_beams` of each
-    row.
+    """Adds the hypotheses that end in this step to those that ended before. Returns the best `num_beams` of them for
+    each batch row.
 
     Args:
-      state: State of the search, with the hypotheses that ended before.
-      extended: Hypotheses after this step, best first.
-      ends: Whether each hypothesis of `extended` ends with this step, boolean [batch, hypotheses]. Only the best
-        `num_beams` may end.
-      count: Number of tokens in each hypothesis of `extended`.
-      decoding: Decoding settings.
+      state: state of the search before this step.
+      extended: hypotheses after this step, best first.
+      ends: whether each hypothesis of `extended` ends in this step, boolean [batch, hypotheses]. Ignored for hypotheses
+        that are not among the best `num_beams`.
+      count: number of tokens in each hypothesis of `extended`.
+      decoding: decoding settings.
     """
     beams = decoding.num_beams
     now = ends & (jnp.arange(ends.shape[1]) < beams) & state.open[:, None]
@@ -166,8 +183,9 @@ def _with_ended(state: Search, extended: Hypotheses, ends: jax.Array, count, dec
 
 
 def _may_improve(live: Hypotheses, ended: Hypotheses, count, decoding: Decoding, prompts: Prompts) -> jax.Array:
-    """Returns whether the search of each row continues, because a better hypothesis is still possible. Boolean
-    [batch].
+    """Returns whether the search of each batch row must continue, because a partial hypothesis (`live`) may still
+    become better than the worst complete one (`ended`). Boolean [batch]. `decoding.early_stopping` selects the
+    criterion.
     """
     worst = ended.scores.min(-1)
     lengths = count

@@ -1,4 +1,4 @@
-"""Chooses the next token of each row from its logits."""
+"""Chooses the next token of each batch row from its logits, by argmax or sampling."""
 
 import jax
 import jax.numpy as jnp
@@ -6,11 +6,20 @@ import jax.numpy as jnp
 from jaxformer.decoding.settings import Decoding
 
 NEVER = -jnp.inf
-"""Logit of a token that must not be chosen."""
+"""Logit (-inf) of a token that must not be chosen."""
 
 
 def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
-    """Chooses the next token of each row by argmax or by sampling: float32 logits [batch, vocab] to int32 [batch]."""
+    """Chooses the next token of each batch row: the most likely one if the temperature is 0, otherwise a sampled one.
+
+    Args:
+      logits: logits after all logits processors, float32 [batch, vocab].
+      decoding: decoding settings.
+      key: random key for sampling.
+
+    Returns:
+      Token ids, int32 [batch].
+    """
     if not decoding.temperature:
         return likeliest(logits)
     tokens = None
@@ -21,9 +30,9 @@ def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
 
 
 def likeliest(logits: jax.Array) -> jax.Array:
-    """Returns the argmax of each row of logits [batch, vocab], int32 [batch]: the first index if there are ties.
+    """Returns the argmax of each row of `logits` [batch, vocab], int32 [batch]. If several are equal, the lowest index.
 
-    Uses two reductions, because argmax is slow in XLA on CPU.
+    Uses two reductions instead of argmax, which is slow in XLA on CPU.
     """
     largest = logits.max(-1, keepdims=True)
     index = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
@@ -31,10 +40,11 @@ def likeliest(logits: jax.Array) -> jax.Array:
 
 
 def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
-    """Changes logits [batch, vocab] for sampling: divides them by the temperature and removes unlikely tokens.
+    """Changes logits [batch, vocab] for sampling: divides them by the temperature, and sets the logits of excluded
+    tokens to -inf.
 
-    The cutoffs are applied one after the other. Each renormalises the probabilities of the tokens that the previous
-    ones kept.
+    Applies top-p, min-p, typical, epsilon and eta sampling in this order. Each of them uses probabilities that are
+    renormalized over the remaining tokens.
     """
     logits = logits / decoding.temperature
     if decoding.top_p < 1:
@@ -57,8 +67,8 @@ def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
 
 
 def _typical(logits: jax.Array, mass: float) -> jax.Array:
-    """Removes tokens for typical sampling, by setting their logits to -inf. Keeps the tokens whose surprisal is closest
-    to the entropy, until their total probability reaches `mass`.
+    """Applies typical sampling to logits. Keeps the tokens whose surprisal (-log p) is closest to the entropy, until
+    their total probability reaches `mass`, and sets the other logits to -inf.
     """
     surprise = -jax.nn.log_softmax(logits)
     distances = jnp.abs(surprise - _entropy(logits))
@@ -69,26 +79,26 @@ def _typical(logits: jax.Array, mass: float) -> jax.Array:
 
 
 def _likelier_than(probability: jax.Array | float, logits: jax.Array) -> jax.Array:
-    """Removes tokens whose probability is below a limit, by setting their logits to -inf. The most likely token is
-    always kept.
-    """
+    """Sets the logits of tokens whose probability is below `probability` to -inf, except for the most likely token."""
     unlikely = jax.nn.softmax(logits) < probability
     return jnp.where(unlikely & (logits < logits.max(-1, keepdims=True)), NEVER, logits)
 
 
 def _entropy(logits: jax.Array) -> jax.Array:
-    """Computes the entropy of the next token's distribution in nats, [..., 1]."""
+    """Computes the entropy of the distribution that `logits` [..., vocab] define, in nats, [..., 1]."""
     logs = jax.nn.log_softmax(logits)
     return -jnp.where(jnp.isneginf(logs), 0.0, jnp.exp(logs) * logs).sum(-1, keepdims=True)
 
 
 def weaken(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
-    """Applies the repetition penalty to the scores of tokens that occurred before.
+    """Applies the repetition penalty to next-token scores: divides positive scores of repeated tokens by it, and
+    multiplies negative ones by it.
 
     Args:
-      scores: Scores of the next token, [..., vocab].
-      seen: Whether each token occurred before, boolean [..., vocab]. If None, the scores are returned unchanged.
-      penalty: Divisor of positive scores and factor of negative scores. Values above 1 make repetitions less likely.
+      scores: logits or log-probabilities of the next token, [..., vocab].
+      seen: whether each vocabulary entry occurred before, boolean [..., vocab]. If None, the scores are returned
+        unchanged.
+      penalty: repetition penalty. Values above 1 make repeated tokens less likely.
     """
     if seen is None:
         return scores

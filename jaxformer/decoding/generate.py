@@ -1,4 +1,4 @@
-"""Generates tokens from prompts: checks and pads the prompts, batches and decodes them."""
+"""Generates text with a model: checks the prompts, pads them to batches, and decodes each batch."""
 
 import dataclasses
 import math
@@ -19,49 +19,49 @@ from jaxformer.models.base import Model
 ROWS = 32
 """Maximum number of prompts that are decoded in one batch."""
 CHUNK = 8
-"""Number of tokens that `stream` generates before it yields them."""
+"""Number of tokens that `stream` generates before it yields them together."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Output:
-    """A generated output and its score."""
+    """Tokens that were generated for a prompt, and their log-probability."""
 
     tokens: np.ndarray
-    """New tokens, int32 [tokens], including the end token if it was generated."""
+    """Generated token ids, int32 [tokens], including the EOS token if it was generated."""
     log_probability: float
-    """Sum of the log-probabilities of the tokens in nats, after all logits processors. Sampling settings such as the
-    temperature do not affect it. NaN if it was not requested.
+    """Sum of the log-probabilities of the tokens in nats, after all logits processors but before sampling settings such
+    as the temperature. NaN if it was not computed.
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """Prompt for one output: tokens to continue, and inputs of the encoder if there is one."""
+    """Input of the model for one output: token ids to continue, and encoder inputs if the model has an encoder."""
 
     tokens: np.ndarray
-    """Tokens that the output continues, int32 [tokens]."""
+    """Token ids that the output continues, int32 [tokens]. For an encoder–decoder, the decoder start token or a longer
+    prefix.
+    """
     inputs: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Encoder inputs, named as the arguments of `Model.encode_prompt`: token ids [tokens], or an array of another
-    modality with the same shape in every prompt.
+    """Encoder inputs, keyed by argument name of `Model.encode_prompt`: token ids [tokens], or an array such as an
+    image, with the same shape for all prompts. Empty for a model without an encoder.
     """
 
     @property
     def read(self) -> np.ndarray:
-        """Token ids of the prompt for logits processors that depend on it: the encoder inputs if they are token ids,
-        otherwise `tokens`.
+        """Token ids of the prompt, which logits processors such as `encoder_repetition_penalty` use: the encoder input
+        if it is token ids, otherwise `tokens`.
         """
         return next((array for array in self.inputs.values() if array.ndim == 1), self.tokens)
 
 
 def as_prompt(prompt: Prompt | Ids, model: Model, start: int | None) -> Prompt:
-    """Converts token ids to a `Prompt`. A `Prompt` is only checked, and returned unchanged.
-
-    For an encoder–decoder, the token ids become the encoder input, and decoding starts from the token `start`. For a
-    decoder, they are the tokens to continue.
+    """Converts token ids to a `Prompt`: for an encoder–decoder, with the ids as encoder input and `start` as decoder
+    input; for a decoder, with the ids as tokens to continue. A `Prompt` is checked and returned unchanged.
 
     Raises:
-      InputError: If the sequence is empty, exceeds the maximum length of the model or has a token outside of the
-        vocabulary.
+      InputError: If the sequence of token ids is empty, exceeds the model's maximum length, or contains an id outside
+        the vocabulary.
     """
     if isinstance(prompt, Prompt):
         checked(prompt.tokens, model, "forced prefix" if prompt.inputs else "prompt")
@@ -80,29 +80,30 @@ def generate(
     prefix: bool = False,
     pieces: int | None = None,
 ) -> list[np.ndarray]:
-    """Generates new tokens for each prompt: a decoder continues it, an encoder–decoder answers it.
+    """Generates the continuation of each prompt (decoder), or the output for it (encoder–decoder).
 
-    Prompts of similar lengths are decoded together. Outputs do not depend on the batch, except when sampling. One
-    program is compiled per padded prompt length (see `bucket`) and number of rows. Parameters may be sharded over a
-    mesh; in that case, call this function in the context of `sharding.use`.
+    Prompts of similar lengths are decoded in one batch. Except for sampling, outputs do not depend on the batch. One
+    XLA program is compiled per padded prompt length (see `bucket`) and batch size. If the parameters are sharded over a
+    mesh, call this function in the context of `sharding.use`.
 
     Args:
-      model: Generative model.
-      params: Parameters of the model.
-      prompts: Token ids of each prompt, or a `Prompt`.
-      decoding: Decoding settings.
-      end: Token that ends an output. Only used if `decoding.eos_token_ids` is None.
-      start: Decoder start token of an encoder–decoder, for prompts that are token ids.
-      prefix: Whether attention within a prompt is bidirectional, for a prefix language model.
-      pieces: Vocabulary size of the tokenizer. Token ids from this number on are never generated. If None, all ids may
-        be generated.
+      model: generative model.
+      params: parameters of the model.
+      prompts: token ids of each prompt, or a `Prompt`.
+      decoding: decoding settings.
+      end: id of the EOS token. Used only if `decoding.eos_token_ids` is None.
+      start: id of the decoder start token. Required for an encoder–decoder, in which it starts the decoder input of
+        prompts that are token ids.
+      prefix: whether attention within a prompt is bidirectional, for a prefix language model.
+      pieces: vocabulary size of the tokenizer, if the model has more ids. Token ids from this number on are never
+        generated. If None, all ids may be generated.
 
     Returns:
-      New tokens of each prompt, int32 [tokens], including the end token if it was generated.
+      Generated token ids for each prompt, int32 [tokens], including the EOS token if it was generated.
 
     Raises:
-      InputError: If a prompt is empty, exceeds the maximum length of the model or has a token outside of the
-        vocabulary.
+      InputError: If a prompt is empty, exceeds the model's maximum length, or contains an id outside the vocabulary.
+        Also if the start token of an encoder–decoder is missing.
     """
     check_specials(model, end, start, decoding)
     asked = [as_prompt(prompt, model, start) for prompt in prompts]
@@ -117,15 +118,15 @@ def generate_scored(
     decoding: Decoding = Decoding(),
     end: int | None = None,
 ) -> list[Output]:
-    """Generates new tokens for each prompt like `generate`, and returns them with their log-probabilities. Beam search
-    compares these log-probabilities, as if `renormalize_logits` were set.
+    """Generates an output for each prompt as `generate` does, and also returns its log-probability. For beam search,
+    sets `renormalize_logits`, so that hypotheses are compared by these log-probabilities.
 
     Args:
-      model: Generative model.
-      params: Parameters of the model.
-      asked: Prompts, with tokens that `checked` accepts.
-      decoding: Decoding settings.
-      end: Token that ends an output, if `decoding` names none.
+      model: generative model.
+      params: parameters of the model.
+      asked: prompts, whose tokens were checked by `checked`.
+      decoding: decoding settings.
+      end: id of the EOS token. Used only if `decoding.eos_token_ids` is None.
     """
     if decoding.num_beams > 1:
         decoding = dataclasses.replace(decoding, renormalize_logits=True)
@@ -143,7 +144,9 @@ def _outputs(
     decoding: Decoding,
     batch_of: Callable[[Sequence[Prompt]], Prompts],
 ) -> list[Output]:
-    """Generates the outputs of prompts, batch by batch. `batch_of` pads the prompts of a batch."""
+    """Decodes prompts batch by batch, and returns the outputs in the order of the prompts. `batch_of` is a function
+    that pads the prompts of a batch.
+    """
     params = steps.ready(model, params)
     key = jax.random.key(decoding.seed)
     outputs: dict[int, Output] = {}
@@ -177,11 +180,12 @@ def stream(
     prefix: bool = False,
     pieces: int | None = None,
 ) -> Iterator[np.ndarray]:
-    """Yields the tokens that `generate` returns for one prompt, a few at a time. Same arguments as `generate`.
+    """Yields the tokens that `generate` returns for one prompt, a few at a time, as int32 [tokens]. The arguments are
+    those of `generate`.
 
     Raises:
-      InputError: In the cases of `generate`, or if `decoding.num_beams` is above 1, because a beam search chooses its
-        output only at the end.
+      InputError: As for `generate`. Also if `decoding.num_beams` is above 1, because the output of a beam search is
+        known only at its end.
     """
     if decoding.num_beams > 1:
         raise InputError(f"decoding.num_beams={decoding.num_beams}: beam search cannot be streamed; expected 1")
@@ -201,7 +205,9 @@ def stream(
 
 
 def bucket(length: int) -> int:
-    """Rounds a length up to 16, 24, 32, 48, 64, 96 and so on, so that few programs are compiled."""
+    """Rounds a length up to the next of 16, 24, 32, 48, 64, 96 and so on. Padding to few different lengths limits the
+    number of compiled programs.
+    """
     size = 16
     while size < length:
         size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
@@ -209,7 +215,7 @@ def bucket(length: int) -> int:
 
 
 def by_length(prompts: Sequence[np.ndarray], rows: int = ROWS) -> list[list[int]]:
-    """Groups prompts of similar lengths into batches of at most `rows` prompts, longest first. Returns the indices of
+    """Groups prompts into batches of at most `rows` prompts of similar lengths, longest first. Returns the indices of
     the prompts in each batch.
     """
     order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
@@ -217,10 +223,16 @@ def by_length(prompts: Sequence[np.ndarray], rows: int = ROWS) -> list[list[int]
 
 
 def checked(prompt: Ids, model: Model, name: str = "prompt") -> np.ndarray:
-    """Checks a sequence of token ids, and returns it as int32 [tokens]. `name` is its name in error messages.
+    """Converts a sequence of token ids to int32 [tokens], and checks it.
+
+    Args:
+      prompt: token ids.
+      model: model that will read them.
+      name: name of the sequence in error messages.
 
     Raises:
-      InputError: If it is empty, exceeds the maximum length of the model or has a token outside of the vocabulary.
+      InputError: If the sequence is empty, exceeds the model's maximum length, or contains an id outside the
+        vocabulary.
     """
     tokens = np.asarray(prompt, np.int32).reshape(-1)
     if not len(tokens):
@@ -236,7 +248,9 @@ def checked(prompt: Ids, model: Model, name: str = "prompt") -> np.ndarray:
 def check_specials(
     model: Model, end: int | None = None, start: int | None = None, decoding: Decoding = Decoding()
 ) -> None:
-    """Raises InputError if the decoder start token is missing or a special token is outside of the vocabulary."""
+    """Raises InputError if an encoder–decoder has no decoder start token (`start`), or if `start`, `end` or a token id
+    in the decoding settings is outside the model's vocabulary.
+    """
     if model.is_encoder_decoder and start is None:
         raise InputError("start=None: an encoder–decoder needs a decoder start token")
     named = {"end": end, "start": start}
@@ -250,16 +264,17 @@ def check_specials(
 def padded(
     prompts: Sequence[np.ndarray], longest: int, left: bool = False, size: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pads prompts to a common length, and adds empty rows up to a power of 2, so that few programs are compiled.
+    """Pads token sequences to a common length, and adds empty rows until the number of rows is a power of 2. Few
+    different shapes limit the number of compiled programs.
 
     Args:
-      prompts: Token ids of each prompt, int32 [tokens].
-      longest: Maximum length of a row.
-      left: Whether to pad on the left.
-      size: Length of a row. If None, the longest prompt rounded up by `bucket`.
+      prompts: token ids of each sequence, int32 [tokens].
+      longest: maximum length of a row.
+      left: whether to pad on the left rather than the right.
+      size: length of a row. If None, the length of the longest sequence rounded up by `bucket`, at most `longest`.
 
     Returns:
-      Tokens and segments (1 for tokens, 0 for padding), int32 [batch, length].
+      Token ids and mask (1 for tokens, 0 for padding), both int32 [batch, length].
     """
     length, rows = size or min(bucket(max(map(len, prompts))), longest), 1
     while rows < len(prompts):
@@ -305,7 +320,9 @@ def _batch(
 
 
 def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.ndarray]:
-    """Builds the encoder inputs of a batch: token ids are left-padded, other arrays are stacked."""
+    """Combines the encoder inputs of several prompts to a batch of `rows` rows, keyed by argument name. Token ids are
+    left-padded to at most `longest` tokens, with their `segments` and `position_ids` added; other arrays are stacked.
+    """
     found = {}
     for name in prompts[0].inputs:
         arrays = [prompt.inputs[name] for prompt in prompts]
@@ -318,10 +335,9 @@ def _inputs(prompts: Sequence[Prompt], longest: int, rows: int) -> dict[str, np.
 
 
 def _static(decoding: Decoding, prompts: Prompts) -> Decoding:
-    """Returns decoding settings that can be a static argument of a compiled function. The settings that the function
-    receives as arrays (seed, limits and end tokens) are set to constants.
-
-    Without this, changing one of these settings would cause a recompilation.
+    """Returns decoding settings to use as a static argument of a compiled function. Settings that the function receives
+    as arrays instead (seed, maximum and minimum lengths, EOS tokens) are replaced by constants, so that changing them
+    does not cause a recompilation.
     """
     ends = [(token,) for token in prompts.rules.ends.tolist()]
     words = tuple(word for word in decoding.bad_words_ids if word not in ends)  # End tokens are never banned.

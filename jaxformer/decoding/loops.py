@@ -1,4 +1,4 @@
-"""Decoding loop for greedy decoding and sampling. Runs on the device and updates the cache and tokens in place."""
+"""Loop for greedy decoding and sampling, which runs on the device and updates its state in place."""
 
 import dataclasses
 import functools
@@ -19,40 +19,47 @@ from jaxformer.models.base import Model
 
 @flax.struct.dataclass
 class Progress:
-    """State of a running decoding loop for a batch."""
+    """State of the decoding loop of a batch, which is carried from step to step."""
 
     count: jax.Array
-    """Number of new tokens so far in the rows that have not ended, scalar."""
+    """Number of decoding steps so far, scalar. It is the number of new tokens in each row that has not ended."""
     tokens: jax.Array
-    """New tokens, integers [batch, maximum length]. In each row, the first `lengths` tokens are valid."""
+    """New token ids of each row, integers [batch, maximum length]. Only the first `lengths` are valid."""
     lengths: jax.Array
-    """Number of new tokens per row, including the end token, integers [batch]."""
+    """Number of new tokens of each row, including the EOS token, integers [batch]."""
     last: jax.Array
-    """Token of each row that the model reads in the next step, integers [batch]."""
+    """Newest token of each row, which the model reads in the next step, integers [batch]."""
     position_ids: jax.Array
-    """Position of the token `last` in each row, integers [batch]."""
+    """Position id of the token `last` of each row, integers [batch]."""
     cache: Cache
-    """Keys and values of the tokens before `last`."""
+    """Key-value cache of the tokens before `last`."""
     ended: jax.Array
-    """Whether the output of each row has ended, boolean [batch]."""
+    """Whether each row has ended, because of an EOS token or its maximum length, boolean [batch]."""
     seen: jax.Array | None
-    """Whether each token of the vocabulary occurred before in the row, boolean [batch, vocab]. None if
-    `repetition_penalty` is 1.
+    """Whether each vocabulary entry occurs in the prompt or the output of a row, boolean [batch, vocab]. None if
+    `repetition_penalty` is 1, which does not need it.
     """
     rules: Rules
-    """Data for the logits processors, such as maximum lengths and end tokens."""
+    """Inputs of the logits processors, such as maximum lengths and EOS tokens."""
     key: jax.Array
     """Random key for sampling."""
     totals: jax.Array | None = None
     """Sum of the log-probabilities of the new tokens of each row, after all logits processors, float32 [batch]. None if
-    they are not needed.
+    `Prompts.scored` is False.
     """
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 4))
 def begin(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room: int, key: jax.Array) -> Progress:
-    """Starts decoding: runs the prefill of the prompts and chooses the first token of each row. `room` is the maximum
-    number of new tokens.
+    """Starts the decoding of a batch: runs the prefill of the prompts, and chooses the first new token of each row.
+
+    Args:
+      model: generative model.
+      decoding: decoding settings.
+      params: parameters of the model.
+      prompts: padded prompts of the batch.
+      room: maximum number of new tokens.
+      key: random key for sampling.
     """
     ahead = steps.start(model, params, prompts, room)
     rows = len(prompts.tokens)
@@ -75,7 +82,7 @@ def begin(model: Model, decoding: Decoding, params: Any, prompts: Prompts, room:
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=3)
 def advance(model: Model, decoding: Decoding, params: Any, progress: Progress, until: jax.Array) -> Progress:
-    """Continues decoding until each row has ended or has `until` new tokens."""
+    """Continues the decoding of a batch until each row has ended or has `until` new tokens in total."""
 
     def unfinished(progress):
         return (progress.count < until) & ~progress.ended.all()
@@ -90,7 +97,7 @@ def advance(model: Model, decoding: Decoding, params: Any, progress: Progress, u
 
 
 def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
-    """Chooses the next token of each row and appends it."""
+    """Chooses the next token of each row from logits [batch, vocab], and appends it to the output."""
     key = jax.random.fold_in(progress.key, progress.count)
     logits = progress.rules.only_pieces(logits)
     logits = rules.apply(logits, progress.seen, progress.tokens, progress.count, progress.rules, decoding)
@@ -116,8 +123,8 @@ def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
 
 
 def first_seen(model: Model, decoding: Decoding, prompts: Prompts) -> jax.Array | None:
-    """Returns which tokens of the vocabulary occur in the prompt of each row, boolean [batch, vocab]. None if
-    `repetition_penalty` is 1.
+    """Returns whether each vocabulary entry occurs in the prompt of each row, boolean [batch, vocab]. Returns None if
+    `repetition_penalty` is 1, which does not need it.
     """
     if decoding.repetition_penalty == 1:
         return None

@@ -1,8 +1,7 @@
-"""Logits processors: they change the scores of the next token according to output length, repetitions and banned
-tokens.
+"""Logits processors, which change next-token scores to enforce output lengths, discourage repetitions, and ban tokens.
 
-Their definitions and order are the same as in the Hugging Face transformers library. A setting with its default value
-adds nothing to the compiled program, because its fields of `Rules` are None.
+Their definitions and their order are those of the Hugging Face transformers library. Processors that the decoding
+settings do not enable add nothing to the compiled program, because their fields in `Rules` are None.
 """
 
 import dataclasses
@@ -19,32 +18,36 @@ from jaxformer.decoding.choosing import NEVER, weaken
 from jaxformer.decoding.settings import Decoding, TimestampRules
 
 NO_TOKEN = -1
-"""Value of array entries that do not contain a token, such as the left padding of shorter prompts."""
+"""Value that marks unused entries of token arrays, such as the left padding of shorter prompts."""
 
 
 @flax.struct.dataclass
 class Rules:
-    """Data that the logits processors need for a batch."""
+    """Inputs of the logits processors for a batch, such as maximum lengths, EOS tokens and prompts."""
 
     limits: jax.Array | np.ndarray
-    """Maximum number of new tokens per row, integers [batch]. 0 for padding rows."""
+    """Maximum number of new tokens of each row, integers [batch]. 0 for rows that only pad the batch."""
     ends: jax.Array | np.ndarray
-    """Ids of the tokens that end an output, a vector of integers."""
+    """Ids of the EOS tokens, which end an output, integers [tokens]."""
     least: jax.Array | np.ndarray | None = None
-    """Minimum number of new tokens before an end token is allowed, integers [batch]. If None, there is no minimum."""
+    """Minimum number of new tokens of each row before an EOS token may be generated, integers [batch]. None for no
+    minimum.
+    """
     given: jax.Array | np.ndarray | None = None
-    """Last tokens before the output, integers [batch, tokens], left-padded with `NO_TOKEN`: the end of the prompt, or
-    the decoder start tokens of an encoder–decoder. None if no processor needs them.
+    """Token ids that directly precede the output of each row, integers [batch, length], left-padded with `NO_TOKEN`:
+    the prompt of a decoder, or the decoder start tokens of an encoder–decoder. None if no enabled processor needs them.
     """
     read: jax.Array | np.ndarray | None = None
-    """Prompt tokens, integers [batch, length], left-padded with `NO_TOKEN`. None if no processor needs them."""
+    """Token ids of each row's prompt, which for an encoder–decoder is the encoder input, integers [batch, length],
+    left-padded with `NO_TOKEN`. None if no enabled processor needs them.
+    """
     alone: jax.Array | np.ndarray | None = None
-    """Whether exactly one token comes before the output of each row, boolean [batch]. `forced_bos_token_id` only
-    applies to such rows. None if no processor needs it.
+    """Whether exactly one token precedes the output of each row, boolean [batch]. `forced_bos_token_id` applies only to
+    these rows. None if that setting is None.
     """
     pieces: int | None = flax.struct.field(pytree_node=False, default=None)
-    """Vocabulary size of the tokenizer. Token ids from this number on are never generated. If None, all ids of the
-    model are allowed.
+    """Vocabulary size of the tokenizer, if the model has more ids. Token ids from this number on are never generated.
+    If None, all ids may be generated.
     """
 
     @classmethod
@@ -57,18 +60,18 @@ class Rules:
         followed: Sequence[np.ndarray] | None = None,
         pieces: int | None = None,
     ) -> "Rules":
-        """Builds the data of the logits processors for a batch. There may be fewer prompts than rows; the remaining
-        rows are padding.
+        """Creates the inputs of the logits processors for a batch. If there are fewer prompts than rows, the remaining
+        rows only pad the batch.
 
         Args:
-          decoding: Decoding settings.
-          prompts: Prompt of each row, int32 [tokens].
-          limits: Maximum number of new tokens per row, int32 [batch].
-          ends: Ids of the tokens that end an output.
-          followed: Tokens directly before the output of each row, int32 [tokens]: the decoder start tokens of an
-            encoder–decoder. If None, the prompts.
-          pieces: Vocabulary size of the tokenizer. Token ids from this number on are never generated. If None, all ids
-            of the model are allowed.
+          decoding: decoding settings.
+          prompts: token ids of each prompt, int32 [tokens].
+          limits: maximum number of new tokens of each row, int32 [batch].
+          ends: ids of the EOS tokens.
+          followed: token ids that directly precede the output of each row, int32 [tokens], such as the decoder start
+            tokens of an encoder–decoder. If None, as for a decoder, the prompts.
+          pieces: vocabulary size of the tokenizer, if the model has more ids. Token ids from this number on are never
+            generated. If None, all ids may be generated.
         """
         followed = prompts if followed is None else followed
         stretch, read = decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
@@ -90,38 +93,38 @@ class Rules:
         )
 
     def repeated(self, times: int) -> "Rules":
-        """Returns the data for a batch in which each row is repeated `times` times, once per hypothesis of a beam
-        search.
-        """
+        """Repeats each row `times` times, for a beam search, in which each hypothesis has its own batch row."""
         return dataclasses.replace(jax.tree.map(lambda array: jnp.repeat(array, times, axis=0), self), ends=self.ends)
 
     def is_end(self, tokens: jax.Array) -> jax.Array:
-        """Returns whether each of the tokens (integers [...]) is an end token, boolean [...]."""
+        """Returns whether each token is an EOS token. `tokens` are integers of any shape, and the result is boolean of
+        the same shape.
+        """
         return (tokens[..., None] == self.ends).any(-1)
 
     def only_pieces(self, logits: jax.Array) -> jax.Array:
-        """Sets the logits ([..., vocab]) of token ids that the tokenizer does not have to -inf, so that they are not
-        generated.
-        """
+        """Sets the logits ([..., vocab]) of token ids that are not in the tokenizer's vocabulary to -inf."""
         return without_pieces(logits, self.pieces)
 
 
 class History(NamedTuple):
-    """All tokens before the next token of each row."""
+    """All tokens of each row before the next one: those that precede the output, and the output so far."""
 
     tokens: jax.Array
-    """Prompt or start token, followed by the output, integers [batch, length]. `NO_TOKEN` before and after them."""
+    """Token ids, integers [batch, length]: `Rules.given`, followed by the output so far. Unused entries before and
+    after them are `NO_TOKEN`.
+    """
     stop: jax.Array
-    """Index in `tokens` of the next token, scalar."""
+    """Index in `tokens` at which the next token will be, scalar."""
 
     def last(self, size: int) -> jax.Array:
-        """Returns the last `size` tokens of each row, integers [batch, size]."""
+        """Returns the newest `size` tokens of each row, integers [batch, size]."""
         return jax.lax.dynamic_slice_in_dim(self.tokens, self.stop - size, size, axis=1)
 
 
 def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
     """Sets the logits ([..., vocab]) of token ids from `pieces` on to -inf, so that they are not generated. `pieces` is
-    the vocabulary size of the tokenizer. If it is None, the logits are unchanged.
+    the vocabulary size of the tokenizer. If None, the logits are returned unchanged.
     """
     if pieces is None or pieces >= logits.shape[-1]:
         return logits
@@ -131,15 +134,16 @@ def without_pieces(logits: jax.Array, pieces: int | None) -> jax.Array:
 def apply(
     scores: jax.Array, seen: jax.Array | None, output: jax.Array, count: jax.Array, rules: Rules, decoding: Decoding
 ) -> jax.Array:
-    """Applies all logits processors to the scores of the next token.
+    """Applies all enabled logits processors to the scores of the next token, and returns the new scores, float32
+    [batch, vocab].
 
     Args:
-      scores: Logits or log-probabilities, float32 [batch, vocab].
-      seen: Whether each token occurred before, boolean [batch, vocab]. None if `repetition_penalty` is 1.
-      output: New tokens so far, integers [batch, maximum length]; the first `count` are valid.
-      count: Number of new tokens so far, scalar.
-      rules: Data that the processors need.
-      decoding: Decoding settings.
+      scores: logits or log-probabilities, float32 [batch, vocab].
+      seen: whether each vocabulary entry occurred before, boolean [batch, vocab]. None if `repetition_penalty` is 1.
+      output: new tokens, integers [batch, maximum length]. Only the first `count` are valid.
+      count: number of new tokens so far, scalar.
+      rules: inputs of the processors.
+      decoding: decoding settings.
     """
     vocab = scores.shape[-1]
     if decoding.encoder_repetition_penalty != 1 and rules.read is not None:
@@ -169,7 +173,9 @@ def apply(
 
 
 def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: Decoding) -> jax.Array:
-    """Applies the processors that depend on the number of new tokens, followed by those that suppress tokens."""
+    """Applies the logits processors that depend on the number of new tokens (`count`), and then those that suppress
+    tokens. Returns the new scores.
+    """
     if rules.least is not None:
         early = (count < rules.least)[:, None]
         scores = jnp.where(early & _among(rules.ends, scores), NEVER, scores)
@@ -197,7 +203,9 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
 def _apply_timestamps(
     scores: jax.Array, output: jax.Array, count: jax.Array, rules: Rules, timestamps: TimestampRules
 ) -> jax.Array:
-    """Applies the rules for timestamp tokens. See `TimestampRules` and `apply`."""
+    """Applies the logits processor for timestamp tokens, which `TimestampRules` describes. Returns the new scores. The
+    arguments are those of `apply`.
+    """
     start, ids = timestamps.first, jax.lax.broadcasted_iota(jnp.int32, scores.shape, 1)
     is_time = ids >= start
     times = jnp.where((output >= start) & (jnp.arange(output.shape[1]) < count), output, -1)
@@ -220,8 +228,8 @@ def _apply_timestamps(
 
 
 def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarray:
-    """Left-pads token sequences with `NO_TOKEN` to a common length, int32 [rows, length]. The length is at least
-    `least` and a power of 2, so that few programs are compiled.
+    """Left-pads token sequences with `NO_TOKEN` to a common length, and returns int32 [rows, length]. The length is at
+    least `least`, and a power of 2 from 16 on, which limits the number of compiled programs.
     """
     size = 16
     while size < max([least, *map(len, texts)]):
@@ -233,30 +241,30 @@ def _before(texts: Sequence[np.ndarray], rows: int, least: int = 1) -> np.ndarra
 
 
 def _among(ids: jax.Array | np.ndarray, scores: jax.Array) -> jax.Array:
-    """Returns which tokens of the vocabulary are in `ids`, boolean [vocab]. Only the last axis of `scores`
-    ([..., vocab]) is used, as the vocabulary size.
+    """Returns a mask of the vocabulary entries that are in `ids`, boolean [vocab]. The vocabulary size is the last axis
+    of `scores`.
     """
     return jnp.zeros(scores.shape[-1], bool).at[ids].set(True)
 
 
 def _mentioned(text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
-    """Returns which tokens of the vocabulary occur in each row of a text, boolean [batch, vocab]. `text` is integers
-    [batch, length].
+    """Returns whether each vocabulary entry occurs in each row of `text` (token ids, integers [batch, length]), boolean
+    [batch, vocab].
     """
     places = jnp.where(text == NO_TOKEN, vocab, text)
     return jnp.zeros((len(text), vocab), bool).at[jnp.arange(len(text))[:, None], places].set(True, mode="drop")
 
 
 def _repeats(last: jax.Array, text: jax.Array | np.ndarray, vocab: int) -> jax.Array:
-    """Finds the next tokens that would repeat an n-gram of the text.
+    """Finds the next tokens that would complete an n-gram that already occurs in a text.
 
     Args:
-      last: Last n − 1 tokens of each row, integers [batch, n − 1].
-      text: Tokens in which the n-gram may not occur already, integers [batch, length].
-      vocab: Vocabulary size.
+      last: newest n − 1 tokens of each row, integers [batch, n − 1].
+      text: token ids of the text, integers [batch, length].
+      vocab: vocabulary size.
 
     Returns:
-      Whether each token of the vocabulary would repeat an n-gram, boolean [batch, vocab].
+      Whether each vocabulary entry would complete such an n-gram, boolean [batch, vocab].
     """
     size = last.shape[1]
     starts = text.shape[1] - size

@@ -1,4 +1,4 @@
-"""Scores given continuations by their log-probability."""
+"""Scores given continuations of prompts by their log-probability."""
 
 import dataclasses
 import functools
@@ -17,25 +17,26 @@ from jaxformer.models.base import Model
 from jaxformer.parallel import sharding
 
 CHUNK = 1 << 25
-"""Approximate maximum number of logits that are computed at once."""
+"""Approximate maximum number of logits (rows × tokens × vocabulary size) to compute at once, which limits memory use.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Log-probability of a given continuation of a text."""
+    """Log-probability of a given continuation of a prompt."""
 
     log_probability: float
     """Sum of the log-probabilities of the continuation's tokens, in nats."""
     tokens: int
     """Number of tokens in the continuation."""
     greedy: bool
-    """Whether greedy decoding would generate the continuation: each of its tokens has the highest probability given the
-    previous tokens.
+    """Whether greedy decoding would generate this continuation: each of its tokens is the most likely one after the
+    tokens before it.
     """
 
     @property
     def per_token(self) -> float:
-        """Mean log-probability per token, in nats."""
+        """Mean log-probability of the continuation's tokens, in nats."""
         return self.log_probability / self.tokens
 
 
@@ -53,17 +54,20 @@ def score(
 
     Args:
       model: `Gpt` or `EncoderDecoder`.
-      params: Parameters of the model.
-      prompts: Token ids of each prompt.
-      continuations: Token ids of the continuation of each prompt.
-      start: Decoder start token, for an `EncoderDecoder`.
-      prefix: Whether attention within a prompt is bidirectional, for a `Gpt` that is a prefix language model.
-      pieces: Vocabulary size of the tokenizer. Token ids from this number on are ignored in `Score.greedy`, because
-        they are never generated.
+      params: parameters of the model.
+      prompts: token ids of each prompt.
+      continuations: token ids of the continuation of each prompt.
+      start: id of the decoder start token, for an `EncoderDecoder`.
+      prefix: whether attention within a prompt is bidirectional, for a `Gpt` that is a prefix language model.
+      pieces: vocabulary size of the tokenizer, if the model has more ids. For `Score.greedy`, a continuation is
+        compared only with tokens below this id, because others are never generated. If None, it is compared with all.
+
+    Returns:
+      Score of each continuation, in the order of the prompts.
 
     Raises:
-      InputError: If a prompt or a continuation is empty, exceeds the maximum length of the model or has a token outside
-        of the vocabulary.
+      InputError: If a prompt or a continuation is empty, exceeds the model's maximum length, or contains an id outside
+        the vocabulary.
     """
     pairs = [
         (checked(prompt, model), checked(continuation, model, "continuation"))
@@ -84,8 +88,8 @@ def score(
 
 
 def _continued(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], prefix: bool) -> dict[str, Any]:
-    """Builds a batch for a decoder. Each row is a prompt and its continuation, without the last token, because nothing
-    is predicted after it.
+    """Builds the inputs of `_score` for a decoder-only model. Each row consists of a prompt and its continuation,
+    without the continuation's last token, because no token is predicted after it.
     """
     rows = [np.concatenate(pair)[:-1] for pair in pairs]
     if (longest := max(map(len, rows))) > model.max_length:
@@ -104,8 +108,8 @@ def _continued(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], pre
 
 
 def _answered(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], start: int | None) -> dict[str, Any]:
-    """Builds a batch for an encoder–decoder. Prompts are encoder inputs. The start token and the continuations are
-    decoder inputs.
+    """Builds the inputs of `_score` for an encoder–decoder. The encoder reads the prompts, and the decoder reads the
+    start token followed by the continuations.
     """
     inputs, input_segments = padded([prompt for prompt, _ in pairs], model.max_length)
     targets, segments = padded([answer for _, answer in pairs], model.max_length)
@@ -116,7 +120,14 @@ def _answered(model: Model, pairs: Sequence[tuple[np.ndarray, np.ndarray]], star
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def _score(model: Model, params: Any, batch: Any, pieces: int | None = None) -> tuple[jax.Array, jax.Array]:
-    """Scores the target tokens of a batch.
+    """Computes the log-probabilities of the target tokens of a batch.
+
+    Args:
+      model: the model.
+      params: parameters of the model.
+      batch: dict of `inputs` (arguments of the model), `targets` [batch, predictions] and `at` (index in each row of
+        the token after which each target is predicted, [batch, predictions]).
+      pieces: see `score`.
 
     Returns:
       Log-probability of each target, float32 [batch, predictions], and whether it is the most likely token, boolean

@@ -1,4 +1,4 @@
-"""Decoding settings: how a model chooses the next token."""
+"""Settings of text generation: maximum lengths, sampling, beam search, and logits processors."""
 
 import dataclasses
 from typing import Literal
@@ -9,17 +9,17 @@ from jaxformer.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class TimestampRules:
-    """Rules for timestamp tokens (Radford et al. 2022): an output starts with a timestamp, timestamps come in pairs
-    around each segment of text and do not decrease, and a timestamp is generated if all timestamps together are more
-    likely than any other token.
+    """Rules for the timestamp tokens of a speech recognizer (Radford et al. 2022). An output starts with a timestamp.
+    Each segment of text is between two timestamps, which do not decrease. If all timestamps together are more likely
+    than the most likely text token, a timestamp is generated.
     """
 
     first: int
-    """Id of the token for the time 0. The tokens of later times follow it. The preceding id, which stands for an output
+    """Id of the timestamp token of 0 s. The following ids are later times. The id before it, which marks an output
     without timestamps, is never generated.
     """
     latest_start: int | None = 50
-    """Maximum number of the first timestamp, counted from 0 at the time 0. If None, it is not limited."""
+    """Maximum value of the first timestamp of an output, in units of 0.02 s. If None, there is no maximum."""
 
     def __post_init__(self):
         fields.at_least("decoding.timestamps.first", self.first, 1)
@@ -28,66 +28,77 @@ class TimestampRules:
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """Decoding settings: greedy by default, sampling if `temperature` > 0, beam search if `num_beams` > 1.
+    """Settings of text generation: greedy decoding by default, sampling if `temperature` > 0, beam search if
+    `num_beams` > 1.
 
-    The settings are defined as in `generate` of the Hugging Face transformers library: equal settings give equal
-    tokens. A setting with its default value adds nothing to the compiled program.
+    Settings have the same definitions as those of `generate` in the Hugging Face transformers library, and equal
+    settings give equal tokens. A setting with its default value adds nothing to the compiled program.
     """
 
     max_new_tokens: int | None = 64
-    """Maximum number of new tokens. If None, `max_length` limits the output."""
+    """Maximum number of tokens to generate. If None, `max_length` limits the output instead."""
     temperature: float = 0.0
-    """Temperature that divides the logits before sampling: lower values are more conservative. 0 disables sampling."""
+    """Number by which logits are divided before sampling. Lower values give less random outputs. 0 selects greedy
+    decoding.
+    """
     top_k: int | None = None
-    """Number of tokens with the highest probabilities to sample from. If None, all tokens."""
+    """Number of most likely tokens to sample from. If None, all tokens."""
     top_p: float = 1.0
-    """Nucleus sampling: samples from the smallest set of most likely tokens whose total probability reaches this value
-    (Holtzman et al. 2020). 1 disables it.
+    """Nucleus sampling (Holtzman et al. 2020): samples from the smallest set of most likely tokens whose total
+    probability reaches this value. 1 disables it.
     """
     min_p: float = 0.0
-    """Minimum probability of a sampled token, as a fraction of the probability of the most likely token."""
+    """Minimum probability of a token to sample, as a fraction of the probability of the most likely token. 0 disables
+    it.
+    """
     repetition_penalty: float = 1.0
-    """Factor that makes tokens that occurred before less likely: it divides positive scores and multiplies negative
-    ones (Keskar et al. 2019). 1 disables it.
+    """Penalty for tokens that already occurred (Keskar et al. 2019): divides their logits if positive, and multiplies
+    them if negative. Above 1, repetitions are less likely. 1 disables it.
     """
     num_beams: int = 1
-    """Number of hypotheses kept at each step. 1 disables beam search."""
+    """Number of hypotheses that beam search keeps at each step. 1 disables beam search."""
     length_penalty: float = 1.0
-    """Beam search divides the log-probability of a hypothesis by its length to the power of this number. Values above 0
-    favour longer hypotheses.
+    """Exponent p of beam search, which ranks complete hypotheses by log-probability / length ** p. Values above 0 favor
+    longer hypotheses.
     """
     early_stopping: bool | Literal["never"] = False
-    """When a beam search ends: False when a better hypothesis is unlikely, True when `num_beams` hypotheses have ended,
-    "never" when no better hypothesis is possible."""
+    """Condition that ends a beam search: True when `num_beams` hypotheses are complete, False when a better hypothesis
+    is unlikely, "never" when a better hypothesis is impossible.
+    """
     seed: int = 0
     """Random seed for sampling."""
     max_length: int | None = None
-    """Maximum total length in tokens, used if `max_new_tokens` is None. Counts the prompt and the output of a decoder,
-    or the start token and the output of an encoder–decoder."""
+    """Maximum total number of tokens if `max_new_tokens` is None: prompt and output for a decoder, decoder start tokens
+    and output for an encoder–decoder.
+    """
     min_new_tokens: int = 0
-    """Minimum number of new tokens before an end token is allowed."""
+    """Minimum number of tokens to generate before an EOS token is allowed."""
     min_length: int = 0
-    """Minimum total length in tokens, used if `min_new_tokens` is 0. Counts the same tokens as `max_length`."""
+    """Minimum total number of tokens before an EOS token is allowed, if `min_new_tokens` is 0. Counts the same tokens
+    as `max_length`.
+    """
     eos_token_ids: tuple[int, ...] | None = None
-    """Ids of the tokens that end an output. If None, the end token of the tokenizer."""
+    """Ids of the tokens that end an output. If None, the EOS token of the tokenizer."""
     typical_p: float = 1.0
-    """Typical sampling: samples from the tokens whose surprisal is closest to the entropy and whose total probability
-    reaches this value (Meister et al. 2022). 1 disables it.
+    """Typical sampling (Meister et al. 2022): samples from the tokens whose surprisal is closest to the entropy, up to
+    this total probability. 1 disables it.
     """
     epsilon_cutoff: float = 0.0
-    """Minimum probability of a sampled token (Hewitt et al. 2022). 0 disables it."""
+    """Minimum probability of a token to sample (Hewitt et al. 2022). 0 disables it."""
     eta_cutoff: float = 0.0
-    """Minimum probability of a sampled token. It is lowered if the entropy of the distribution is high (Hewitt et al.
-    2022). 0 disables it.
+    """Minimum probability of a token to sample, which is lowered if the entropy of the distribution is high (Hewitt et
+    al. 2022). 0 disables it.
     """
     encoder_repetition_penalty: float = 1.0
-    """Factor by which the scores of tokens that occur in the prompt are raised. 1 disables it."""
+    """Factor that makes tokens of the prompt more likely: multiplies their logits if positive, and divides them if
+    negative. 1 disables it.
+    """
     no_repeat_ngram_size: int = 0
-    """Length of n-grams that may occur only once in the output or, for a decoder, in the prompt and output together
-    (Paulus et al. 2018). 0 disables it.
+    """Length of the n-grams that may occur only once in the output (Paulus et al. 2018). For a decoder, n-grams of the
+    prompt count too. 0 disables it.
     """
     encoder_no_repeat_ngram_size: int = 0
-    """Length of n-grams of the prompt that may not occur in the output. 0 disables it."""
+    """Length of the n-grams of the prompt that must not occur in the output. 0 disables it."""
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     """Sequences of token ids that are never generated."""
     suppress_tokens: tuple[int, ...] = ()
@@ -95,18 +106,20 @@ class Decoding:
     begin_suppress_tokens: tuple[int, ...] = ()
     """Ids of tokens that are never generated as the first token."""
     forced_bos_token_id: int | None = None
-    """Id of the token that is always generated first. Applies only if one token precedes the output: a decoder start
-    token or a one-token prompt.
+    """Id of the token to generate first. Applies only if exactly one token precedes the output: a decoder start token,
+    or a prompt of one token.
     """
     forced_eos_token_ids: tuple[int, ...] = ()
-    """Ids of end tokens, one of which becomes the last token of an output that reaches its limit."""
+    """Ids of end tokens. If an output reaches its maximum length, one of them is generated as its last token."""
     exponential_decay_length_penalty: tuple[int, float] | None = None
-    """Pair (start, factor): after `start` new tokens, the score of the end token grows exponentially by the factor per
-    token."""
+    """Pair (start, factor) that limits long outputs: from `start` new tokens on, the score of the EOS token grows
+    exponentially, by `factor` per token.
+    """
     renormalize_logits: bool = False
-    """Whether beam search normalises scores to log-probabilities again after the other settings have changed them."""
+    """Whether beam search normalizes scores to log-probabilities again after the logits processors have changed them.
+    """
     timestamps: TimestampRules | None = None
-    """Rules for the timestamp tokens of speech recognition. If None, there are no such rules."""
+    """Rules for generating the timestamp tokens of a speech recognizer. If None, no rules apply."""
 
     def __post_init__(self):
         fields.check(self)
@@ -152,7 +165,7 @@ class Decoding:
 
     @property
     def token_ids(self) -> dict[str, tuple[int, ...]]:
-        """Maps each field that contains token ids to these ids."""
+        """Maps the names of the fields that contain token ids to these ids."""
         return {
             "eos_token_ids": self.eos_token_ids or (),
             "bad_words_ids": tuple(token for word in self.bad_words_ids for token in word),

@@ -1,8 +1,8 @@
-"""Computes single decoding steps: `start` runs the prefill of the prompts, and `step` computes the logits of each
-further token.
+"""Single steps of text generation: `start` runs the prefill of the prompts, and `step` runs the model on one new token
+per batch row.
 
-Models generate through `Model.encode_prompt` and `Model.decode`, which accept prompts of any modality. Prompts of
-different lengths are left-padded, so that the next token of every row is written to the same cache slot.
+They call `Model.encode_prompt` and `Model.decode`, so prompts can have any modality. Prompts of different lengths are
+left-padded, so that the new tokens of all rows are written to the same cache slot.
 """
 
 import dataclasses
@@ -26,41 +26,40 @@ from jaxformer.parallel import sharding
 
 @flax.struct.dataclass
 class Prompts:
-    """Batch of padded prompts, with the data that decoding needs."""
+    """Batch of padded prompts, with further inputs of the decoding functions."""
 
     tokens: jax.Array | np.ndarray
-    """Tokens that the output continues, integers [batch, length], left-padded. For a decoder-only model, the prompt;
-    for an encoder–decoder, the start token or a forced prefix, such as language and task tokens.
+    """Token ids that the outputs continue, integers [batch, length], left-padded: the prompts of a decoder, or the
+    decoder start tokens of an encoder–decoder, which may include language and task tokens.
     """
     segments: jax.Array | np.ndarray
     """Mask of `tokens`, integers [batch, length]: 1 for tokens, 0 for padding."""
     rules: Rules
-    """Data for the logits processors, such as maximum lengths and end tokens."""
+    """Inputs of the logits processors, such as maximum lengths and EOS tokens."""
     inputs: Mapping[str, jax.Array | np.ndarray] = flax.struct.field(default_factory=dict)
-    """Encoder inputs, arrays [batch, ...], named as the arguments of `Model.encode_prompt`. Empty without an encoder.
+    """Encoder inputs, arrays [batch, ...] keyed by argument name of `Model.encode_prompt`. Empty for a model without an
+    encoder.
     """
     prefix: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether attention among `tokens` is bidirectional, for a prefix language model."""
     scored: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether to compute the log-probabilities of the outputs."""
+    """Whether to compute the log-probabilities of the outputs. Beam search always computes them."""
 
 
 class Next(NamedTuple):
-    """Result of a decoding step, from which the next token is chosen."""
+    """Result of a decoding step, from which the next token of each row is chosen."""
 
     logits: jax.Array
     """Logits of the next token of each row, float32 [batch, vocab]."""
     position_ids: jax.Array
-    """Position of the next token in each row, integers [batch]."""
+    """Position id of the next token of each row, integers [batch]."""
     cache: Cache
-    """Keys and values of all previous tokens."""
+    """Key-value cache of all tokens before the next one."""
 
 
 def ready(model: Model, params: Any) -> Any:
-    """Prepares parameters for decoding: splits stacked block parameters into one tree per block, and converts kernels
-    to the compute dtype.
-
-    Without this, each step of the decoding loop would slice and convert them again.
+    """Prepares parameters for decoding: splits the stacked parameters of the Transformer blocks into one tree per
+    block, and converts kernels to the compute dtype. Otherwise, each step of the decoding loop would repeat this.
     """
     name, stack = list(model.stacks().items())[-1]
     if isinstance(params[name]["blocks"], tuple):
@@ -72,13 +71,14 @@ def ready(model: Model, params: Any) -> Any:
 
 
 def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
-    """Runs the prefill: computes the cache of the prompts and the logits of the first new token.
+    """Runs the prefill: the model reads the prompts. Returns the logits of the first new token, and the key-value cache
+    of the prompts.
 
     Args:
-      model: Generative model.
-      params: Parameters, optionally prepared by `ready`.
-      prompts: Prompts of the batch.
-      room: Number of cache slots for new tokens.
+      model: generative model.
+      params: parameters, optionally prepared by `ready`.
+      prompts: prompts of the batch.
+      room: number of cache slots to add for new tokens.
     """
     tokens, segments = (sharding.constrain(jnp.asarray(array), "bt") for array in (prompts.tokens, prompts.segments))
     rows, length = tokens.shape
@@ -97,14 +97,15 @@ def start(model: Model, params: Any, prompts: Prompts, room: int) -> Next:
 
 
 def step(model: Model, params: Any, tokens: jax.Array, position_ids: jax.Array, cache: Cache) -> Next:
-    """Runs one decoding step.
+    """Runs one decoding step: the model reads the newest token of each row. Returns the logits of the next token, and
+    the updated cache.
 
     Args:
-      model: Generative model.
-      params: Parameters, optionally prepared by `ready`.
-      tokens: Last token of each row, integers [batch].
-      position_ids: Positions of these tokens, integers [batch].
-      cache: Keys and values of the previous tokens.
+      model: generative model.
+      params: parameters, optionally prepared by `ready`.
+      tokens: newest token of each row, integers [batch].
+      position_ids: position id of each of these tokens, integers [batch].
+      cache: key-value cache of the tokens before them.
     """
     places = jnp.minimum(position_ids, model.max_length - 1)  # A row that has ended keeps its position.
     output = _decode(model, params, tokens[:, None], places[:, None], cache)
@@ -124,7 +125,7 @@ def _last(output) -> jax.Array:
 
 
 def _laid(cache: Cache) -> Cache:
-    """Shards the rows and heads of a cache over the mesh."""
+    """Adds sharding constraints to a key-value cache, which shard its batch rows and heads over the mesh."""
 
     def lay(keys):
         return jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), keys)
@@ -134,8 +135,8 @@ def _laid(cache: Cache) -> Cache:
 
 
 def _of_one_block(stack: jax.Array) -> NamedSharding | None:
-    """Returns the sharding for the array of one block, which is a slice of the stacked array. None if the array is not
-    on a mesh.
+    """Returns the sharding of one block's slice of an array that is stacked over blocks. None if the array is not
+    sharded over a mesh.
     """
     found = getattr(stack, "sharding", None)
     return NamedSharding(found.mesh, PartitionSpec(*found.spec[1:])) if isinstance(found, NamedSharding) else None
@@ -143,12 +144,13 @@ def _of_one_block(stack: jax.Array) -> NamedSharding | None:
 
 @functools.partial(jax.jit, static_argnames=("dtype", "shardings"))
 def _apart(blocks: Any, dtype: jnp.dtype, shardings: tuple[NamedSharding | None, ...]) -> tuple[Any, ...]:
-    """Splits stacked parameters into one tree per block, and converts kernels to `dtype`.
+    """Splits stacked block parameters into a tuple with one tree per block, and converts kernels to `dtype`.
 
     Args:
-      blocks: stacked parameters, with a leading layer axis.
-      dtype: type to convert kernels to.
-      shardings: sharding of each array of one block.
+      blocks: tree of parameters that are stacked along a leading layer axis.
+      dtype: type to which kernels are converted.
+      shardings: sharding of each array of a block, in the order of the tree's leaves. None for an array that is not
+        sharded.
     """
 
     def convert(path, array):  # Same conversion as `Linear` applies at each call.

@@ -1,5 +1,5 @@
-"""Settings of transcription window by window, the choice among temperatures, and the segments of a window (Radford et
-al. 2022, §4.5).
+"""Settings of speech transcription, which decodes a sound window by window (Radford et al. 2022, §4.5), and functions
+that judge the output for a window and divide it into segments.
 """
 
 import dataclasses
@@ -11,46 +11,54 @@ from jaxformer.data.tokenizers.speech_tokens import SECONDS, SpeechTask, SpeechT
 from jaxformer.errors import InputError
 
 AUTO = "auto"
-"""Value of `Transcribing.language` for a language that is detected."""
+"""Value of `Transcribing.language` with which the spoken language is detected."""
 FRAMES_PER_TIME = 2
-"""Number of frames between the times of two successive timestamp tokens."""
+"""Number of spectrogram frames between consecutive timestamps (0.02 s)."""
 CONDITIONED_BELOW = 0.5
-"""Temperature from which on the text of a window is not given to the next one, because it may repeat itself."""
+"""Maximum temperature at which the text of a window is given to the next window as context. Text that is sampled at a
+higher temperature is not, because it may be repetitive.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transcribing:
-    """How sounds are transcribed: window by window, each at the first temperature whose output is plausible."""
+    """Settings of speech transcription. A sound is decoded in windows of the length that the model reads (30 s for
+    Whisper). Each window is decoded at one temperature after the other, until its output is plausible.
+    """
 
     language: str = ""
-    """Code of the language that is spoken, such as de, or `auto` to detect it in the first window. Empty for a model
-    that only knows English.
+    """Code of the spoken language, such as de, or `auto` to detect it in the first window. Empty for an English-only
+    model.
     """
     speech_task: SpeechTask = "transcribe"
-    """Whether to write down what is said, or its English translation."""
+    """Whether to output a transcript or an English translation."""
     timestamps: bool = True
-    """Whether outputs have timestamps, which divide a transcript into segments. Sounds that are longer than a window
-    always have them.
+    """Whether outputs contain timestamps, which divide a transcript into segments. A sound longer than one window
+    always has them.
     """
     latest_start: int | None = 50
-    """Maximum time of the first timestamp of a window, in units of 0.02 s. If None, it is not limited."""
+    """Maximum value of the first timestamp of a window, in units of 0.02 s. If None, there is no maximum."""
     word_times: bool = False
-    """Whether to compute when each word is said, from the weights of cross-attention."""
+    """Whether to compute when each word is spoken, from cross-attention weights."""
     temperatures: tuple[float, ...] = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
-    """Temperatures to try in this order. Beam search is only used at 0."""
+    """Sampling temperatures to try in this order until the output for a window is plausible. Beam search is used only
+    at 0.
+    """
     compression_ratio: float | None = 2.4
-    """Largest plausible compression ratio of an output. A text that repeats itself is above it. None for no limit."""
+    """Maximum compression ratio (size / zlib-compressed size) of a plausible output. Repetitive text has a higher
+    ratio. If None, there is no maximum.
+    """
     log_probability: float | None = -1.0
-    """Smallest plausible mean log-probability of the tokens of an output, in nats. None for no limit."""
+    """Minimum mean log-probability per token of a plausible output, in nats. If None, there is no minimum."""
     no_speech: float | None = 0.6
-    """Probability of no speech above which a window is skipped, if its output is also below `log_probability`. If
-    None, no window is skipped.
+    """Probability of no speech above which a window is skipped, provided that its mean log-probability is below
+    `log_probability` (if that is set). If None, no window is skipped.
     """
     condition_on_previous: bool = False
-    """Whether a window is given the text of the window before it."""
+    """Whether the text of the previous windows is given to the model as context when it decodes a window."""
     alignment_heads: tuple[tuple[int, int], ...] = ()
-    """Pairs of a decoder layer and a head whose cross-attention follows the words in time. If empty, all heads of the
-    second half of the layers.
+    """Cross-attention heads from which word times are computed, as pairs (decoder layer, head). If empty, all heads of
+    the second half of the decoder layers.
     """
 
     def __post_init__(self):
@@ -63,18 +71,20 @@ class Transcribing:
 
     @property
     def multilingual(self) -> bool:
-        """Whether outputs begin with a language and a task."""
+        """Whether outputs begin with a language token and a task token, as those of multilingual models do."""
         return bool(self.language)
 
     def retries(self, attempt: "Attempt") -> bool:
-        """Returns whether to decode a window again at the next temperature."""
+        """Returns whether the output for a window is implausible, so that the window is decoded again at the next
+        temperature. False for a window without speech.
+        """
         if self.is_silent(attempt):
             return False
         repeats = self.compression_ratio is not None and attempt.compression_ratio > self.compression_ratio
         return repeats or self._is_unlikely(attempt)
 
     def is_silent(self, attempt: "Attempt") -> bool:
-        """Returns whether a window is skipped because it has no speech."""
+        """Returns whether a window is skipped, because its output indicates that it contains no speech."""
         quiet = self.no_speech is not None and attempt.no_speech > self.no_speech
         return quiet and (self.log_probability is None or self._is_unlikely(attempt))
 
@@ -84,68 +94,72 @@ class Transcribing:
 
 @dataclasses.dataclass(frozen=True)
 class Attempt:
-    """Output for a window at one temperature, and what its plausibility is judged by."""
+    """Output for a window at one temperature, with the values that determine whether it is plausible."""
 
     tokens: tuple[int, ...]
-    """Tokens without the prefix and the end token."""
+    """Token ids of the output, without the special tokens before it and the EOS token."""
     temperature: float
-    """Temperature of sampling. 0 for greedy decoding or beam search."""
+    """Sampling temperature. 0 for greedy decoding or beam search."""
     mean_log_probability: float
-    """Mean log-probability of the tokens, including the end token, in nats."""
+    """Mean log-probability of the tokens, including the EOS token, in nats."""
     compression_ratio: float
-    """Size of the text in bytes, divided by its compressed size."""
+    """Size of the text in bytes, divided by its size after zlib compression."""
     no_speech: float
-    """Probability that the window has no speech. 0 if the vocabulary has no token for it."""
+    """Probability that the window contains no speech. 0 if the vocabulary has no token for that."""
 
 
 def attempt_of(
     tokens: Sequence[int], log_probability: float, text: str, temperature: float, no_speech: float
 ) -> Attempt:
-    """Judges an output.
+    """Creates the `Attempt` of a window from an output, and computes its mean log-probability and its compression
+    ratio.
 
     Args:
-      tokens: tokens without the end token.
-      log_probability: sum of the log-probabilities of all tokens, including the end token.
-      text: text of the tokens.
-      temperature: temperature of sampling.
-      no_speech: probability that the window has no speech.
+      tokens: token ids without the EOS token.
+      log_probability: sum of the log-probabilities of all tokens, including the EOS token.
+      text: decoded text of the tokens.
+      temperature: sampling temperature.
+      no_speech: probability that the window contains no speech.
     """
     mean = log_probability / (len(tokens) + 1)
     return Attempt(tuple(map(int, tokens)), temperature, mean, compression_ratio(text), no_speech)
 
 
 def compression_ratio(text: str) -> float:
-    """Returns the size of a text in bytes divided by its size after compression by zlib."""
+    """Returns the size of a text in bytes, divided by its size after zlib compression. Repetitive text has a high
+    ratio.
+    """
     content = text.encode()
     return len(content) / len(zlib.compress(content))
 
 
 @dataclasses.dataclass(frozen=True)
 class Stretch:
-    """Part of a window's output between two timestamps."""
+    """Segment of the output for a window, from one timestamp to the next."""
 
     start: float
-    """Start in seconds, from the start of the window."""
+    """Time at which the segment starts, in seconds from the start of the window."""
     end: float
-    """End in seconds, from the start of the window."""
+    """Time at which the segment ends, in seconds from the start of the window."""
     tokens: tuple[int, ...]
-    """Tokens, with the timestamps around them."""
+    """Token ids of the segment, including the timestamps around it if there are any."""
 
 
 def stretches_of(tokens: Sequence[int], special: SpeechTokens, frames: int) -> tuple[list[Stretch], int]:
-    """Divides the output of a window at its pairs of timestamps.
+    """Divides the output for a window into segments, at each pair of consecutive timestamps (end of a segment, start of
+    the next one).
 
-    If the output has a pair and does not end with a single timestamp, the next window starts at the last pair, because
-    the speech after it may continue there. Otherwise, the next window starts at the end of this one. Times after the
-    end of the sound become its end.
+    After the last pair, a segment may have started that continues beyond the window. If so, the next window starts at
+    that pair. If there is no pair, or the output ends with the end of a segment, the next window starts where this one
+    ends. Times after the end of the sound are replaced by its end.
 
     Args:
-      tokens: output without the prefix and the end token.
+      tokens: token ids of the output, without the special tokens before it and the EOS token.
       special: special tokens of the vocabulary.
-      frames: number of frames of the window that belong to the sound.
+      frames: number of frames of the window that contain sound rather than padding.
 
     Returns:
-      The stretches, and the number of frames from the start of this window to that of the next one.
+      The segments, and the number of frames from the start of this window to the start of the next one.
     """
     first = special.first_timestamp
     times = [token >= first for token in tokens]
@@ -172,8 +186,16 @@ def stretches_of(tokens: Sequence[int], special: SpeechTokens, frames: int) -> t
 
 
 def previous_prompt(tokens: Sequence[int], special: SpeechTokens, max_length: int) -> list[int]:
-    """Returns the tokens before the prefix that give a window the text of the windows before it: at most half of the
-    decoder's positions. Empty if there is no text or the vocabulary has no token for it.
+    """Returns the token ids to prepend to the decoder input of a window, to give it the text of the previous windows as
+    context.
+
+    Args:
+      tokens: token ids of the previous windows. If there are too many, only the last ones are used.
+      special: special tokens of the vocabulary.
+      max_length: maximum length of the decoder. The result has at most half of it.
+
+    Returns:
+      Token ids. Empty if there is no previous text, or the vocabulary has no token that marks it.
     """
     if special.previous is None or not tokens:
         return []

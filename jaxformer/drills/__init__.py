@@ -1,1 +1,3 @@
-"""Drills damage a small run on purpose, on the user's own storage, and check that the damage is detected."""
+"""Implementation of `jaxformer drill`, which damages copies of a small training run on the user's own storage, and
+checks that the damage is detected.
+"""

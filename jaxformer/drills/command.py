@@ -1,5 +1,5 @@
-"""The command `jaxformer drill`: damages the checkpoints and the data of a small run on purpose, and reports whether
-this is detected.
+"""The command `jaxformer drill`: trains a small run, damages copies of it on purpose (checkpoints, data, killed
+processes), and reports whether each fault is detected and survived.
 """
 
 import tempfile
@@ -30,13 +30,13 @@ DRILLS: dict[str, Callable[[Scratch, int], Outcome]] = {
     "foreign": faults.foreign,
     "data": faults.changed_data,
 }
-"""Maps the names that `--only` accepts to the functions that run the drills. Each takes the small run and the number of
-faults to try.
+"""Maps the names that `--only` accepts to functions that run a drill. A drill damages copies of the small run in one
+way. Each function takes the small run and the number of faults to try.
 """
 FOLDER = "drill"
-"""Name of the subfolder in which the small runs are written."""
+"""Name of the subfolder in which `jaxformer drill` writes the small run and its damaged copies."""
 COUNT = 20
-"""Default of `--count`, the number of faults that each of the random drills tries."""
+"""Default of `--count`, the number of faults that each drill with random faults tries."""
 HELP = f"""usage: jaxformer drill RUN_OR_CONFIG [--only NAME] [--count N] [--workdir FOLDER] [--field value ...]
 
 Trains a small run with the parts of a run or of a config, harms it, and reports whether it survived. The small run is
@@ -49,14 +49,14 @@ bucket. The subfolder is removed if every fault was survived. Nothing else is ch
 
 
 def run(arguments: list[str], allowed: Sequence[str]) -> None:
-    """Runs `jaxformer drill`.
+    """Runs the command `jaxformer drill`.
 
     Args:
-      arguments: the arguments of the command.
-      allowed: packages of the user that a run may name.
+      arguments: command line arguments after `drill`.
+      allowed: names of the user's packages whose classes the experiment may use.
 
     Raises:
-      InputError: If an argument is wrong, the small run cannot be trained, or wrong arrays were read after a fault.
+      InputError: If an argument is wrong, the small run cannot be trained, or a fault was not survived.
     """
     if not arguments or {"-h", "--help"} & set(arguments):
         print(HELP, end="")
@@ -80,12 +80,12 @@ def run(arguments: list[str], allowed: Sequence[str]) -> None:
 
 
 def planned(arguments: Sequence[str], workdir: str | None) -> tuple[Experiment, Path]:
-    """Returns the experiment of the small run that the drills damage, and the path of its folder. Raises InputError if
-    the folder exists.
+    """Returns the experiment of the small run that `jaxformer drill` damages, and the path of the new folder for it.
+    Raises InputError if that folder exists already.
 
     Args:
-      arguments: folder of a run, or path of a config followed by flags that override its fields.
-      workdir: folder in which the new folder is made. If None, the run's folder, or `runs/NAME` for a config.
+      arguments: path of a run folder; or path of a config, followed by flags that override its fields.
+      workdir: folder in which the new folder is created. If None, the run folder, or `runs/NAME` for a config.
     """
     name, *flags = arguments
     source = storage.path(name)
@@ -107,14 +107,14 @@ def planned(arguments: Sequence[str], workdir: str | None) -> tuple[Experiment, 
 def drill(
     experiment: Experiment, home: Path, chosen: Sequence[str], count: int, allowed: Sequence[str] = ()
 ) -> list[Outcome]:
-    """Trains the small run, runs the chosen drills on copies of it, and returns their outcomes.
+    """Trains the small run, runs the chosen drills on copies of it, and returns the outcome of each drill.
 
     Args:
       experiment: experiment of the small run.
-      home: new folder for the small run and its copies.
-      chosen: names of the drills.
-      count: number of faults that each of the random drills tries.
-      allowed: packages of the user whose classes the experiment may use.
+      home: path of a new folder for the small run and its copies.
+      chosen: names of the drills, which are keys of `DRILLS`.
+      count: number of faults that each drill with random faults tries.
+      allowed: names of the user's packages whose classes the experiment may use.
     """
     with tempfile.TemporaryDirectory(prefix="jaxformer-drill-") as local:
         with phase("training the undisturbed run"):
@@ -127,7 +127,7 @@ def drill(
 
 
 def show(outcomes: Sequence[Outcome]) -> None:
-    """Prints a table of the outcomes, and a line for each problem."""
+    """Prints a table with one row per drill, followed by a line for each fault that was not survived."""
     table = Table("fault", "tried", "detected", "harmless", "lost steps", "seconds to recover")
     for outcome in outcomes:
         seconds = f"{median(outcome.seconds):.1f} (most {max(outcome.seconds):.1f})" if outcome.seconds else "-"

@@ -1,5 +1,5 @@
-"""The drills of `jaxformer drill`. Each function damages copies of a small run in one way, reads them, and returns an
-`Outcome` with the number of faults that were detected.
+"""Drills of `jaxformer drill` that damage files or data. Each function damages copies of a small run in one way, reads
+them, and returns an `Outcome`, which counts the faults that were detected.
 """
 
 import functools
@@ -17,8 +17,9 @@ from jaxformer.runs.folder import CHECKPOINTS
 
 
 def flips(scratch: Scratch, count: int) -> Outcome:
-    """Drill of flipped bits. Divides the bytes of a checkpoint into `count` equal ranges, and tries one random bit flip
-    in each range, one at a time.
+    """Flips single bits in a checkpoint, one at a time, and checks that each damaged checkpoint is detected or still
+    has the correct arrays. The flips are spread over the checkpoint: one random bit in each of `count` equal ranges of
+    bytes.
     """
     draw = random.Random(0)
 
@@ -31,21 +32,26 @@ def flips(scratch: Scratch, count: int) -> Outcome:
 
 
 def truncations(scratch: Scratch, count: int) -> Outcome:
-    """Drill of truncated files. Divides the bytes of a checkpoint into `count` equal ranges, chooses a random byte in
-    each range, and truncates the file that contains it at this byte, one file at a time.
+    """Truncates files of a checkpoint, one at a time, and checks that each damaged checkpoint is detected or still has
+    the correct arrays. The cuts are spread over the checkpoint: at one random byte in each of `count` equal ranges of
+    bytes.
     """
     return _damage(scratch, "truncations", _places(scratch, count, random.Random(1)), lambda content, at: content[:at])
 
 
 def deletions(scratch: Scratch, count: int) -> Outcome:
-    """Drill of missing files. Deletes each file of a checkpoint, one at a time. `count` is not used."""
+    """Deletes each file of a checkpoint, one at a time, and checks that each damaged checkpoint is detected or still
+    has the correct arrays. `count` is not used.
+    """
     del count
     places = [(name, 0) for name in contents(_newest(scratch.undisturbed))]
     return _damage(scratch, "deleted files", places, None)
 
 
 def foreign(scratch: Scratch, count: int) -> Outcome:
-    """Drill of additional files. Adds a file to each folder of a checkpoint, one at a time. `count` is not used."""
+    """Adds an unknown file to each folder of a checkpoint, one at a time, and checks that each changed checkpoint is
+    detected or still has the correct arrays. `count` is not used.
+    """
     del count
     names = contents(_newest(scratch.undisturbed))
     folders = sorted({name.rpartition("/")[0] for name in names})
@@ -57,8 +63,8 @@ def _newest(folder: Path) -> Path:
 
 
 def _places(scratch: Scratch, count: int, draw: random.Random) -> list[tuple[str, int]]:
-    """Divides the concatenated files of a checkpoint into `count` equal ranges of bytes, and chooses a random byte in
-    each. Returns the file and the index of the byte in the file.
+    """Chooses random bytes that are spread over a checkpoint: divides its concatenated files into `count` equal ranges
+    of bytes, and chooses one byte in each. Returns (file name, index of the byte in the file) of each.
     """
     sizes = {name: len(content) for name, content in contents(_newest(scratch.undisturbed)).items() if content}
     names, ends = list(sizes), np.cumsum(list(sizes.values()))
@@ -77,14 +83,15 @@ def _damage(
     places: Sequence[tuple[str, int]],
     harm: Callable[[bytes, int], bytes] | None,
 ) -> Outcome:
-    """Damages the newest checkpoint of a copy of the run, reads the newest checkpoint that counts as good, and compares
-    its arrays with the expected ones. Repeats this for each fault, after undoing the previous one.
+    """Damages the newest checkpoint of a copy of the small run, reads the newest checkpoint that is not detected as
+    damaged, and compares its arrays with those of the undamaged run. Repeats this for each fault, after undoing the
+    previous one.
 
     Args:
       scratch: the small run.
       fault: name of the kind of fault.
-      places: the file and the index of the byte of each fault.
-      harm: function of the content of the file and the index that returns the damaged content. If None, the file is
+      places: (file name, index of a byte in the file) of each fault.
+      harm: function that takes the file's content and the index, and returns the damaged content. If None, the file is
         deleted.
     """
     folder = scratch.copy("damaged")
@@ -110,10 +117,10 @@ def _damage(
 
 
 class _Altered(Sequence):
-    """An opened source with a change, to check that its fingerprint changes.
+    """Wrapper of a data source that changes it in one way, to check that the source's fingerprint changes.
 
-    `how` is `grown` or `shrunk` for one more or one less document, or `edited` for other content of the document at the
-    index `place`. An index of -1 means no change.
+    `how` is the change: `grown` adds a document, `shrunk` removes one, and `edited` changes the document with index
+    `place`. With `edited` and a `place` of -1, nothing changes.
     """
 
     def __init__(self, documents: Sequence, how: str, place: int):
@@ -121,8 +128,8 @@ class _Altered(Sequence):
 
     @property
     def contents(self) -> Callable[[], Iterator[tuple[str, Any]]] | None:
-        """Function that yields (path, content) of each file of the source, with the change. None if the source has no
-        files.
+        """Function that yields (path, content) of each file of the source, including the change. None if the source
+        does not consist of files.
         """
         whole = getattr(self._documents, "contents", None)
         return whole and functools.partial(self._altered, whole)
@@ -145,8 +152,8 @@ class _Altered(Sequence):
 
 
 def changed_data(scratch: Scratch, count: int) -> Outcome:
-    """Drill of changed data. Compares the fingerprint of the training data with the fingerprints of the data with one
-    more, one less, or one edited document. Edits are tried `count` times.
+    """Changes the training data, and checks that its fingerprint differs from the original one: adds a document,
+    removes one, and edits a random document `count` times.
     """
     draw, seconds, missed, tried = random.Random(0), [], 0, 0
     documents = scratch.experiment.data.train.open()

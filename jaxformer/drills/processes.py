@@ -1,5 +1,5 @@
-"""Drills that kill or stop the process of a small run, resume it, and compare its last checkpoint with that of an
-undisturbed run.
+"""Drills that kill or stop the process of a small training run, resume it, and compare its last checkpoint with that of
+an undisturbed run. A drill is a part of `jaxformer drill`, which harms a run on purpose and checks that it recovers.
 """
 
 import contextlib
@@ -17,15 +17,17 @@ from jaxformer.runs.folder import EXPERIMENT, STARTING
 from jaxformer.runs.history import METRICS, read_history
 
 HUNG = 300.0
-"""Number of seconds, in addition to the time of the undisturbed run, after which a process counts as hung."""
+"""Maximum time in seconds to wait for the end of a training process, in addition to the time that training needs. A
+process that takes longer is killed and counts as failed.
+"""
 _STEP = re.compile(r"step +(\d+)/")
 _Phase = Callable[[Path, subprocess.Popen[str]], bool]
 
 
 def kills(scratch: Scratch, count: int) -> Outcome:
-    """Drill of killed processes. Kills a run with SIGKILL at `count` random moments of training and saving, and resumes
-    it each time. Whenever it reaches its last step, compares its parameters with those of the undisturbed run, and
-    starts another run.
+    """Kills a small training run with SIGKILL at `count` random moments of training and saving, and resumes it each
+    time. When a run reaches its last step, compares its last checkpoint with that of the undisturbed run (the same
+    training without kills), and starts another run.
     """
     draw, seconds, problems, lost, resumed = random.Random(0), [], [], 0, 0
     folder, window = scratch.new("killed"), 2 * EVERY * scratch.seconds / STEPS
@@ -48,8 +50,9 @@ def kills(scratch: Scratch, count: int) -> Outcome:
 
 
 def stops(scratch: Scratch, count: int) -> Outcome:
-    """Drill of SIGTERM and SIGINT. Sends each signal to a run in up to `count` of its phases, checks that the run saves
-    its state and exits with status 0, resumes it, and compares its parameters with those of the undisturbed run.
+    """Sends SIGTERM and SIGINT to small training runs, each in up to `count` phases, such as compiling, training or
+    saving. Checks that the run saves its state and exits with status 0, resumes it, and compares its last checkpoint
+    with that of the undisturbed run (the same training without signals).
     """
     seconds, problems, lost, tried = [], [], 0, 0
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -72,8 +75,9 @@ def stops(scratch: Scratch, count: int) -> Outcome:
 
 
 def _phases() -> dict[str, _Phase]:
-    """Returns functions that wait until a run is in a phase, keyed by the phase. Each takes the folder and the process
-    of the run, and returns False if the process ends first.
+    """Returns a dict that maps the name of each phase of a run, such as "saving", to a function that waits for this
+    phase. The function takes the folder and the process of the run. It returns False if the process ends first, and
+    otherwise True.
     """
 
     def started(folder: Path) -> bool:
@@ -89,7 +93,8 @@ def _phases() -> dict[str, _Phase]:
 
 
 def finish(scratch: Scratch, folder: Path) -> str:
-    """Trains a run to its last step. Returns why it failed or how it differs from the undisturbed run, or an empty
+    """Resumes a run and trains it to its last step. Returns an error message if the process fails or if the last
+    checkpoint differs from that of the undisturbed run (the same training without faults), and otherwise an empty
     string.
     """
     status, said = ended(scratch.start(folder), scratch.seconds + HUNG)
@@ -97,7 +102,9 @@ def finish(scratch: Scratch, folder: Path) -> str:
 
 
 def difference(scratch: Scratch, folder: Path) -> str:
-    """Returns which array of the last checkpoint of a run differs from that of the undisturbed run, or ""."""
+    """Compares the last checkpoint of a run with that of the undisturbed run (the same training without faults).
+    Returns a message that names the first array that differs, or an empty string if all are equal.
+    """
     return differing(folder, scratch.state(folder), scratch.expected)
 
 
@@ -110,8 +117,8 @@ def logged(folder: Path) -> int:
 
 
 def ended(process: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
-    """Waits until a process ends, and kills it if this takes longer than a number of seconds. Returns its exit status
-    and what it has printed.
+    """Waits until a process ends, and returns its exit status and its output. If it has not ended after `seconds`,
+    kills it, and returns -SIGKILL and an error message instead.
     """
     with contextlib.suppress(subprocess.TimeoutExpired):
         out, err = process.communicate(timeout=seconds)
@@ -122,13 +129,17 @@ def ended(process: subprocess.Popen[str], seconds: float) -> tuple[int, str]:
 
 
 def wait_for_step(process: subprocess.Popen[str], step: int = 1) -> bool:
-    """Waits until a process prints that it has reached a step. Returns False if the process ends first."""
+    """Reads the output of a training process until it reports step `step` or a later one, and returns True. Returns
+    False if the process ends first.
+    """
     assert process.stdout is not None
     return any((found := _STEP.search(line)) and int(found[1]) >= step for line in process.stdout)
 
 
 def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], seconds: float = math.inf) -> bool:
-    """Waits until a function returns True. Returns False if a process ends first, or after a number of seconds."""
+    """Waits until `happened()` returns True, and returns True. Returns False if the process ends first, or after
+    `seconds`.
+    """
     until = time.monotonic() + seconds
     while not happened():
         if process.poll() is not None or time.monotonic() > until:
@@ -138,5 +149,5 @@ def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], sec
 
 
 def _last(said: str) -> str:
-    """Returns the last line that a process has printed."""
+    """Returns the last line of `said`, the output of a process, or a note if the process printed nothing."""
     return (said.strip().splitlines() or ["it printed nothing"])[-1]

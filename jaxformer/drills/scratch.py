@@ -1,4 +1,4 @@
-"""The small run whose copies the drills of `jaxformer drill` damage, and the processes that train it."""
+"""Trains the small run whose copies `jaxformer drill` damages on purpose, and compares the damaged copies with it."""
 
 import dataclasses
 import functools
@@ -26,7 +26,9 @@ from jaxformer.training.damage import first_good
 from jaxformer.training.state import abstract_state
 
 STEPS, EVERY = 24, 2
-"""Number of training steps of the small run, and number of steps between its checkpoints."""
+"""Number of training steps of the small run that `jaxformer drill` trains, and number of steps between its
+checkpoints.
+"""
 _CONFIG = '''
 """The small run of a drill."""
 
@@ -40,33 +42,35 @@ experiment = config.from_json(Path(__file__).with_name("{name}").read_text(encod
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Result of a drill, which tries one kind of fault several times."""
+    """Result of a drill: a test that harms a small training run several times in one way, such as by a bit flip in a
+    checkpoint, and checks that each of these faults is survived.
+    """
 
     fault: str
-    """Name of the kind of fault."""
+    """Name of the kind of fault, such as "bit flips" or "SIGKILL"."""
     tried: int
     """Number of faults that were tried."""
     detected: int
-    """Number of faults that were detected and survived: an older checkpoint was read, the change of the data was found,
-    or the run resumed and ended like the undisturbed one.
+    """Number of faults that were detected and survived: an older, undamaged checkpoint was read; the change of the
+    training data was found; or the run resumed and ended with the same arrays as a run without faults.
     """
     harmless: int
     """Number of faults that were not detected, but had no effect: all arrays that were read are bitwise equal to those
-    of the undisturbed run.
+    of a run without faults.
     """
     lost: int
-    """Largest number of training steps that a fault undid, so that they were trained again."""
+    """Maximum number of training steps that were lost because of one fault, and had to be trained again."""
     seconds: Sequence[float]
-    """Time in seconds that it took to recover from each fault: to read a good checkpoint, to check the data, to train
-    the first step after a kill, or to exit after a signal.
+    """Time in seconds that it took to recover, one number per fault: the time to read a good checkpoint, to check the
+    data, to train the first step after a kill, or to exit after a signal.
     """
     problems: Sequence[str] = ()
-    """One line for each fault after which wrong arrays were read, or the run did not resume."""
+    """Error messages, one for each fault after which wrong arrays were read, or after which the run did not resume."""
 
 
 def small(experiment: Experiment) -> Experiment:
-    """Returns the experiment with the same model and data, but settings with which it trains, saves and evaluates
-    within a few steps.
+    """Returns a copy of the experiment with the same model and data that trains for only 24 steps, and saves and
+    evaluates several times within them.
     """
     changes: dict[str, Any] = {"steps": STEPS, "init": None, "fork": None, "fork_step": None, "log.every": 1}
     changes |= {"checkpoint.every": EVERY, "checkpoint.keep": 3}
@@ -75,10 +79,12 @@ def small(experiment: Experiment) -> Experiment:
 
 
 class Scratch:
-    """A folder with a small run, called the undisturbed run, and damaged copies of it that are compared with it."""
+    """Folder in which `jaxformer drill` works: a small training run, called the undisturbed run, and damaged copies of
+    it that are compared with it.
+    """
 
     def __init__(self, home: Path, experiment: Experiment, local: Path, allowed: Sequence[str] = ()):
-        """Trains the undisturbed run.
+        """Trains the undisturbed run, the small training run whose copies are damaged later.
 
         Args:
           home: new folder for the runs, which may be in a bucket.
@@ -97,14 +103,14 @@ class Scratch:
         process = self.start(self.undisturbed)
         said = process.communicate()
         self.seconds = time.monotonic() - began
-        """Time in seconds that the undisturbed run took."""
+        """Time in seconds that the training of the undisturbed run (without faults) took."""
         if process.returncode:
             raise InputError(f"drill: the undisturbed run failed: {(said[1] or said[0]).strip().splitlines()[-1]}")
         if experiment.tokenizer is not None:  # Later runs copy the tokenizer instead of training it again.
             tokenizer = runs.RunTokenizer(str(self.undisturbed))
             self.experiment = dataclasses.replace(experiment, tokenizer=tokenizer)
         self.expected = self.state(self.undisturbed)
-        """All arrays of the last checkpoint of the undisturbed run, keyed by path."""
+        """All arrays in the last checkpoint of the undisturbed run (without faults), keyed by path."""
 
     def new(self, name: str) -> Path:
         """Returns the path of a new folder whose name begins with `name`. The folder is not created."""
@@ -112,14 +118,16 @@ class Scratch:
         return self.home / f"{name}-{self._count}"
 
     def copy(self, name: str) -> Path:
-        """Copies the undisturbed run to a new folder and returns its path."""
+        """Copies the undisturbed run (without faults) to a new folder, and returns the path of the folder."""
         target = self.new(name)
         for file, content in contents(self.undisturbed).items():
             write(target / file, content)
         return target
 
     def start(self, folder: Path) -> subprocess.Popen[str]:
-        """Starts a process that trains the run in a folder. Returns without waiting for it."""
+        """Starts a `jaxformer train` process that trains, or resumes, the small run in `folder`. Returns the process
+        without waiting for its end.
+        """
         self._count += 1
         home = self._local / f"config{self._count}"
         home.mkdir()
@@ -133,7 +141,9 @@ class Scratch:
 
     @functools.cached_property
     def trees(self) -> dict[str, Any]:
-        """Shapes, types and shardings of the arrays in a checkpoint, as `Checkpoints.restore` takes them."""
+        """Shapes, dtypes and shardings of the arrays in a checkpoint: a dict that maps names to pytrees, as the
+        argument of `Checkpoints.restore`.
+        """
         mesh, experiment = self.mesh, writing.read_experiment(self.undisturbed)
         lanes = loader.initial_state(experiment.data)
         lanes_tree = {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}
@@ -141,7 +151,7 @@ class Scratch:
 
     @functools.cached_property
     def mesh(self) -> jax.sharding.Mesh:
-        """Device mesh on which checkpoints are read."""
+        """Device mesh on which the arrays of checkpoints are placed when they are read."""
         return sharding.make_mesh(self.experiment.mesh)
 
     def state(self, folder: Path, step: int | None = None) -> dict[str, np.ndarray]:
@@ -158,7 +168,7 @@ class Scratch:
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    """Returns a dict that maps the path of each array in a tree to the array."""
+    """Flattens a pytree of arrays to a dict that maps the path of each array, as a string, to the array."""
     return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
@@ -167,9 +177,9 @@ def differing(name: object, ours: Mapping[str, np.ndarray], expected: Mapping[st
     differs, or an empty string if there is none.
 
     Args:
-      name: description of the fault, for the message.
+      name: text at the start of the message, such as a description of the fault.
       ours: arrays that were read, keyed by path.
-      expected: arrays of the undisturbed run, keyed by path.
+      expected: arrays of the run without faults, keyed by path.
     """
     for path, array in expected.items():
         if path not in ours or ours[path].tobytes() != array.tobytes():
@@ -199,7 +209,7 @@ def write(path: Path, content: bytes) -> None:
 
 
 def remove(home: Path) -> None:
-    """Removes a folder that a drill has made."""
+    """Removes the folder of a `jaxformer drill`, which is local or in a bucket."""
     if storage.is_remote(home):
         with storage.reported(home, "cannot be removed"):
             storage.file_system(home).rm(str(home), recursive=True)

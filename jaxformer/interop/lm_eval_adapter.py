@@ -32,12 +32,15 @@ TAKEN = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "length
 
 
 class RunLM(LM):
-    """Wraps a run as a language model for lm-evaluation-harness. If the model is an encoder–decoder, the encoder reads
-    the context of a request, and the decoder generates or scores the answer.
+    """Makes a run usable as a language model in lm-evaluation-harness. If the model is an encoder–decoder, the encoder
+    reads the context of a request, and the decoder generates or scores the answer.
     """
 
     def __init__(self, run: str | os.PathLike | Run):
-        """Opens the run, if `run` is a folder.
+        """Wraps a run.
+
+        Args:
+          run: Run, or folder of a run to open.
 
         Raises:
           InputError: If the model of the run does not generate text.
@@ -48,7 +51,10 @@ class RunLM(LM):
             raise InputError(f"{self.run.folder}: {type(self.run.objective).__name__} does not generate text")
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
-        """Returns each continuation's log-probability given its context, and whether greedy decoding generates it."""
+        """Scores continuations. The arguments of each request are a context and a continuation. Returns for each
+        request the log-probability of the continuation given the context, and whether greedy decoding would generate
+        the continuation.
+        """
         contexts, continuations = zip(*(request.args for request in requests), strict=True) if requests else ((), ())
         found = self.run.log_likelihoods(contexts, continuations)
         answers = [(one.log_probability, one.greedy) for one in found]
@@ -56,11 +62,12 @@ class RunLM(LM):
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Instance]) -> list[float]:
-        """Returns the log-probability of each text after the BOS or EOS token. Long texts are divided into windows.
+        """Returns for each request the log-probability of its whole text, given only the BOS or EOS token before the
+        text. Texts longer than the model's maximum length are divided into windows.
 
-        If the run is exported, the Hugging Face model class of lm-evaluation-harness gives the same values. For a
-        tokenizer that adds a BOS token to texts, that class needs the option `add_bos_token=False`. Otherwise it adds a
-        second BOS token and scores the first one.
+        The values are the same as those of lm-evaluation-harness's own Hugging Face model class for the exported run.
+        If the exported tokenizer adds a BOS token to texts, that class needs the option `add_bos_token=False`.
+        Otherwise it adds a second BOS token and scores the first one.
         """
         run, tokenizer = self.run, self.run.require_tokenizer()
         if not isinstance(run.objective, CausalLM):
@@ -86,8 +93,9 @@ class RunLM(LM):
         return answers
 
     def generate_until(self, requests: Sequence[Instance]) -> list[str]:
-        """Generates a text for each request, whose arguments are a context and a dict of generation settings. The text
-        is truncated before the first occurrence of a string in the setting `until`.
+        """Generates a text for each request. The arguments of a request are a context and a dict of generation
+        settings. The generated text is truncated before the first occurrence of any of the strings in the setting
+        `until`.
         """
         answers = [""] * len(requests)
         groups: dict[str, list[int]] = {}
@@ -128,7 +136,7 @@ class RunLM(LM):
 
 
 def _cut(text: str, until: str | Sequence[str]) -> str:
-    """Truncates a text before the first occurrence of one of the given strings."""
+    """Truncates a text before the first occurrence of one of the strings in `until`."""
     for end in [until] if isinstance(until, str) else until:
         text = text.split(end)[0] if end else text
     return text

@@ -19,10 +19,12 @@ from jaxformer.layers.positions import Placement, rotate
 from jaxformer.parallel import sharding
 
 BLOCK = 256
-"""Maximum number of queries whose scores are in memory at the same time."""
+"""Maximum number of queries whose attention scores are in memory at the same time. More queries are processed in blocks
+of at most this size.
+"""
 CAUSAL_PARTS = 4
-"""Number of chunks into which causal attention divides the queries. Each chunk skips the keys after it. More chunks
-skip more keys, but add overhead.
+"""Maximum number of chunks into which causal attention divides the queries. For each chunk, the keys after it are
+skipped. With more chunks, more keys are skipped, but there is more overhead.
 """
 WINDOW_PARTS = 16
 """Maximum number of chunks into which attention with a window divides the queries."""
@@ -35,8 +37,8 @@ def attention_weights(query_bthk, key_bgsk, mask_bhts=None, bias_hts=None, scale
 
     Args:
       query_bthk: queries, [batch, queries, heads, head_dim].
-      key_bgsk: keys, [batch, kv_heads, keys, head_dim]. Each group of heads / kv_heads consecutive heads shares one
-        head of keys (grouped queries, Ainslie et al. 2023).
+      key_bgsk: keys, [batch, kv_heads, keys, head_dim]. Each group of heads / kv_heads consecutive query heads shares
+        one key head (grouped-query attention, Ainslie et al. 2023).
       mask_bhts: boolean, broadcastable to [batch, heads, queries, keys], True if a query may attend to a key. If None,
         all are allowed.
       bias_hts: bias to add to the scores, [heads, queries, keys] or [batch, heads, queries, keys]. None for no bias.
@@ -72,24 +74,24 @@ def mix(weights_bhts: jax.Array, value_bgsk: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class AttendOptions:
-    """Arguments of attention other than queries, keys and values."""
+    """Arguments of the attention functions other than queries, keys and values."""
 
     mask: Mask | None = None
     """Mask of the keys that each query attends to. If None, each query attends to all keys."""
     bias: jax.Array | None = None
-    """Bias to add to the scores, [heads, queries, keys] or [batch, heads, queries, keys]."""
+    """Bias to add to the scores, [heads, queries, keys] or [batch, heads, queries, keys]. If None, no bias is added."""
     key: jax.Array | None = None
     """Random key for dropout. If None, no dropout is applied."""
     scale: float | None = flax.struct.field(pytree_node=False, default=None)
-    """Factor of the products of queries and keys. See `attention_weights`."""
+    """Factor of the products of queries and keys. Defaults to 1 / sqrt(head_dim)."""
     rate: float = flax.struct.field(pytree_node=False, default=0.0)
     """Dropout rate of the attention weights."""
     kernel: kernels.Kernel = flax.struct.field(pytree_node=False, default="auto")
-    """Implementation of attention. See `Attention.kernel`."""
+    """Name of the implementation to use. See `Attention.kernel`."""
 
     def part(self, queries: slice, keys: slice, number: int) -> "AttendOptions":
-        """Returns the options for a slice of the queries and keys. `number` is the index of the slice, from which a
-        separate dropout key is derived.
+        """Returns the options for attention of one slice of the queries to one slice of the keys: mask and bias are
+        sliced, and the dropout key is derived from `number`, the index of the slice of queries.
         """
         return dataclasses.replace(
             self,
@@ -100,12 +102,13 @@ class AttendOptions:
 
 
 def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None = None) -> jax.Array:
-    """Computes attention without storing all scores, so that memory grows linearly with the row length.
+    """Computes attention without storing the scores of all queries at the same time, so that memory grows linearly with
+    the sequence length.
 
     Args:
       query_bthk: queries, [batch, queries, heads, head_dim].
-      keys: keys and values.
-      options: mask and other options.
+      keys: keys and values, [batch, kv_heads, keys, head_dim].
+      options: mask and other options. Defaults to full attention without dropout.
 
     Returns:
       Attention output, [batch, queries, heads, head_dim].
@@ -125,7 +128,9 @@ def attend(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions | None 
 
 
 def _attend_by_parts(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
-    """Computes attention in chunks of queries. Each chunk attends only to the keys that its mask allows."""
+    """Computes attention in chunks of consecutive queries. Each chunk is computed only with the range of keys that a
+    causal mask or a window lets it attend to, to save computation.
+    """
     length, mask = query_bthk.shape[1], options.mask
     if jax.export.is_symbolic_dim(length):  # A program for rows of any length cannot be divided into chunks.
         return _attend_at_once(query_bthk, keys, options)
@@ -155,7 +160,9 @@ def _attend_at_once(query_bthk: jax.Array, keys: KeyValue, options: AttendOption
 
 
 def _attend_part(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
-    """Computes attention for all queries at once if they are few, and otherwise in a loop over blocks of queries."""
+    """Computes attention for all queries at once if there are at most `BLOCK`, and otherwise in a loop over blocks of
+    queries, to save memory.
+    """
     length, mask = query_bthk.shape[1], options.mask
     if length <= BLOCK:
         return _attend_at_once(query_bthk, keys, options)
@@ -191,46 +198,57 @@ class AttentionInputs:
     """Inputs of an attention layer other than `x`."""
 
     memory: jax.Array | KeyValue | None = None
-    """Vectors to attend to, [batch, keys, embed], or their keys and values from an earlier call. If None, the layer
-    attends to its input `x` (self-attention).
+    """Vectors to attend to (cross-attention), [batch, keys, embed], or their keys and values from an earlier call. If
+    None, the layer attends to its input `x` (self-attention).
     """
     mask: Mask | None = None
     """Mask of the keys that each query attends to. If None, each query attends to all keys."""
     placement: Placement | None = None
-    """Rotations or biases by which a position scheme changes queries, keys and scores."""
+    """Position information that the layer applies: rotations of queries and keys (rotary embeddings), vectors added to
+    them, or biases added to the scores. If None, the layer applies none.
+    """
     cache: LayerCache | None = None
-    """Cache of the keys and values of earlier tokens. The keys and values of the input `x` are added to it."""
+    """Cache of the keys and values of earlier tokens, for decoding. The keys and values of `x` are written to it. None
+    without a cache.
+    """
     used: jax.Array | int = 0
     """Number of tokens in the cache before this call, scalar."""
     train: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether to apply dropout. Requires the rng stream `dropout`."""
     return_weights: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether to return the attention weights."""
+    """Whether to return the attention weights too. This computes the full weight matrix instead of using the faster
+    implementation.
+    """
 
 
 @flax.struct.dataclass
 class AttentionOutput:
-    """Output vectors of an attention layer and, depending on the inputs, its weights and cache."""
+    """Outputs of an attention layer: vectors, keys and values, and optionally attention weights and cache."""
 
     output: jax.Array
     """Output vectors, [batch, length, embed]."""
     weights: jax.Array | None
-    """Attention weights before dropout, float32 [batch, heads, queries, keys]. None unless requested."""
+    """Attention weights before dropout, float32 [batch, heads, queries, keys]. None unless
+    `AttentionInputs.return_weights` is set.
+    """
     keys: KeyValue
-    """Keys and values that were attended to."""
+    """Keys and values that the queries attended to. With a cache, these include earlier tokens."""
     cache: LayerCache | None = None
-    """Cache of keys and values that includes those of the input `x`. None if there was no cache."""
+    """Updated cache, to which the keys and values of the input `x` have been added. None if the layer was called
+    without a cache.
+    """
 
 
 class Attention(nn.Module):
-    """Multi-head attention of the input `x` to itself or to a memory: [batch, length, embed] →
-    [batch, length, embed].
+    """Multi-head attention layer. Maps the input vectors `x` [batch, length, embed] to output vectors of the same
+    shape. The queries attend to `x` itself, or to a memory (cross-attention).
     """
 
     kv_heads: int | None = None
     """Number of key and value heads. Each is shared by several query heads. Defaults to the number of query heads."""
     head_dim: int | None = None
-    """Size of a head. Defaults to the width divided by the number of heads."""
+    """Size of each head's queries, keys and values. Defaults to the width of the model divided by the number of heads.
+    """
     bias: bool = True
     """Whether the linear layers of queries, keys, values and output have biases."""
     key_bias: bool = True
@@ -240,18 +258,20 @@ class Attention(nn.Module):
     scale_scores: bool = True
     """Whether to divide scores by sqrt(head_dim). If False, as in T5, the initial query kernel is smaller instead."""
     query_pre_attn_scalar: int | None = None
-    """Number whose square root divides the attention scores, as in Gemma. If None, uses the head size."""
+    """Attention scores are divided by the square root of this number, as in Gemma. Defaults to the head size. Only used
+    if `scale_scores` is True.
+    """
     head_norm: nn.Module | None = None
     """Normalization of the queries and keys of each head, such as `HeadRMSNorm()`. If None, they are not normalized."""
     window: int | None = None
-    """Window size of self-attention: a query attends only to keys at a distance of less than this. If None, the
-    distance is not limited.
+    """Window size of self-attention: a query attends only to keys fewer than this number of positions away. If None,
+    the distance is not limited.
     """
     kernel: kernels.Kernel = "auto"
-    """Implementation. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain JAX) on
-    CPU, and if the kernel of the platform does not support the layer. If the mesh axis `sequence` divides rows among
-    devices, `auto` is `splash`, or `ring` if splash attention is not supported. `ring` sends keys from device to
-    device; the other implementations gather all keys of a row on each device.
+    """Implementation of attention. `auto` selects `splash` on TPU, `cudnn` on GPU, and `blocks` (blocks of queries in
+    plain JAX) on CPU or if the platform's kernel does not support the layer. If the mesh axis `sequence` divides
+    sequences among devices, `auto` selects `splash`, or `ring` if splash attention is not supported. `ring` sends keys
+    from device to device. The other implementations gather all keys of a sequence on each device.
     """
 
     def __post_init__(self):
@@ -262,7 +282,9 @@ class Attention(nn.Module):
                 raise InputError(f"attention.{field}={value}: expected at least 1")
 
     def sizes(self, heads: int, width: int) -> tuple[int, int]:
-        """Returns the number of key and value heads and the size of a head, for a stack of this width."""
+        """Returns the number of key and value heads, and the head size, for a model with `heads` query heads and
+        vectors of size `width`.
+        """
         return self.kv_heads or heads, self.head_dim or width // heads
 
     @nn.compact
@@ -279,10 +301,10 @@ class Attention(nn.Module):
 
         Args:
           x: input vectors, [batch, length, embed].
-          inputs: memory, mask and other inputs.
+          inputs: memory to attend to, mask and other inputs. Defaults to full self-attention.
           heads: number of query heads. It must divide the width unless `head_dim` is set.
           dropout: dropout rate of the attention weights during training.
-          dtype: type to compute in.
+          dtype: data type to compute in, such as `bfloat16`. See `Linear.dtype`.
         """
         inputs, width = inputs or AttentionInputs(), x.shape[-1]
         _, head_dim = self.sizes(heads, width)
@@ -312,7 +334,9 @@ class Attention(nn.Module):
         return AttentionOutput(output(sharding.constrain(mixed, "bthk")), weights, keys, cache)
 
     def _query(self, x: jax.Array, placement: Placement, heads: int, dtype: DType) -> jax.Array:
-        """Projects the input to queries, [batch, length, heads, head_dim], and applies the position scheme."""
+        """Projects the input [batch, length, embed] to queries [batch, length, heads, head_dim], and applies head norms
+        and position information (`placement`) to them.
+        """
         width, (_, head_dim) = x.shape[-1], self.sizes(heads, x.shape[-1])
         gain = 1.0 if self.scale_scores else head_dim**-0.5
         project = Linear("btd,dhk->bthk", (width, heads, head_dim), self.bias, dtype, gain, name="query")
@@ -322,7 +346,9 @@ class Attention(nn.Module):
         return query if placement.query is None else rotate(query, placement.query)
 
     def _keys(self, memory: jax.Array, placement: Placement, heads: int, dtype: DType) -> KeyValue:
-        """Projects a memory [batch, keys, embed] to keys and values, and applies the position scheme to the keys."""
+        """Projects `memory` [batch, keys, embed] to keys and values [batch, kv_heads, keys, head_dim], and applies head
+        norms and position information (`placement`) to the keys.
+        """
         width = memory.shape[-1]
         groups, head_dim = self.sizes(heads, width)
         equation = "btd,dhk->bthk" if groups == heads else "btd,dgk->btgk"
@@ -338,9 +364,8 @@ class Attention(nn.Module):
 
 
 def attend_with_weights(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> tuple[jax.Array, jax.Array]:
-    """Computes attention. Returns the weights before dropout, float32 [batch, heads, queries, keys], and the output.
-
-    The full weight matrix is in memory.
+    """Computes attention with the full weight matrix in memory. Returns the weights before dropout, float32 [batch,
+    heads, queries, keys], and the output, [batch, queries, heads, head_dim].
     """
     mask = options.mask and options.mask.dense()
     weights = attention_weights(query_bthk, keys.key, mask, options.bias, options.scale)

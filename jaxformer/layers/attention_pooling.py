@@ -12,12 +12,12 @@ from jaxformer.parallel import metadata
 
 
 class AttentionPooling(nn.Module):
-    """Pools the vectors of a sequence by the attention of a learned query, followed by an MLP with a residual
-    connection: [batch, length, embed] → [batch, embed].
+    """Pools the vectors of a sequence to one vector: a learned query attends to the sequence, and an MLP with a
+    residual connection follows. [batch, length, embed] → [batch, embed].
     """
 
     heads: int = 12
-    """Number of attention heads. It must divide the width."""
+    """Number of attention heads. The vector size must be divisible by it."""
     mlp: nn.Module = Mlp()
     """Feed-forward network after the attention."""
     norm: nn.Module = LayerNorm()

@@ -1,7 +1,8 @@
-"""Backbones: networks that convert images to feature maps, which a Transformer encoder reads.
+"""Backbones: networks that convert images to feature maps, the input of a Transformer encoder.
 
-A backbone has the properties `stride` (pixels per position of the feature map), `multiple` (a divisor of the height and
-the width of images) and `channels` (of the feature map), and a method `flops`.
+Each backbone has the properties `stride` (height and width in pixels that one position of the feature map represents),
+`multiple` (image heights and widths must be multiples of this) and `channels` (size of the feature vectors), and a
+method `flops`.
 """
 
 import flax.linen as nn
@@ -13,14 +14,14 @@ from jaxformer.layers.linear import DType
 from jaxformer.layers.norms import LayerNorm
 
 REDUCTION = 4
-"""Ratio of the widths of a bottleneck block's output and of its 3 × 3 convolution."""
+"""Number of output channels of a bottleneck block, divided by the number of channels of its 3 × 3 convolution."""
 
 
 class ResNet(nn.Module):
     """Residual network (He et al. 2016) without its classifier. `ResNet()` is ResNet-50.
 
-    Its batch norms are frozen, so that it does not train well from random weights: initialize it from a pretrained
-    model.
+    The statistics, scales and biases of its batch norms are not trained, so it should be initialized from a pretrained
+    model: from random weights it does not train well.
     """
 
     depths: tuple[int, ...] = (3, 4, 6, 3)
@@ -30,10 +31,11 @@ class ResNet(nn.Module):
     stem: int = 64
     """Number of output channels of the first convolution."""
     bottleneck: bool = True
-    """Whether blocks have three convolutions of sizes 1, 3 and 1; the first two are narrower. Otherwise they have two
-    convolutions of size 3 (ResNet-18 and ResNet-34)."""
+    """Whether each block has three convolutions with kernel sizes 1, 3 and 1 (the first two with fewer channels), as in
+    ResNet-50. If False, each block has two convolutions with kernel size 3, as in ResNet-18 and ResNet-34.
+    """
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -44,12 +46,12 @@ class ResNet(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Number of pixels per position of the feature map."""
+        """Height and width in pixels that one position of the feature map represents."""
         return 2 ** (len(self.depths) + 1)
 
     @property
     def multiple(self) -> int:
-        """Number that the sides of images must be multiples of: images may have any size."""
+        """Number that image heights and widths must be multiples of. It is 1: images may have any size."""
         return 1
 
     @property
@@ -58,7 +60,9 @@ class ResNet(nn.Module):
         return self.widths[-1]
 
     def flops(self, height: int, width: int, channels: int) -> float:
-        """Returns the FLOPs of the convolutions for one image of the given size."""
+        """Returns the FLOPs of all convolutions for one image with `height` × `width` pixels and `channels` color
+        channels.
+        """
         height, width = strided(height, 2), strided(width, 2)
         flops = conv_flops(height, width, 7, channels, self.stem)
         height, width, inputs = strided(height, 2), strided(width, 2), self.stem
@@ -82,7 +86,9 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Computes the feature map of the last stage, [batch, height / stride, width / stride, channels]."""
+        """Computes the feature map, the output of the last stage. Maps images [batch, height, width, channels] to
+        [batch, height / stride, width / stride, `self.channels`].
+        """
         x = Convolution(self.stem, 7, 2, dtype=self.dtype, name="stem")(images)
         x = max_pool(jax.nn.relu(FrozenBatchNorm(name="stem_norm")(x)))
         for stage, (depth, width) in enumerate(zip(self.depths, self.widths, strict=True)):
@@ -94,16 +100,19 @@ class ResNet(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Residual block of a `ResNet`. The stride is that of its first 3 × 3 convolution."""
+    """Residual block of a `ResNet`: convolutions with frozen batch norms and a residual connection. The first 3 × 3
+    convolution has the stride of the block.
+    """
 
     width: int
     """Number of output channels."""
     stride: int = 1
-    """Distance between the output positions, in positions of the input."""
+    """Stride of the block: distance between neighboring output positions, in input positions."""
     bottleneck: bool = True
-    """Whether the block has three convolutions. See `ResNet.bottleneck`."""
+    """Whether the block has three convolutions, of sizes 1, 3 and 1, instead of two of size 3. See `ResNet.bottleneck`.
+    """
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -124,9 +133,11 @@ class ResidualBlock(nn.Module):
 
 
 class PatchBackbone(nn.Module):
-    """Embeds the patches of images, so that the encoder after it is a Vision Transformer (Dosovitskiy et al. 2021).
+    """Divides images into patches and embeds them. An encoder with this backbone is a Vision Transformer (Dosovitskiy
+    et al. 2021).
 
-    It trains from random weights, in particular with a stem of convolutions (Xiao et al. 2021).
+    Unlike `ResNet`, it trains well from random weights, in particular if convolutions precede the patches (`stem`; Xiao
+    et al. 2021).
     """
 
     width: int = 256
@@ -134,11 +145,11 @@ class PatchBackbone(nn.Module):
     patch: int = 16
     """Height and width of a patch in pixels."""
     stem: tuple[int, ...] = ()
-    """Number of output channels of convolutions before the patches. Each has a stride of 2, so that the patches after
-    it are smaller by a factor of 2.
+    """Number of output channels of each convolution that is applied before the division into patches. Each convolution
+    halves height and width, and the patches of its output are smaller by the same factor.
     """
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -150,12 +161,12 @@ class PatchBackbone(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Number of pixels per position of the feature map."""
+        """Height and width in pixels that one position of the feature map represents."""
         return self.patch
 
     @property
     def multiple(self) -> int:
-        """Number that the sides of images must be multiples of."""
+        """Number that image heights and widths must be multiples of: the patch size."""
         return self.patch
 
     @property
@@ -164,7 +175,9 @@ class PatchBackbone(nn.Module):
         return self.width
 
     def flops(self, height: int, width: int, channels: int) -> float:
-        """Returns the FLOPs of the convolutions for one image of the given size."""
+        """Returns the FLOPs of all convolutions for one image with `height` × `width` pixels and `channels` color
+        channels.
+        """
         flops = 0.0
         for outputs in self.stem:
             height, width = strided(height, 2), strided(width, 2)
@@ -175,7 +188,9 @@ class PatchBackbone(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> jax.Array:
-        """Computes the feature map, [batch, height / patch, width / patch, width]."""
+        """Computes the feature map: maps images [batch, height, width, channels] to patch embeddings [batch, height /
+        patch, width / patch, `self.width`].
+        """
         x = images
         for number, width in enumerate(self.stem):
             x = Convolution(width, 3, 2, bias=True, dtype=self.dtype, name=f"stem{number}")(x)

@@ -18,41 +18,46 @@ from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 
 NormPosition = Literal["before", "after", "both"]
-"""Where a block applies norms. `before`: before each layer, and at the end of the stack (pre-norm, stable for deep
-stacks). `after`: after each residual sum (post-norm, Vaswani et al. 2017). `both`: before and after each layer, and at
-the end of the stack (Gemma 2 and 3).
+"""Where a Transformer block normalizes. `before`: the input of each layer, and the output of the last block (pre-norm,
+stable for deep models). `after`: the sum of each layer's output and the residual stream (post-norm, Vaswani et al.
+2017). `both`: the input and the output of each layer, and the output of the last block (Gemma 2 and 3).
 """
 
 
 @flax.struct.dataclass
 class BlockInputs:
-    """Inputs of a stack and its blocks other than the vectors `x`."""
+    """Inputs of a stack of Transformer blocks, and of each block, other than the vectors `x`."""
 
     mask: Mask | None = None
-    """Mask of the tokens that each token attends to. If None, each token attends to all tokens. With a cache, only the
-    order numbers of the mask are used (see `Mask.query_order`), and None means causal.
+    """Attention mask of self-attention. If None, each token attends to all tokens, or, with a cache, to itself and all
+    earlier tokens. With a cache, only `Mask.query_order` of the mask is used.
     """
     position_ids: jax.Array | None = None
     """Positions of the tokens, integers [batch, length], for a position scheme such as rotary embeddings. Defaults to
     0, 1, 2, ...
     """
     memory: jax.Array | KeyValue | None = None
-    """Vectors that cross-attention attends to, [batch, keys, embed], or their keys and values. With a cache, they are
-    only needed in the first call.
+    """Vectors that cross-attention attends to, such as encoder outputs, [batch, keys, embed], or their keys and values.
+    If None, there is no cross-attention, or its keys and values are in the cache from an earlier call.
     """
     memory_mask: Mask | None = None
-    """Mask of the memory vectors that each token attends to."""
+    """Mask of cross-attention: the memory vectors that each token may attend to. If None, each token attends to all of
+    them.
+    """
     placement: Placement | None = None
-    """Rotations or biases to apply in self-attention, in addition to those of the stack's own position scheme."""
+    """Position information for self-attention, such as rotations of queries and keys, in addition to the position
+    scheme of the stack itself.
+    """
     memory_placement: Placement | None = None
-    """Rotations or biases to apply in cross-attention to the queries and to the keys of the memory."""
+    """Position information for cross-attention, such as vectors to add to the queries and to the keys of the memory."""
     condition: jax.Array | None = None
-    """Vector that norms and residual branches depend on, [batch, size], such as the time and class of a diffusion
-    model.
+    """Vector that norms and residual branches depend on, [batch, size], such as the embedding of the time and class in
+    a diffusion model. None for other models.
     """
     at: jax.Array | None = None
-    """Positions whose output is needed, integers [batch, predictions]. The last block skips all other positions. For
-    the 15% masked tokens of BERT, this saves most of its computation.
+    """Positions whose output is needed, integers [batch, predictions]. The last block computes only these, which saves
+    most of its computation in BERT pretraining, where 15% of the tokens are masked. If None, the output of all
+    positions is computed.
     """
     train: bool = flax.struct.field(pytree_node=False, default=False)
     """Whether to apply dropout. Requires the rng stream `dropout`."""
@@ -66,40 +71,53 @@ class BlockInputs:
 
 @flax.struct.dataclass
 class BlockState:
-    """Position of a block in its stack and, during decoding, the cache of the block."""
+    """Arguments of a block that differ between the blocks of a stack: its depth and, during decoding, its cache."""
 
     depth_fraction: jax.Array | float = 1.0
     """Relative depth of the block, from 0 for the first block to 1 for the last."""
     is_first: jax.Array | bool = False
-    """Whether this is the first block."""
+    """Whether this is the first block of the stack."""
     cache: LayerCache | None = None
-    """Keys and values of earlier tokens for self-attention. None without a cache."""
+    """Keys and values of earlier tokens for self-attention, during decoding. None if the stack is called without a
+    cache.
+    """
     used: jax.Array | int = 0
     """Number of tokens in the cache before this call, scalar."""
 
 
 @flax.struct.dataclass
 class BlockOutput:
-    """Output vectors of a Transformer block and, depending on the inputs, attention weights and caches."""
+    """Outputs of a Transformer block: vectors and, depending on the inputs, attention weights and caches."""
 
     hidden: jax.Array
-    """Output vectors, [batch, length, embed], or [batch, predictions, embed] at selected positions."""
+    """Output vectors, [batch, length, embed]. If positions were selected by `BlockInputs.at`, [batch, predictions,
+    embed].
+    """
     attention: jax.Array | None
-    """Weights of self-attention, float32 [batch, heads, queries, keys]. None unless requested."""
+    """Weights of self-attention, float32 [batch, heads, queries, keys]. None unless `BlockInputs.return_attention` is
+    set.
+    """
     cache: LayerCache | None
-    """Cache that includes the new tokens. None if there was no cache."""
+    """Updated cache, which includes the new tokens. None if the block was called without a cache."""
     memory: KeyValue | None
-    """Keys and values of cross-attention. None without a memory."""
+    """Keys and values of cross-attention, which later calls can use instead of the memory. None without
+    cross-attention.
+    """
     memory_attention: jax.Array | None
-    """Weights of cross-attention, float32 [batch, heads, queries, keys]. None unless requested."""
+    """Weights of cross-attention, float32 [batch, heads, queries, keys]. None unless
+    `BlockInputs.return_memory_attention` is set.
+    """
     means: dict[str, Mean]
-    """Auxiliary losses and metrics of the block, such as the load of experts, as weighted means keyed by name."""
+    """Auxiliary losses and metrics of the block, such as the load of its experts, keyed by name. Each `Mean` is a sum
+    and the weight by which it is to be divided.
+    """
 
 
 class Block(nn.Module):
-    """Transformer block: self-attention, cross-attention if there is a memory, and an MLP.
+    """Transformer block: self-attention, cross-attention if `BlockInputs.memory` is given, and an MLP.
 
-    Each layer is followed by dropout and a residual connection. `norm_position` sets where norms are applied.
+    The output of each of these layers is added to the residual stream after dropout. `norm_position` determines where
+    norms are applied.
     """
 
     heads: int
@@ -115,7 +133,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, inputs: BlockInputs | None = None, state: BlockState | None = None) -> BlockOutput:
-        """Computes the output of the block for x [batch, length, embed]."""
+        """Computes the output of the block for input vectors x [batch, length, embed]."""
         inputs, state = inputs or BlockInputs(), state or BlockState()
         y, weights, cache = self._attend(self._before(x, "attention", inputs, state), inputs, state)
         x = self._add(take(x, inputs.at), y, "attention", inputs, state)
@@ -130,12 +148,12 @@ class Block(nn.Module):
         return BlockOutput(sharding.constrain(x, "brd"), weights, cache, memory, memory_weights, means)
 
     def _before(self, x: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
-        """Prepares the input of a layer: the residual stream, normalized if norms are applied before layers.
+        """Returns the input of a layer: the residual stream, normalized unless `norm_position` is `after`.
 
         Also sets the sharding: within layers, positions may be split over fewer devices than in the residual stream.
 
         Args:
-          x: residual stream.
+          x: residual stream, [batch, length, embed].
           name: name of the layer, `attention`, `cross_attention` or `mlp`.
           inputs: inputs of the block.
           state: state of the block.
@@ -148,7 +166,9 @@ class Block(nn.Module):
         return sharding.constrain(y, "btd")
 
     def _add(self, x: jax.Array, y: jax.Array, name: str, inputs: BlockInputs, state: BlockState) -> jax.Array:
-        """Adds the output of a layer to the residual stream."""
+        """Adds the output `y` of the layer `name` to the residual stream `x`. Before that, applies a norm, LayerScale
+        or stochastic depth, and dropout; after that, a post-norm, if the block has them.
+        """
         y = sharding.constrain(y, "brd")
         if self.norm_position == "both":
             y = normalise(self.norm.copy(name=f"{name}_post_norm"), y, inputs.condition)
@@ -160,7 +180,9 @@ class Block(nn.Module):
         return normalise(self.norm.copy(name=f"{name}_norm"), x, inputs.condition)
 
     def _attend(self, x: jax.Array, inputs: BlockInputs, state: BlockState):
-        """Computes self-attention. Returns its output at the selected positions, its weights and its cache."""
+        """Computes self-attention. Returns its output (at the positions `inputs.at` if given), its weights if
+        requested, and the updated cache or None.
+        """
         mask, placement, window = inputs.mask, inputs.placement, self.attention.window
         if window is not None and state.cache is None:
             mask = (mask or Mask()).windowed(window, x.shape[1])
@@ -181,7 +203,9 @@ class Block(nn.Module):
         return attended.output, attended.weights, attended.cache
 
     def _attend_memory(self, x: jax.Array, inputs: BlockInputs) -> AttentionOutput:
-        """Computes cross-attention."""
+        """Computes cross-attention of the vectors `x` [batch, queries, embed] to `inputs.memory`. If `inputs.at` is
+        given, `x` contains only these positions, and the mask is reduced to them.
+        """
         mask, placement, at = inputs.memory_mask, inputs.memory_placement, inputs.at
         if at is not None:
             mask, placement = mask and mask.at(at), placement and placement.at(at)
@@ -213,7 +237,7 @@ def normalise(norm: nn.Module, x: jax.Array, condition: jax.Array | None) -> jax
 
 
 def take(x: jax.Array, at: jax.Array | None) -> jax.Array:
-    """Selects the vectors at some positions.
+    """Selects the vectors at the positions `at`.
 
     Args:
       x: vectors, [batch, length, embed].

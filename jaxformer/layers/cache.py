@@ -1,5 +1,5 @@
-"""Caches for decoding. A cache contains the keys and values of earlier tokens. Each call of the model adds the keys and
-values of new tokens.
+"""Key-value caches for decoding. A cache contains the attention keys and values of earlier tokens. Each call of the
+model adds those of the new tokens.
 """
 
 import dataclasses
@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from jaxformer.layers.masks import Mask
 
 FREE = jnp.iinfo(jnp.int32).max
-"""Value of `LayerCache.index` that marks an empty slot. It is greater than the index of any token, so that no query
-attends to the slot.
+"""Value in `LayerCache.index` that marks an empty slot of the cache. It is greater than the index of any token, so that
+causal masks hide the slot.
 """
 
 
 @flax.struct.dataclass
 class KeyValue:
-    """Keys and values of one layer, in the axis order that attention uses."""
+    """Attention keys and values of one layer, both [batch, kv_heads, keys, head_dim]."""
 
     key: jax.Array
     """Keys, [batch, kv_heads, keys, head_dim]."""
@@ -28,13 +28,16 @@ class KeyValue:
 
 @flax.struct.dataclass
 class LayerCache:
-    """Cache of the self-attention of one layer: an array of slots, each for the key and value of one token."""
+    """Key-value cache for the self-attention of one layer: an array of slots, which each hold the key and value of a
+    token.
+    """
 
     keys: KeyValue
-    """Keys and values of the tokens in the slots."""
+    """Keys and values of the tokens in the slots, both [batch, kv_heads, slots, head_dim]."""
     index: jax.Array | None = None
-    """For each slot, the index of its token in the row, or `FREE` if it is empty, integers [batch, slots]. Only used by
-    layers with a window, which overwrite their slots in turn. If None, slot i contains token i.
+    """Only for layers with a window, which reuse the slots of old tokens: index of the token in each slot, counted from
+    the start of the sequence, or `FREE` if the slot is empty, integers [batch, slots]. If None, slot i contains token
+    i.
     """
 
     def write(self, new: KeyValue, used: jax.Array | int) -> tuple["LayerCache", KeyValue]:
@@ -42,11 +45,11 @@ class LayerCache:
 
         Args:
           new: keys and values of the new tokens, [batch, kv_heads, new tokens, head_dim].
-          used: index in the row of the first new token, scalar.
+          used: number of tokens before the new ones, scalar: the index of the first new token.
 
         Returns:
-          The updated cache, and the keys and values that the new tokens attend to, in the order of the keys of
-          `Cache.mask`.
+          The updated cache, and all keys and values that the new tokens may attend to. `Cache.mask` returns the mask
+          for these keys, in the same order.
         """
         new = jax.tree.map(lambda kept, array: array.astype(kept.dtype), self.keys, new)
         if self.index is None:
@@ -65,13 +68,12 @@ class LayerCache:
 
 
 def _visible_index(index: jax.Array, used: jax.Array, count: int) -> jax.Array:
-    """Returns, for each key that `LayerCache.write` returns, the index of its token in the row, integers [batch, keys].
-
-    Only for layers with a window.
+    """Returns the token index of each key that `LayerCache.write` returns in a layer with a window, integers [batch,
+    keys].
 
     Args:
-      index: index of the token in each slot, before the new tokens are added.
-      used: index of the first new token.
+      index: token index of each slot before the new tokens are added, integers [batch, slots].
+      used: index of the first new token, scalar.
       count: number of new tokens.
     """
     new = jnp.broadcast_to(used + jnp.arange(count), (len(index), count))
@@ -86,27 +88,35 @@ def _update(kept: jax.Array, new: jax.Array, start: jax.Array | int) -> jax.Arra
 
 @flax.struct.dataclass
 class Cache:
-    """Keys and values of the tokens so far, for all layers of a stack. A call of the stack takes a cache and returns
+    """Key-value cache for all layers of a stack of Transformer blocks. Each call of the stack takes a cache and returns
     the updated cache.
     """
 
     layers: tuple[LayerCache, ...]
     """Cache of the self-attention of each layer."""
     segments: jax.Array
-    """Mask of the slots, integers [batch, slots]: 1 if a slot contains a token, 0 if it is padding or empty."""
+    """Mask of the slots, integers [batch, slots]: 1 if a slot contains a token, 0 if it contains padding or is empty.
+    """
     used: jax.Array
-    """Number of slots used so far in every row, scalar."""
+    """Number of slots used so far, scalar. It is the same for all sequences of the batch, which are padded to the same
+    length.
+    """
     memory: tuple[KeyValue, ...] | None = None
-    """Keys and values of cross-attention for each layer. They do not change during decoding."""
+    """Keys and values of cross-attention for each layer, which do not change during decoding. None without
+    cross-attention.
+    """
     memory_segments: jax.Array | None = None
-    """Mask of the memory, integers [batch, keys]. 0 is padding."""
+    """Mask of the vectors that cross-attention attends to, integers [batch, keys]: 0 is padding. If None, none of them
+    are padding.
+    """
     windows: tuple[int | None, ...] = flax.struct.field(pytree_node=False, default=())
     """Window size of the self-attention of each layer. None for layers without a window."""
 
     def room_for(self, tokens: int) -> "Cache":
-        """Returns a copy of a full cache with empty slots for new tokens.
+        """Returns a copy of a full cache with empty slots added for new tokens.
 
-        A layer with a window keeps at most as many slots as its window.
+        The cache of a layer with a window is limited to the window size: it becomes a ring buffer that keeps the latest
+        tokens.
 
         Args:
           tokens: number of empty slots to add, one per new token.
@@ -121,10 +131,10 @@ class Cache:
         return dataclasses.replace(self, layers=tuple(layers), segments=jnp.pad(self.segments, [(0, 0), (0, tokens)]))
 
     def mask(self, layer: LayerCache, segments: jax.Array, order: jax.Array, window: int | None) -> Mask:
-        """Returns the attention mask for new tokens.
+        """Returns the attention mask for new tokens and the keys that `LayerCache.write` returns.
 
         A new token attends to all cached tokens (with a window: those in the window), and to the new tokens whose order
-        number is at most its own.
+        number is at most its own. (In causal models, the order number of a token is its index.)
 
         Args:
           layer: cache of the layer.
@@ -153,9 +163,8 @@ def _padded(array: jax.Array, tokens: int) -> jax.Array:
 
 
 def _local(keys: KeyValue, window: int) -> LayerCache:
-    """Converts a cache with a slot for each token to a ring buffer with `window` slots.
-
-    Slot i keeps the last token whose index modulo `window` is i.
+    """Converts the keys and values of a cache with one slot per token to a ring buffer with `window` slots: slot i
+    keeps the last token whose index modulo `window` is i.
     """
     rows, slots = keys.key.shape[0], keys.key.shape[2]
     if slots <= window:

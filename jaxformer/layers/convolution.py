@@ -11,9 +11,9 @@ from jaxformer.parallel import metadata
 
 
 class Convolution(nn.Module):
-    """Convolution of images: [batch, height, width, channels] → [batch, height / stride, width / stride, width].
+    """Convolution of images: [batch, height, width, channels] → [batch, height / stride, width / stride, `self.width`].
 
-    The image is padded with zeros by half of the kernel size on each side, as in PyTorch.
+    Each side of the image is padded with half of the kernel size in zeros, as usual in PyTorch.
     """
 
     width: int
@@ -21,11 +21,11 @@ class Convolution(nn.Module):
     size: int = 3
     """Height and width of the kernel."""
     stride: int = 1
-    """Distance between the output positions, in pixels of the input."""
+    """Stride: distance between neighboring output positions, in pixels of the input."""
     bias: bool = False
     """Whether to add a bias."""
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -49,8 +49,8 @@ class Convolution(nn.Module):
 class FrozenBatchNorm(nn.Module):
     """Batch norm (Ioffe & Szegedy 2015) with fixed statistics, scale and bias, as in DETR's backbone.
 
-    Computes `(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis. All four are parameters from
-    pretrained weights, and are not trained.
+    Computes `(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis. The mean, variance, scale and
+    bias of each channel are parameters that come from pretrained weights and are not trained.
     """
 
     epsilon: float = 1e-5
@@ -68,18 +68,28 @@ class FrozenBatchNorm(nn.Module):
 
 
 def max_pool(x: jax.Array) -> jax.Array:
-    """Returns the maximum of 3 × 3 pixels at every second position: [batch, height, width, channels] →
-    [batch, height / 2, width / 2, channels].
+    """Max pooling with a window of 3 × 3 pixels and a stride of 2: [batch, height, width, channels] → [batch, height /
+    2, width / 2, channels].
     """
     around: Any = ((1, 1), (1, 1))  # Flax types it as the name of a rule.
     return nn.max_pool(x, (3, 3), (2, 2), around)
 
 
 def conv_flops(height: int, width: int, size: int, channels: int, outputs: int) -> float:
-    """Returns the FLOPs of a convolution with `height` × `width` output positions."""
+    """Returns the FLOPs of a convolution for one image.
+
+    Args:
+      height: height of the output.
+      width: width of the output.
+      size: height and width of the kernel.
+      channels: number of input channels.
+      outputs: number of output channels.
+    """
     return 2.0 * height * width * size * size * channels * outputs
 
 
 def strided(length: int, stride: int) -> int:
-    """Returns the number of output positions along an axis of `length` pixels."""
+    """Returns the number of output positions of a convolution along an axis of `length` pixels: `length / stride`,
+    rounded up.
+    """
     return -(-length // stride)

@@ -1,14 +1,15 @@
 """Sends tokens to the experts that a router chose for them, computes the experts, and combines their outputs.
 
-In this module, the router makes k choices of an expert for each token. There are three implementations, which give the
-same result if no choice is dropped:
+The router chooses k experts for each token. Each of these k (token, expert) pairs is a choice. There are three
+implementations, which give the same result if no choice is dropped:
 
 - `dropless`: sorts tokens by expert into blocks (see `layers.grouped`). On a mesh, each device gathers the tokens of
   the devices with other experts, computes its experts for the tokens that chose them, and the outputs are summed and
   scattered. Buffers have a fixed size for the worst case, but only their used part is computed.
-- `limited`: gives each expert a fixed number of slots per batch row. On a mesh, slots are exchanged by an all-to-all.
-  Which choices are dropped depends only on the batch row, and not on the mesh or the micro-batch.
-- `dense`: computes every expert for every token. Used in programs with symbolic lengths.
+- `limited`: gives each expert a fixed number of slots per batch row, and drops choices for which no slot is left. On a
+  mesh, slots are exchanged by an all-to-all. Which choices are dropped depends only on the batch row, and not on the
+  mesh or the micro-batch.
+- `dense`: computes every expert for every token. Used in exported programs with symbolic lengths.
 """
 
 import dataclasses
@@ -31,23 +32,23 @@ class Routes:
     """Result of the router: the experts chosen for each token, and the weights of their outputs."""
 
     chosen: jax.Array
-    """Indices of the experts chosen for each token, integers [batch, length, choices]. Equal to the number of experts
-    at padding.
+    """Indices of the experts chosen for each token, integers [batch, length, choices]. At padding, the index is the
+    number of experts, which is out of range, so that no expert is computed.
     """
     weights: jax.Array
     """Weights of the chosen experts' outputs, float32 [batch, length, choices]."""
     counted: jax.Array
-    """1 for real tokens, float32 [batch, length]. 0 for padding and repeated tokens, which never take a slot that a
-    real token needs.
+    """1 for tokens to count, 0 for padding and for repetitions of a token, float32 [batch, length]. With limited slots,
+    tokens marked 0 never take a slot that a counted token needs.
     """
 
 
 @flax.struct.dataclass
 class Kernels:
-    """Kernels of the linear layers of all experts, in the compute type."""
+    """Kernels of the linear layers of all experts, in the data type of the computation."""
 
     gate: jax.Array | None
-    """Kernels of the gates, [experts, embed, mlp]. None if experts have no gate."""
+    """Kernels of the gate layers, [experts, embed, mlp]. None if experts are not gated."""
     up: jax.Array
     """Kernels of the first linear layers, [experts, embed, mlp]."""
     down: jax.Array
@@ -61,8 +62,11 @@ class Kernels:
         return len(self.up)
 
     def apply(self, x: jax.Array, product) -> jax.Array:
-        """Computes the outputs of the experts for the tokens `x`. `product(x, kernel)` is a function that multiplies
-        the tokens of each expert by the kernel of that expert.
+        """Computes the outputs of the experts for their tokens.
+
+        Args:
+          x: vectors of the tokens, grouped by expert in any layout that `product` accepts.
+          product: function (x, kernel) that multiplies the tokens of each expert by the kernel of that expert.
         """
         up, function = product(x, self.up), activation(self.activation)
         hidden = function(up) if self.gate is None else function(product(x, self.gate)) * up
@@ -70,8 +74,8 @@ class Kernels:
 
 
 def dense(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Returns the weighted sum of the chosen experts' outputs for x [batch, length, embed]. Computes all experts for
-    all tokens.
+    """Returns the weighted sum of the outputs of each token's chosen experts, [batch, length, embed], for x of the same
+    shape. Computes all experts for all tokens.
     """
     chosen = routes.chosen[..., None] == jnp.arange(kernels.experts)
     weights = jnp.sum(chosen * routes.weights[..., None], axis=2)
@@ -81,15 +85,18 @@ def dense(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
 
 
 def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> tuple[jax.Array, jax.Array]:
-    """Returns the weighted sum of the chosen experts' outputs. Each expert has a limited number of slots per batch row.
+    """Returns the weighted sum of the outputs of each token's chosen experts. Each expert has a limited number of slots
+    per batch row, and the choices (pairs of token and expert) for which no slot is left are dropped.
 
-    First choices take slots before second choices, and earlier tokens before later tokens (Lepikhin et al. 2021).
+    The most probable expert of each token is assigned before the second one, and earlier tokens before later tokens
+    (Lepikhin et al. 2021).
 
     Args:
       x: tokens, [batch, length, embed].
-      routes: experts of the tokens.
+      routes: experts that the router chose for each token.
       kernels: kernels of the experts.
-      capacity: number of slots per expert, as a multiple of an even share of the choices in a row.
+      capacity: number of slots per expert, as a multiple of the number of choices per expert if they are evenly
+        distributed.
 
     Returns:
       Output, [batch, length, embed], and the number of dropped choices of real tokens.
@@ -119,9 +126,8 @@ def limited(x: jax.Array, routes: Routes, kernels: Kernels, capacity: float) -> 
 
 
 def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> tuple[jax.Array, jax.Array]:
-    """Assigns the choices in one batch row to slots. A choice is a token with one of its chosen experts, and each
+    """Assigns the choices in one batch row to slots. A choice is a pair of a token and one of its chosen experts. Each
     expert has a limited number of slots.
-
 
     Args:
       chosen: expert of each choice, integers [choices].
@@ -148,8 +154,8 @@ def _places(chosen: jax.Array, counted: jax.Array, experts: int, slots: int) -> 
 
 
 def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Returns the weighted sum of the chosen experts' outputs for x [batch, length, embed], without dropping any
-    choice.
+    """Returns the weighted sum of the outputs of each token's chosen experts, [batch, length, embed], for x of the same
+    shape. No choice of an expert is dropped, however many tokens choose it.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
@@ -159,13 +165,14 @@ def dropless(x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
 
 
 def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels: Kernels, experts: int) -> jax.Array:
-    """Returns the weighted sum of the outputs of those chosen experts that are in `kernels`, for each token.
+    """Returns for each token the weighted sum of the outputs of its chosen experts, [tokens, embed]. Only the experts
+    in `kernels`, which are those of this device, are computed.
 
     Args:
       x: tokens, [tokens, embed].
       chosen: indices of the chosen experts, integers [tokens, choices]. Experts that are not in `kernels` contribute 0.
       weights: weights of the chosen experts' outputs, [tokens, choices].
-      kernels: kernels of the experts on this device.
+      kernels: kernels of the experts to compute.
       experts: number of experts on all devices, which determines the average number of tokens per expert.
     """
     (count, choices), here = chosen.shape, kernels.experts
@@ -179,26 +186,30 @@ def _chosen_output(x: jax.Array, chosen: jax.Array, weights: jax.Array, kernels:
 
 
 class _Layout(NamedTuple):
-    """Sharding of tokens and expert kernels: the mesh axes across which each of their dimensions is sharded. None for
-    an unsharded dimension.
+    """How tokens and expert kernels are sharded: for each of their dimensions, the mesh axes that it is split across,
+    or None if it is not split.
     """
 
     tokens: PartitionSpec
     """Partition spec of tokens [batch, length, embed]."""
     experts: Any
-    """Mesh axes across which the experts are sharded, or None."""
+    """Mesh axes that the experts are split across, or None."""
     width: Any
-    """Mesh axes across which the inner width of the experts is sharded, or None."""
+    """Mesh axes that the inner width of the experts is split across, or None."""
     rows: Any
-    """Mesh axes across which both the tokens and the embedding dimension of `gate` and `up` are sharded. The kernels
-    are gathered along these axes, and their gradients are scattered.
+    """Mesh axes that both the tokens and the embedding dimension of the kernels `gate` and `up` are split across. The
+    kernels are gathered along these axes, and their gradients are summed and split again.
     """
     columns: Any
-    """Mesh axes across which both the tokens and the embedding dimension of `down` are sharded. See `rows`."""
+    """Mesh axes that both the tokens and the embedding dimension of the kernel `down` are split across. Handled like
+    `rows`.
+    """
 
     @classmethod
     def of(cls, mesh: jax.sharding.AbstractMesh, x: jax.Array, kernels: Kernels) -> "_Layout":
-        """Creates the layout from the sharding rules. The compiler gathers kernels along all other mesh axes."""
+        """Creates the layout of the tokens `x` and the kernels from the sharding rules of the mesh. Along mesh axes
+        that are not in the layout, the compiler gathers the kernels.
+        """
         tokens = sharding.partition_spec("bt_", x.shape, mesh)
         experts, rows, width = sharding.partition_spec("edf", kernels.up.shape, mesh)
         _, other_width, columns = sharding.partition_spec("efd", kernels.down.shape, mesh)
@@ -209,22 +220,22 @@ class _Layout(NamedTuple):
 
     @property
     def held(self) -> tuple[str, ...]:
-        """Mesh axes along which devices have different experts or different parts of their width."""
+        """Mesh axes along which devices have different experts or different slices of the experts' inner width."""
         return sharding.names((self.experts, self.width))
 
     def specs(self, kernels: Kernels) -> Kernels:
-        """Returns the partition spec of each kernel."""
+        """Returns a `Kernels` object with the partition spec of each kernel in place of the kernel."""
         up = PartitionSpec(self.experts, self.rows, self.width)
         down = PartitionSpec(self.experts, self.width, self.columns)
         return dataclasses.replace(kernels, gate=None if kernels.gate is None else up, up=up, down=down)
 
 
 def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kernels: Kernels) -> jax.Array:
-    """Computes the chosen experts' outputs on a mesh: runs `_chosen_output` on each device with its shards of tokens
+    """Computes `dropless` on a mesh of several devices: runs `_chosen_output` on each device with its shards of tokens
     and kernels.
 
-    This uses `shard_map` because the compiler cannot partition a sort. If tokens and experts (or their width) are
-    sharded along the same mesh axis, the tokens are gathered along it, and the outputs are summed and scattered. Along
+    This uses `shard_map` because the compiler cannot partition a sort. If tokens and experts (or their inner width) are
+    split across the same mesh axis, the tokens are gathered along it, and the outputs are summed and split again. Along
     other mesh axes of the experts, outputs are only summed.
     """
     layout, experts = _Layout.of(mesh, x, kernels), kernels.experts
@@ -234,7 +245,7 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
 
     def whole(kernel, axes, axis):
         """All-gathers a kernel whose dimension `axis` is sharded across the mesh axes `axes`. In the backward pass, the
-        gradients that the devices compute from their own tokens are summed and sharded again.
+        gradients that the devices compute from their own tokens are summed over these devices and sharded again.
         """
         return _vary(_gathered(kernel, axes, axis), varying, (*layout.held, *sharding.names((axes,))))
 

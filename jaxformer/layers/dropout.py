@@ -1,4 +1,4 @@
-"""Dropout that needs few random bits per element."""
+"""Dropout that uses only 8 or 16 random bits per element."""
 
 import flax.linen as nn
 import jax

@@ -13,26 +13,28 @@ from jaxformer.layers.positions import sinusoidal
 from jaxformer.parallel import metadata, sharding
 
 AddedPositions = Literal["learned", "sinusoidal", "none"]
-"""How positions are added to token embeddings: as a learned table, as sinusoids, or not at all."""
+"""How position embeddings are added to token embeddings: as a learned table, as sinusoids, or not at all."""
 
 
 class Embeddings(nn.Module):
-    """Sum of token, position and token-type embeddings, optionally normalized: [batch, length] →
-    [batch, length, embed].
+    """Input embeddings: the sum of token, position and token-type embeddings, optionally normalized. Maps token ids
+    [batch, length] to vectors [batch, length, embed].
     """
 
     width: int
     """Size of the embeddings."""
     vocab: int | None
-    """Vocabulary size. If None, a training run uses the vocabulary size of its tokenizer."""
+    """Vocabulary size. If None, it is set to the vocabulary size of the tokenizer when a training run builds the model.
+    """
     max_length: int
-    """Maximum input length in tokens."""
+    """Maximum number of tokens in an input sequence. The learned position table has this number of rows, plus `offset`.
+    """
     position_embedding: AddedPositions = "learned"
-    """How positions are added to token embeddings."""
+    """How position embeddings are added to token embeddings: `learned` (a table), `sinusoidal`, or `none`."""
     token_types: int = 0
     """Number of token types, such as 2 for sentence pairs. 0 disables token-type embeddings."""
     scale: float = 1.0
-    """Number by which token embeddings are multiplied."""
+    """Number by which token embeddings are multiplied, before other embeddings are added."""
     token_init_std: float = 0.02
     """Standard deviation of the initial token embeddings."""
     norm: nn.Module | None = None
@@ -42,7 +44,9 @@ class Embeddings(nn.Module):
     dtype: DType = "auto"
     """Data type of the returned embeddings."""
     offset: int = 0
-    """Number of unused rows at the beginning of the position table. RoBERTa and BART have two."""
+    """Number of unused rows at the beginning of the position table: position 0 has the row with this index. RoBERTa and
+    BART have two unused rows.
+    """
 
     @nn.compact
     def __call__(
@@ -53,8 +57,8 @@ class Embeddings(nn.Module):
         train: bool = False,
         blank: jax.Array | None = None,
     ) -> tuple[jax.Array, jax.Array]:
-        """Embeds tokens. Returns the embeddings in the compute type, and the token embedding table, float32
-        [vocab, embed].
+        """Embeds tokens. Returns the embeddings [batch, length, embed] in the type `dtype`, and the token embedding
+        table, float32 [vocab, embed], with which an output layer may be tied.
 
         Args:
           tokens: token ids, integers [batch, length].
@@ -92,11 +96,11 @@ class Embeddings(nn.Module):
 
 
 def vocabulary(size: int | None) -> int:
-    """Returns `size`, the vocabulary size of a model, if it is set.
+    """Returns the vocabulary size of a model. Raises an error if it is not set.
 
     Raises:
-      InputError: If `size` is None. A training run replaces None by the vocabulary size of its tokenizer before it
-        builds the model.
+      InputError: If `size` is None. A training run sets it to the vocabulary size of its tokenizer before it builds the
+        model, so this happens only outside of a run.
     """
     if size is None:
         raise InputError("model.vocab=None: a run takes the tokenizer's size; without a run, expected a number")
@@ -104,10 +108,12 @@ def vocabulary(size: int | None) -> int:
 
 
 def first_positions(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
-    """Initializes learned positions as sinusoids that are larger than the token embeddings.
+    """Initializer of learned position embeddings: sinusoids that are larger than the initial token embeddings. `key` is
+    not used.
 
-    Neighboring positions then differ from the first step on. A small BERT leaves the initial loss plateau, at which it
-    predicts token frequencies, in half the number of updates that random positions need.
+    Neighboring positions then differ from the first training step on. At first, the loss of a small BERT stays at the
+    level of predicting token frequencies; with this initializer it improves after half as many updates as with random
+    position embeddings.
     """
     del key
     longest, width = shape

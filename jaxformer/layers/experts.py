@@ -16,9 +16,11 @@ from jaxformer.metrics.means import REPORTED, Mean, whole
 from jaxformer.parallel import metadata
 
 BALANCE, ROUTER_Z = "load_balance", "router_z"
-"""Names of the auxiliary losses of a mixture of experts."""
+"""Keys under which a mixture of experts returns its auxiliary losses: load balancing and router z-loss."""
 LOAD, DROPPED = f"{REPORTED}largest_expert_load", f"{REPORTED}dropped_tokens"
-"""Names of the metrics of a mixture of experts that are reported but not added to the loss."""
+"""Keys under which a mixture of experts returns metrics that are reported but not added to the loss: the share of the
+busiest expert, and the share of dropped tokens.
+"""
 
 
 class ExpertMlp(nn.Module):
@@ -27,7 +29,7 @@ class ExpertMlp(nn.Module):
 
     A router, a linear layer in float32, gives each token a probability of each expert (Shazeer et al. 2017; Fedus et
     al. 2022, Switch Transformer; Jiang et al. 2024, Mixtral). Each expert is a `GatedMlp` or an `Mlp` without biases.
-    Padding is not computed, and its output is 0.
+    For padding, no expert is computed, and the output is 0.
 
     A block also returns these metrics, averaged over tokens and blocks. Training adds those that begin with
     `auxiliary/` to the loss, and reports the others:
@@ -38,8 +40,9 @@ class ExpertMlp(nn.Module):
       the number of tokens.
     - `auxiliary/router_z`: mean square of the logarithm of the router's partition function (Zoph et al. 2022, ST-MoE,
       eq. 5).
-    - `reported/largest_expert_load`: share of the choices that go to the busiest expert, per micro-batch and block.
-    - `reported/dropped_tokens`: share of the choices that are dropped.
+    - `reported/largest_expert_load`: share of all (token, expert) choices that go to the busiest expert, per
+      micro-batch and block.
+    - `reported/dropped_tokens`: share of the choices that are dropped because of `capacity`.
     """
 
     experts: int = 8
@@ -47,18 +50,21 @@ class ExpertMlp(nn.Module):
     top_k: int = 2
     """Number of experts that are computed for each token."""
     width: int | None = None
-    """Inner width of an expert. If None, the default of `GatedMlp` or `Mlp`."""
+    """Inner width of an expert. Defaults to the default inner width of `GatedMlp`, or of `Mlp` if experts are not
+    gated.
+    """
     activation: Activation = "silu"
     """Activation function of the gate, or between the linear layers if there is no gate."""
     gated: bool = True
-    """Whether experts have a gate, as in `GatedMlp`. If False, experts are like `Mlp`."""
+    """Whether experts have a gate, as in `GatedMlp`. If False, experts have two linear layers, as in `Mlp`."""
     normalize: bool = True
-    """Whether to divide the weights of a token's experts by their sum, as in Mixtral. With `top_k=1` all weights are
-    then 1, and the router learns only from the auxiliary losses."""
+    """Whether to divide the weights of a token's `top_k` experts by their sum, as in Mixtral. With `top_k=1`, all
+    weights are then 1, and the router learns only from the auxiliary losses.
+    """
     capacity: float | None = None
-    """Maximum number of tokens per row that an expert computes in training, as a multiple of the even share length ·
-    top_k / experts (Lepikhin et al. 2021, GShard). Further tokens are dropped for this expert. If None, no tokens are
-    dropped, as in evaluation.
+    """Maximum number of tokens per batch row that an expert computes in training, as a multiple of the even share
+    length · top_k / experts (Lepikhin et al. 2021, GShard). The expert skips further tokens. If None, it computes all
+    tokens, as always in evaluation.
     """
     balance_weight: float = 0.01
     """Weight of the load-balancing loss. Switch Transformer uses 0.01."""
@@ -66,7 +72,7 @@ class ExpertMlp(nn.Module):
     """Weight of the router z-loss. ST-MoE uses 0.001."""
 
     mean_names: ClassVar[tuple[str, ...]] = (BALANCE, ROUTER_Z, LOAD, DROPPED)
-    """Names of the losses and metrics that a block returns besides its output."""
+    """Keys of the losses and metrics that the layer returns in addition to its output."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -87,21 +93,21 @@ class ExpertMlp(nn.Module):
         return self.width or (-(-8 * embed // (3 * 32)) * 32 if self.gated else 4 * embed)
 
     def flops(self, embed: int) -> float:
-        """Returns the FLOPs of the router and of `top_k` experts per token."""
+        """Returns the FLOPs per token: those of the router and of `top_k` experts."""
         return 2.0 * embed * self.experts + self.top_k * (6.0 if self.gated else 4.0) * embed * self.inner(embed)
 
     @nn.compact
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the experts. Returns the output [batch, length, embed], and the losses and metrics, averaged over
-        real tokens.
+        """Computes the experts that the router chooses. Returns the output [batch, length, embed], and the auxiliary
+        losses and metrics, keyed by name, as means over real tokens (without padding).
 
         Args:
           x: input vectors, [batch, length, embed].
-          dtype: type to compute experts in.
-          train: whether to apply `capacity`.
-          tokens: positions that contain tokens. If None, all positions.
+          dtype: data type to compute experts in.
+          train: whether to apply `capacity`, which limits the number of tokens per expert.
+          tokens: marks the positions that contain tokens. If None, all positions do.
         """
         tokens = tokens or Tokens()
         kernels = self._kernels(x.shape[-1], dtype)
@@ -142,15 +148,21 @@ class ExpertMlp(nn.Module):
         return Kernels(gate, up, kernel("down", "efd", width, embed), self.activation)
 
     def _losses(self, logits, probabilities, chosen, counted) -> dict[str, Mean]:
-        """Returns the auxiliary losses and the metric `LOAD` (the share of choices that go to the busiest expert) as
-        weighted means, keyed by name.
+        """Returns the auxiliary losses and the metric `LOAD` (the share of choices that go to the busiest expert),
+        keyed by name. Each is a `Mean`: a sum over tokens, and the number of tokens to divide it by.
+
+        Args:
+          logits: router logits, [batch, length, experts].
+          probabilities: softmax of the logits.
+          chosen: indices of the chosen experts, [batch, length, top_k].
+          counted: 1 for tokens to count, 0 for padding and repetitions of a token, [batch, length].
         """
         chosen, counted = whole(chosen), whole(counted)
         choices = jnp.sum(chosen[..., None] == jnp.arange(self.experts), axis=2, dtype=jnp.float32)
         number = jnp.sum(counted)
 
         def share(values):
-            """Returns the mean of `values` over all tokens, [experts]."""
+            """Returns the mean of `values` [batch, length, experts] over all counted tokens, [experts]."""
             values = jnp.einsum("bt,bte->e", counted, whole(values), precision="highest")
             return values / (number + (number == 0))
 
@@ -166,10 +178,12 @@ class ExpertMlp(nn.Module):
 
 
 class ExpertKernel(nn.Module):
-    """Parameter that contains the kernels of one linear layer for all experts, [experts, inputs, outputs]."""
+    """Parameter that contains the kernels of one linear layer for all experts, float32 [experts, inputs, outputs]."""
 
     axes: str
-    """Letters of the three axes for sharding (see `sharding.AXES`): `edf` (experts, embed, mlp) or `efd`."""
+    """One letter per axis of the kernel, which determines the sharding (see `sharding.AXES`): `edf` for (experts,
+    embed, mlp), or `efd` for (experts, mlp, embed).
+    """
     shape: tuple[int, int, int]
     """Number of experts, inputs and outputs."""
 

@@ -13,24 +13,28 @@ import jax.numpy as jnp
 from jaxformer.parallel import sharding
 
 BLOCKS = {"cpu": 256, "gpu": 512, "tpu": 1}
-"""Maximum number of rows in a block, by platform. On TPUs, `ragged_dot` computes groups of any size without blocks."""
+"""Maximum number of rows (tokens) in a block, by platform. On TPUs, `ragged_dot` computes groups of any size without
+blocks.
+"""
 
 
 class Groups(NamedTuple):
-    """Layout of rows that are sorted by group. A slot is a position in the sorted array, and may be empty. A block is a
-    fixed number of consecutive slots of the same group.
+    """Layout of rows (tokens) that are sorted by group (expert). A slot is a position in the sorted array, and may be
+    empty. A block is a fixed number of consecutive slots that belong to the same group.
     """
 
     slot: jax.Array
-    """Position of each row in the sorted array (its slot), integers [rows]. For rows without a group it is the number
-    of slots, which is out of range.
+    """Slot of each row (its position in the array that is sorted by group), integers [rows]. For rows without a group
+    it is the number of slots, which is out of range.
     """
     row: jax.Array
-    """Row in each slot, integers [slots]. For empty slots it is the number of rows, which is out of range."""
+    """Index of the row in each slot of the array that is sorted by group, integers [slots]. For empty slots it is the
+    number of rows, which is out of range.
+    """
     group: jax.Array
-    """Group of each block, integers [blocks]."""
+    """Group that each block of slots belongs to, integers [blocks]."""
     sizes: jax.Array
-    """Number of slots of each group, integers [groups], a multiple of the block size."""
+    """Number of slots of each group including empty ones, integers [groups]. A multiple of the block size."""
 
     @property
     def block(self) -> int:
@@ -39,9 +43,10 @@ class Groups(NamedTuple):
 
 
 def block_size(rows: int, groups: int) -> int:
-    """Chooses the number of rows per block, a power of two.
+    """Chooses the number of rows per block for `rows` rows in `groups` groups. Returns a power of two, at most half of
+    the average number of rows per group.
 
-    It is at most half of the average group size, because on average half of a block is empty in each group.
+    In each group, about half of the last block is empty, so larger blocks would waste more computation.
     """
     size, most = 1, min(BLOCKS[sharding.platform()], rows // (2 * groups))
     while 2 * size <= most:
@@ -50,12 +55,13 @@ def block_size(rows: int, groups: int) -> int:
 
 
 def arrange(group: jax.Array, groups: int, block: int) -> Groups:
-    """Sorts rows by group, and returns their layout in slots.
+    """Sorts rows (tokens) by group (expert), and returns their layout in slots.
 
     Args:
-      group: group of each row, integers [rows]. A number of at least `groups` means no group.
+      group: group of each row, integers [rows]. Rows whose number is `groups` or more belong to no group and get no
+        slot.
       groups: number of groups.
-      block: number of slots per block.
+      block: number of slots per block. Each group occupies whole blocks.
     """
     rows = len(group)
     # Every non-empty group leaves less than one block of slots empty.
@@ -80,16 +86,17 @@ def arrange(group: jax.Array, groups: int, block: int) -> Groups:
 
 @jax.custom_vjp
 def move(x: jax.Array, source: jax.Array, target: jax.Array) -> jax.Array:
-    """Permutes the rows of a matrix, with an efficient gradient.
+    """Permutes the rows of a matrix. Returns [rows of the result, embed].
 
-    With the inverse permutation, the gradient is a gather too. JAX would compute a scatter, which is slow.
+    Because the caller also gives the inverse permutation, the gradient is computed by a gather. JAX would compute it by
+    a scatter, which is slow.
 
     Args:
       x: matrix, [rows, embed].
       source: for each row of the result, the index of the row of `x` to copy. If this is the number of rows of `x`, the
         row of the result is 0.
-      target: inverse permutation: for each row of `x`, its index in the result. Out of range for rows that are left
-        out.
+      target: inverse permutation: for each row of `x`, its index in the result. Out of range for rows that are not in
+        the result.
     """
     return jnp.take(x, source, axis=0, mode="fill", fill_value=0)
 
@@ -106,11 +113,11 @@ move.defvjp(_move_forward, _move_backward)
 
 
 def grouped_dot(x: jax.Array, kernels: jax.Array, groups: Groups) -> jax.Array:
-    """Multiplies each row of a matrix by the kernel of its group.
+    """Multiplies each row of a matrix (a token) by the kernel of its group (an expert).
 
     Args:
       x: rows in the slots of `groups`, [slots, inputs]. Empty slots are zero.
-      kernels: kernel of each group, [groups, inputs, outputs], of the same type.
+      kernels: kernel of each group, [groups, inputs, outputs], of the same type as `x`.
       groups: layout of the rows.
 
     Returns:
@@ -128,13 +135,22 @@ def _used_blocks(groups: Groups) -> jax.Array:
 
 @jax.custom_vjp
 def _dot_of_blocks(x: jax.Array, kernels: jax.Array, group: jax.Array, used: jax.Array) -> jax.Array:
-    """Multiplies the first `used` blocks of `x` by the kernels of their groups, in a loop over blocks."""
+    """Multiplies each of the first `used` blocks of `x` by the kernel of its group, in a loop over blocks. The rest of
+    the result is 0.
+
+    Args:
+      x: blocks of rows, one after the other, [slots, inputs].
+      kernels: kernel of each group, [groups, inputs, outputs].
+      group: group of each block, integers [blocks].
+      used: number of blocks that are not empty.
+    """
     return _loop(x, kernels, group, used, contracted=1)
 
 
 def _loop(x, kernels, group, used, contracted: int) -> jax.Array:
-    """Multiplies each of the first `used` blocks of rows by the kernel of its group, in a loop. `contracted` is the
-    kernel axis to sum over.
+    """Multiplies each of the first `used` blocks of `x` by the kernel of its group, in a loop over blocks. Arguments as
+    for `_dot_of_blocks`. `contracted` is the kernel axis to sum over: 1 for the product, 2 for its gradient with
+    respect to `x`.
     """
     blocks = x.reshape(len(group), -1, x.shape[-1])
 
@@ -169,8 +185,8 @@ _dot_of_blocks.defvjp(_forward, _backward)
 
 
 def _zeros(shape: tuple[int, ...], like: jax.Array, dtype: Any = None) -> jax.Array:
-    """Returns zeros that are marked as varying over the same mesh axes as `like`.
+    """Returns an array of zeros that varies over the same mesh axes as `like`, from the viewpoint of JAX's type system.
 
-    The carry of a loop inside `jax.shard_map` needs this mark.
+    Inside `jax.shard_map`, the initial carry of a loop must have this property.
     """
     return jnp.zeros(shape, dtype or like.dtype) + jnp.sum(like[:0]).astype(dtype or like.dtype)

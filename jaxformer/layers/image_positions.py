@@ -1,4 +1,4 @@
-"""Sinusoidal positions of the feature maps of padded images (Carion et al. 2020, §A.4)."""
+"""Sinusoidal position embeddings for the feature maps of padded images, as in DETR (Carion et al. 2020, §A.4)."""
 
 import math
 
@@ -8,7 +8,8 @@ import numpy as np
 
 
 def shrunk_mask(pixel_mask: jax.Array, height: int, width: int) -> jax.Array:
-    """Selects the mask at the positions of a feature map: the nearest pixel above and to the left of each position.
+    """Resizes the padding mask of images to the size of their feature map. For each position of the feature map, it
+    takes the mask of the nearest pixel above and to the left.
 
     Args:
       pixel_mask: 1 for pixels of the image, 0 for padding, [batch, image_height, image_width].
@@ -23,7 +24,9 @@ def shrunk_mask(pixel_mask: jax.Array, height: int, width: int) -> jax.Array:
 
 
 def _nearest(length: int, count: int) -> np.ndarray:
-    """Returns the indices of the `count` positions among `length` that nearest-neighbour interpolation chooses."""
+    """Returns the indices that nearest-neighbor interpolation selects when it resizes an axis from `length` to `count`
+    positions, integers [count]. Rounds as PyTorch does.
+    """
     if length % count == 0:
         return np.arange(0, length, length // count)
     # Sizes are divided in float32, like PyTorch does when it interpolates.
@@ -31,17 +34,17 @@ def _nearest(length: int, count: int) -> np.ndarray:
 
 
 def masked_positions(mask: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
-    """Computes sinusoidal positions of the feature maps of images. Rows and columns are counted from 1 within each
-    image, without its padding, and scaled to at most 2π.
+    """Computes sinusoidal position embeddings for the feature maps of padded images. Within each image, without its
+    padding, rows and columns are numbered from 1, and the numbers are scaled so that the last one is 2π.
 
     Args:
       mask: 1 for positions of the image, 0 for padding, [batch, rows, columns].
-      width: size of the encoding. The first half encodes the row, the second half the column; sines and cosines
+      width: size of the embeddings. The first half encodes the row, the second half the column; sines and cosines
         alternate.
       longest: ratio of the longest to the shortest wavelength.
 
     Returns:
-      Positions, float32 [batch, rows · columns, width].
+      Position embeddings, float32 [batch, rows · columns, width].
     """
     if width % 4:
         raise ValueError(f"width {width} is not divisible by 4: sines and cosines of rows and columns take a quarter")

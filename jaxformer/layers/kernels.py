@@ -15,42 +15,47 @@ from jaxformer.layers.masks import Mask
 from jaxformer.parallel import sharding
 
 Kernel = Literal["auto", "blocks", "splash", "cudnn", "ring"]
-"""Implementation of attention. `auto` is `splash` on TPU and `cudnn` on GPU. It is `blocks` (blocks of queries in plain
-JAX) on CPU, and if the kernel of the platform does not support the layer. If the mesh axis `sequence` divides rows
-among devices, `auto` is `splash`, or `ring` if splash attention is not supported. `ring` sends keys from device to
-device; the other implementations gather all keys of a row on each device.
+"""Implementation of attention. `auto` selects `splash` on TPU, `cudnn` on GPU, and `blocks` (blocks of queries in plain
+JAX) on CPU or if the platform's kernel does not support the layer. If the mesh axis `sequence` divides sequences among
+devices, `auto` selects `splash`, or `ring` if splash attention is not supported. `ring` sends keys from device to
+device. The other implementations gather all keys of a sequence on each device.
 """
 
 PLATFORMS = {"splash": "tpu", "cudnn": "gpu"}
-"""Maps each kernel to the platform that it runs on."""
+"""Maps each attention kernel (`splash`, `cudnn`) to the platform that it runs on."""
 DROPPED = "it does not support dropout of the weights; expected transformer.attention_dropout=0"
 SHORTEST = 256
-"""Minimum number of queries and of keys for which a kernel is used. With fewer, a kernel saves little."""
+"""Minimum number of queries and of keys for which an attention kernel is used. For shorter inputs, attention is
+computed in plain JAX, because a kernel would save little.
+"""
 SAVED = "attention"
-"""Name by which a JAX checkpoint policy identifies the arrays that splash attention saves for the backward pass."""
+"""Checkpoint name (see `jax.ad_checkpoint.checkpoint_name`) of the arrays that splash attention saves for the backward
+pass.
+"""
 TILES = (512, 384, 256, 128)
-"""Numbers of positions that splash attention can process at once, largest first. Lengths are padded to a multiple of
-the last number.
+"""Numbers of queries or keys that splash attention can process as one block, largest first. It uses the largest one
+that divides the length, after the length has been padded to a multiple of the smallest.
 """
 
 
 def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool, dropped: bool) -> str:
     """Chooses the implementation of attention for the given inputs: `blocks`, `splash`, `cudnn` or `ring`.
 
-    Even if a kernel is requested by name, short inputs use `blocks`, and so do windows with cuDNN, and masks that are
-    neither full nor causal, such as those of caches and prefixes. If `ring` is requested, queries and keys that the
-    mesh does not split into equal parts use `blocks`. On a mesh that splits no positions, `ring` is the same as `auto`.
+    If `splash` or `cudnn` is requested, `blocks` is still chosen for short inputs, for masks that are neither full nor
+    causal (such as those of caches and prefixes), and for windows with `cudnn`. If `ring` is requested but the mesh
+    does not split both queries and keys into equal parts, the choice is the same as for `auto`.
 
     Args:
-      kernel: requested implementation.
+      kernel: requested implementation, or `auto`.
       query_bthk: queries, [batch, queries, heads, head_dim].
       key_bgsk: keys, [batch, kv_heads, keys, head_dim].
-      mask: mask, or None.
+      mask: attention mask, or None for full attention.
       biased: whether a bias is added to the scores.
       dropped: whether dropout is applied to the weights.
 
     Raises:
-      InputError: If a kernel is requested by name, but does not run on this platform or does not support this layer.
+      InputError: If `splash` or `cudnn` is requested but does not run on this platform or does not support this layer,
+        or if `ring` is requested with dropout.
     """
     if kernel == "ring":
         if dropped and sharding.current_ways("query_position") > 1:
@@ -72,8 +77,9 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
 
 
 def _serves(name: str, query_bthk, key_bgsk, mask: Mask | None) -> bool:
-    """Checks whether a kernel supports this mask, and whether the inputs are long enough for it. If the device mesh
-    splits the queries, the length of each part must be a multiple of the smallest tile.
+    """Returns whether the kernel `name` supports the mask, and the inputs are long enough for it to save time. If the
+    device mesh splits the queries, the number of queries per device must also be a multiple of the smallest entry of
+    `TILES`.
     """
     queries, keys, parts = query_bthk.shape[1], key_bgsk.shape[2], _parts(query_bthk, key_bgsk)[0]
     if mask is not None:
@@ -85,11 +91,12 @@ def _serves(name: str, query_bthk, key_bgsk, mask: Mask | None) -> bool:
 
 
 def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
-    """Returns the reason why a kernel does not support an attention layer. None if it supports the layer.
+    """Returns the reason why an attention kernel does not support a layer, as text for an error message. None if it
+    supports the layer.
 
     Args:
-      name: name of the kernel.
-      here: platform.
+      name: name of the kernel, `splash` or `cudnn`.
+      here: platform that the program runs on.
       query_bthk: queries, [batch, queries, heads, head_dim].
       key_bgsk: keys, [batch, kv_heads, keys, head_dim].
       biased: whether a bias is added to the scores.
@@ -113,13 +120,15 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
 
 
 def splits_positions(query_bthk: jax.Array, key_bgsk: jax.Array) -> bool:
-    """Returns whether the current mesh splits the positions of both queries and keys into equal parts."""
+    """Returns whether the current mesh splits the sequence positions of both queries and keys into equal parts."""
     ways = _parts(query_bthk, key_bgsk)[0]
     return ways > 1 and key_bgsk.shape[2] % ways == 0
 
 
 def _parts(query_bthk: jax.Array, key_bgsk: jax.Array) -> tuple[int, int, int]:
-    """Returns the numbers of parts that the mesh splits the queries, their heads, and the keys into."""
+    """Returns the number of parts into which the current mesh splits the query positions, the query heads, and the key
+    positions. 1 for what it does not split.
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1, 1, 1
@@ -130,17 +139,18 @@ def _parts(query_bthk: jax.Array, key_bgsk: jax.Array) -> tuple[int, int, int]:
 
 
 def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, interpret: bool = False) -> jax.Array:
-    """Computes attention with JAX's splash kernel for TPUs. It skips blocks that a causal mask hides.
+    """Computes attention with JAX's splash kernel for TPUs. The kernel skips blocks of queries and keys that a causal
+    mask or a window hides completely.
 
-    If the mesh splits the positions of queries, each device gathers all keys and values of its rows. The backward pass
-    gathers them again.
+    If the mesh splits the positions of queries, each device gathers all keys and values of its sequences. The backward
+    pass gathers them again.
 
     Args:
       query_bthk: queries, [batch, queries, heads, head_dim].
       key_bgsk: keys, [batch, kv_heads, keys, head_dim].
       value_bgsk: values, [batch, kv_heads, keys, head_dim].
-      mask: mask with segments, causal or not. None for full attention.
-      scale: factor of the scores.
+      mask: full or causal mask, which may have segments and a window. None for full attention.
+      scale: factor by which the products of queries and keys are multiplied.
       interpret: whether to emulate the kernel without a TPU, which is slow.
 
     Returns:
@@ -177,15 +187,15 @@ def splash(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, in
 
 
 def _splash_kernel(lengths: tuple[int, int], parts: int, heads: int, mask: Mask, interpret: bool) -> Any:
-    """Creates the splash kernel.
+    """Creates the splash attention kernel for inputs of the given size.
 
     Args:
       lengths: number of queries per device, and number of keys.
-      parts: number of parts of the queries that need different kernels, because a device has one part each. 1 if one
-        kernel suits all.
+      parts: number of different kernels: the number of devices that the queries of a sequence are split across, if the
+        mask depends on their positions, or else 1.
       heads: number of heads per device.
       mask: attention mask. The kernel skips blocks that are hidden by its causal order or its window.
-      interpret: whether to emulate the kernel.
+      interpret: whether to emulate the kernel without a TPU.
     """
     # Imported here because Pallas is slow to import.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -220,20 +230,20 @@ def _padded(length: int) -> int:
 
 
 def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
-    """Computes attention with cuDNN if each row is one segment followed by padding, and otherwise with the function
-    `otherwise`.
+    """Computes attention with cuDNN if each batch row contains only one text (segment) followed by padding, and
+    otherwise by calling `otherwise`.
 
-    cuDNN is called with the length of each row. For other segments it would need the mask as a matrix, which takes more
-    memory than attention in blocks. The rows are examined when the program runs. The output at padding positions is
-    arbitrary.
+    cuDNN takes the length of each row. For several segments per row, it would need the mask as a matrix, which takes
+    more memory than attention in blocks. The segments are checked on the device when the program runs. The output at
+    padding positions is arbitrary.
 
     Args:
       query_bthk: queries, [batch, queries, heads, head_dim].
       key_bgsk: keys, [batch, kv_heads, keys, head_dim].
       value_bgsk: values, [batch, kv_heads, keys, head_dim].
-      mask: mask with segments, causal or not. None for full attention.
-      scale: factor of the scores.
-      otherwise: function that computes the same attention in another way.
+      mask: full or causal mask, which may have segments. None for full attention.
+      scale: factor by which the products of queries and keys are multiplied.
+      otherwise: function without arguments that computes the same attention in another way.
 
     Returns:
       Attention output, [batch, queries, heads, head_dim].
@@ -249,13 +259,14 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
 def flash(
     mask: Mask | None, scale: float, implementation: Literal["xla", "cudnn"] = "cudnn"
 ) -> Callable[..., jax.Array]:
-    """Returns a function of queries, keys, values and segments that computes attention with
-    `jax.nn.dot_product_attention`.
+    """Returns a function (query, key, value, segments, kernel=None) that computes attention with
+    `jax.nn.dot_product_attention`. `segments` is a pair of those of the queries and of the keys, or None. `kernel` is
+    not used.
 
     Args:
-      mask: attention mask. Only whether it is causal is used.
-      scale: factor of the scores.
-      implementation: implementation that JAX uses.
+      mask: attention mask. Only its property of being causal or not is used.
+      scale: factor by which the products of queries and keys are multiplied.
+      implementation: implementation that `jax.nn.dot_product_attention` uses.
     """
 
     def attend(query, key, value, segments, kernel=None):
@@ -283,15 +294,17 @@ def flash(
 
 
 def _segments(mask: Mask | None) -> tuple[jax.Array, jax.Array] | None:
-    """Returns the segments of the queries and of the keys, int32. None if the mask has no segments."""
+    """Returns the segment numbers of the queries and of the keys in a mask, int32 [batch, length] each. None if the
+    mask has none. 0 marks padding.
+    """
     if mask is None or mask.query_segments is None:
         return None
     return jnp.asarray(mask.query_segments, jnp.int32), jnp.asarray(mask.key_segments, jnp.int32)
 
 
 def _alone(query_segments, key_segments) -> jax.Array:
-    """Returns whether each batch row contains exactly one segment, followed only by padding. Queries and keys must have
-    the same number of tokens.
+    """Returns whether all batch rows contain exactly one segment, followed only by padding, as a boolean scalar.
+    `query_segments` and `key_segments` are the segment numbers, integers [batch, length], 0 for padding.
     """
 
     def alone(ids):
@@ -302,11 +315,11 @@ def _alone(query_segments, key_segments) -> jax.Array:
 
 
 def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, made: tuple[Any, int] = (None, 1)) -> jax.Array:
-    """Runs the function `attend` separately for the rows, queries and heads of each device, because the compiler cannot
-    split a kernel.
+    """Runs the function `attend` on each device with its own batch rows, queries and heads, because the compiler cannot
+    split an attention kernel across devices.
 
-    `made` contains the splash kernel that is passed to `attend` (or None), and the number of parts of the queries that
-    need different kernels.
+    `made` contains the splash kernel that is passed to `attend` (or None), and the number of different kernels that the
+    devices need, because they have different queries of a sequence.
     """
     kernel, shards = made
     mesh = jax.sharding.get_abstract_mesh()
@@ -329,7 +342,7 @@ def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, made: tuple[Any
 
 def with_own_heads(query_bthk, key_bgsk, value_bgsk) -> tuple[jax.Array, jax.Array]:
     """Repeats the heads of keys and values if there are too few to divide them among the devices in the same way as the
-    query heads.
+    query heads. Returns the keys and the values.
     """
     groups, (_, ways, _) = key_bgsk.shape[1], _parts(query_bthk, key_bgsk)
     copies = math.lcm(groups, ways) // groups

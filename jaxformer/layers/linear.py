@@ -15,15 +15,18 @@ from jaxformer.parallel import metadata, sharding
 DType = Literal["auto", "float32", "bfloat16", "bfloat16_products", "int8", "float8"]
 """Data type of a computation. `auto` is bfloat16 on accelerators and float32 on CPU. Parameters are always float32.
 
-With `bfloat16_products`, activations are float32, and the inputs of large products are rounded to bfloat16. With `int8`
-and `float8`, the inputs of linear layers are quantized (extra `quantize`), and the rest is computed as with `auto`.
+With `bfloat16_products`, activations are float32, and the inputs of large matrix products are rounded to bfloat16. With
+`int8` and `float8`, the inputs of linear layers are quantized (this needs `pip install 'jaxformer[quantize]'`), and the
+rest is computed as with `auto`.
 """
 
 truncated_normal = nn.initializers.truncated_normal
 
 
 def compute_dtype(dtype: DType) -> jnp.dtype:
-    """Returns the JAX data type for a `DType`. `auto` depends on the platform that the program is compiled for."""
+    """Returns the JAX data type of the activations for a `DType`. For `auto`, `int8` and `float8`, it depends on the
+    platform that the program is compiled for: float32 on CPU, otherwise bfloat16.
+    """
     if dtype == products.ROUNDED:
         return jnp.dtype("float32")
     if dtype == "auto" or dtype in products.TYPES:
@@ -34,21 +37,21 @@ def compute_dtype(dtype: DType) -> jnp.dtype:
 class Linear(nn.Module):
     """Linear layer `y = x · kernel + bias`, described by an einsum equation such as `btd,dhk->bthk`.
 
-    The letters after the comma are the axes of the kernel (see `sharding.AXES` for their meaning). The contracted axes
-    are the last axes of `x` and the first axes of the kernel. The other kernel axes are also the axes of the bias, and
-    the last axes of the output.
+    The letters after the comma are the axes of the kernel, and determine its sharding (see `sharding.AXES`). The
+    contracted axes must be the last axes of `x` and the first axes of the kernel. The other axes of the kernel are the
+    axes of the bias and the last axes of the output.
     """
 
     equation: str
-    """Einsum equation with a letter for each axis of input, kernel and output."""
+    """Einsum equation `input,kernel->output`, with one letter per axis."""
     shape: Sequence[int]
-    """Shape of the kernel, with the axes of the equation's second operand."""
+    """Shape of the kernel, in the order of its letters in `equation`."""
     bias: bool = True
     """Whether to add a bias."""
     dtype: DType = "auto"
     """Data type of the computation."""
     init_scale: float = 1.0
-    """Number by which the random initial kernel is multiplied."""
+    """Number by which the standard deviation of the random initial kernel is multiplied."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -76,23 +79,27 @@ class Linear(nn.Module):
 
 @flax.struct.dataclass
 class LMHead:
-    """Output layer that maps hidden vectors to vocabulary logits: `x · tableᵀ + bias`."""
+    """Output layer of a language model. Maps hidden vectors `x` to logits over the vocabulary: `x · tableᵀ + bias`."""
 
     table: jax.Array
-    """Output embeddings, float32 [vocab, embed]. They are the token embeddings if the two are tied."""
+    """Output embeddings, float32 [vocab, embed]. If input and output embeddings are tied, this is the token embedding
+    table.
+    """
     bias: jax.Array | None = None
-    """Bias, float32 [vocab]."""
+    """Bias of the logits, float32 [vocab]. None for no bias."""
     dtype: DType = flax.struct.field(pytree_node=False, default="auto")
-    """Type that the model computes in."""
+    """Data type in which the model computes. It determines the type of the product (see `operands`)."""
 
     def operands(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns vectors [..., embed] and the table in the type in which they are multiplied."""
+        """Returns `x` and the table, both converted to the type in which they are multiplied: that of `x`, or bfloat16
+        for large products with the dtype `bfloat16_products`.
+        """
         rounded = self.dtype == products.ROUNDED and products.is_large(x.shape, self.table.shape)
         dtype = jnp.bfloat16 if rounded else x.dtype
         return x.astype(dtype), self.table.astype(dtype)
 
     def logits(self, x: jax.Array) -> jax.Array:
-        """Computes logits, float32 [..., vocab], from vectors [..., embed]."""
+        """Computes logits, float32 [..., vocab], from hidden vectors x [..., embed]."""
         x, table = self.operands(x)
         logits = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
         return logits if self.bias is None else logits + self.bias

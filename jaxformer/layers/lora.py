@@ -18,19 +18,26 @@ KERNEL = "/kernel"
 
 @dataclasses.dataclass(frozen=True)
 class Lora:
-    """LoRA settings: the kernels to adapt, and the size of their adapters.
+    """LoRA settings: which kernels to adapt, and the size of their adapters.
 
-    The parameters of a LoRA run are `{"base": model parameters, "lora": {path of a linear layer: {"a", "b"}}}`.
+    The parameters of a run with LoRA are `{"base": model parameters, "lora": adapters}`, where `lora` contains a dict
+    `{"a": A, "b": B}` at the path of each adapted linear layer.
     """
 
     rank: int = 8
     """Rank of the adapters: number of columns of A and of rows of B."""
     alpha: float = 16.0
-    """Scale of the adapters: A B is multiplied by alpha / rank, so that one learning rate suits all ranks."""
+    """The product A B is multiplied by alpha / rank before it is added to a kernel, so that one learning rate suits all
+    ranks.
+    """
     target_modules: tuple[str, ...] = ("attention/(query|value)/kernel$",)
-    """Regular expressions that select the kernels to adapt. A kernel is adapted if one of them occurs in its path."""
+    """Regular expressions that select the kernels to adapt: those whose parameter path contains a match of at least one
+    of them.
+    """
     modules_to_save: tuple[str, ...] = ("^head/",)
-    """Regular expressions that select parameters to train without an adapter, such as those of a new head."""
+    """Regular expressions that select parameters to train directly, without an adapter, by a match in their path. An
+    example is the output layer for a new task.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -40,10 +47,15 @@ class Lora:
                 check_pattern(f"lora.{name}", pattern)
 
     def init(self, key: jax.Array, base: Any) -> Any:
-        """Returns a tree with the initial matrices A and B of each adapted kernel in `base`, the parameters of the
-        model. Leaves of both trees are `metadata.Boxed`: arrays with named axes.
+        """Creates the initial matrices A and B of all adapted kernels. Returns a tree with `a` and `b` at the path of
+        each linear layer.
 
-        A is random and B is zero, so that the model is unchanged at first.
+        A is random and B is zero, so that the model computes the same as before at first.
+
+        Args:
+          key: random key.
+          base: parameters of the model, a tree of `metadata.Boxed` (arrays with named axes), which the returned tree
+            also contains.
 
         Raises:
           InputError: If a pattern of `target_modules` matches no kernel.
@@ -63,8 +75,8 @@ class Lora:
         return flax.traverse_util.unflatten_dict(found, sep="/")
 
     def merge(self, params: Any) -> Any:
-        """Returns the parameters of the model after adding alpha / rank · A B to each adapted kernel. `params` contains
-        both trees, `base` and `lora`.
+        """Adds alpha / rank · A B to each adapted kernel. Returns the resulting parameters of the model. `params`
+        contains the trees `base` and `lora`.
         """
         merged, pairs = _flat(params["base"]), _flat(params["lora"])
         for name in pairs:
@@ -78,7 +90,7 @@ class Lora:
         return flax.traverse_util.unflatten_dict(merged, sep="/")
 
     def is_held(self, path: str) -> bool:
-        """Returns whether the parameter at `path`, such as `base/embeddings/token`, is frozen in a LoRA run."""
+        """Returns whether a run with LoRA keeps the parameter at `path`, such as `base/embeddings/token`, fixed."""
         return path.startswith("base/") and not found_in(path.removeprefix("base/"), self.modules_to_save)
 
     def _pair(self, key: jax.Array, kernel: metadata.Boxed) -> dict[str, metadata.Boxed]:

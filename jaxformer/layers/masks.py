@@ -1,5 +1,5 @@
 """Attention masks that are stored as a few integers per token. Boolean matrices [queries, keys] are created only for
-the part of the attention weights that is being computed.
+the block of queries and keys that is being computed.
 """
 
 import dataclasses
@@ -18,45 +18,61 @@ OF_KEYS = ("key_segments", "key_order", "key_index")
 
 @flax.struct.dataclass
 class Mask:
-    """Attention mask.
+    """Attention mask: determines which keys each query attends to.
 
-    A query attends to a key if both are in the same segment, the order number of the key is at most that of the query,
-    and the key is within the window. In a causal mask, the order number of a token is its index.
+    A query attends to a key if all of these are true: both are in the same segment (for example, the same document),
+    the order number of the key is at most that of the query, and the distance between them is within the window. In a
+    causal mask, the order number of a token is its index.
     """
 
     query_segments: jax.Array | None = None
-    """Segment of each query, integers [batch, length]. Documents packed in a row have different segments, and padding
-    has 0. If None, there is one segment.
+    """Segment number of each query, integers [batch, length]. Queries attend only to keys of the same segment:
+    documents that are packed into one batch row have different numbers, and padding has 0. If None, all tokens are in
+    one segment.
     """
     key_segments: jax.Array | None = None
-    """Segment of each key, integers [batch, keys]. See `query_segments`."""
+    """Segment number of each key, integers [batch, keys]. Queries attend only to keys of the same segment. None if
+    `query_segments` is None.
+    """
     query_order: jax.Array | None = None
     """Order number of each query, integers [batch or 1, length]. A query attends only to keys with at most this order
     number. If None, a query attends to every key of its segment.
     """
     key_order: jax.Array | None = None
-    """Order number of each key, integers [batch or 1, keys]. See `query_order`."""
+    """Order number of each key, integers [batch or 1, keys]. A query attends only to keys whose order number is at most
+    its own. None if `query_order` is None.
+    """
     query_index: jax.Array | None = None
-    """Index of each query in its row, integers [batch or 1, length]. Only needed with a window."""
+    """Index of each query in its sequence, integers [batch or 1, length], to compute its distance from keys. Only
+    needed if `window` is set.
+    """
     key_index: jax.Array | None = None
-    """Index of each key in its row, integers [batch or 1, keys]. Only needed with a window."""
+    """Index of each key in its sequence, integers [batch or 1, keys], to compute its distance from queries. Only needed
+    if `window` is set.
+    """
     window: int | None = flax.struct.field(pytree_node=False, default=None)
-    """Window size: a query attends only to keys at a distance of less than this. If None, the distance is not
+    """Window size: a query attends only to keys fewer than this number of positions away. If None, the distance is not
     limited.
     """
     in_order: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether query i attends to no key after key i, so that attention can skip those keys."""
+    """Whether every query i attends only to keys 0 to i. The attention implementation then skips later keys."""
     aligned: bool = flax.struct.field(pytree_node=False, default=False)
-    """Whether query i and key i both have index i, so that attention can skip keys outside the window."""
+    """Whether query i and key i have the same index i in the sequence. The attention implementation then skips keys
+    outside the window.
+    """
 
     @classmethod
     def of_segments(cls, query_segments: jax.Array, key_segments: jax.Array) -> Self:
-        """Creates a mask in which each query attends to all keys of its segment."""
+        """Creates a mask in which each query attends to all keys of its segment. Both arguments are segment numbers,
+        integers [batch, length], 0 for padding.
+        """
         return cls(query_segments, key_segments)
 
     @classmethod
     def causal(cls, length: int, segments: jax.Array | None = None) -> Self:
-        """Creates a causal mask: each of `length` tokens attends to itself and to earlier tokens of its segment."""
+        """Creates a causal mask: each of `length` tokens attends to itself and to earlier tokens of its segment.
+        `segments` are segment numbers, integers [batch, length]. If None, all tokens are in one segment.
+        """
         order = jnp.arange(length)[None]
         return cls(segments, segments, order, order, in_order=True)
 
@@ -68,18 +84,22 @@ class Mask:
 
         Args:
           in_prefix: whether each token is in the prefix of its segment, boolean [batch, length].
-          segments: segments, integers [batch, length].
+          segments: segment number of each token, integers [batch, length]. If None, all tokens are in one segment.
         """
         order = jnp.where(in_prefix, 0, jnp.arange(in_prefix.shape[1]) + 1)
         return cls(segments, segments, order, order)
 
     def windowed(self, window: int, length: int) -> Self:
-        """Returns this mask with a window, for self-attention over `length` tokens (Beltagy et al. 2020, §3.1)."""
+        """Returns this mask with the additional condition that queries attend only to keys fewer than `window`
+        positions away, for self-attention over `length` tokens (Beltagy et al. 2020, §3.1).
+        """
         index = jnp.arange(length)[None]
         return dataclasses.replace(self, query_index=index, key_index=index, window=window, aligned=True)
 
     def at(self, positions: jax.Array) -> Self:
-        """Returns the mask for only the queries at `positions`, integers [batch, predictions]."""
+        """Returns the mask for a selection of the queries: those at `positions`, integers [batch, predictions]. The
+        keys do not change.
+        """
 
         def take(array):
             if array is None:
@@ -89,7 +109,7 @@ class Mask:
         return self.with_queries({name: take(getattr(self, name)) for name in OF_QUERIES})
 
     def part(self, queries: slice, keys: slice) -> Self:
-        """Returns the mask for a slice of the queries and keys."""
+        """Returns the mask for attention of one slice of the queries to one slice of the keys."""
 
         def cut(array, some):
             return None if array is None else array[:, some]
@@ -118,45 +138,48 @@ class Mask:
 
 
 def _pairwise(function: Callable[[Any, Any], jax.Array], of_queries: Any, of_keys: Any) -> jax.Array:
-    """Applies a function to each pair of a query's and a key's integer. Returns [batch or 1, 1, queries, keys].
+    """Applies a function to one integer per query and one per key, for each pair of a query and a key. Returns [batch
+    or 1, 1, queries, keys].
 
     Args:
-      function: function of two arrays.
-      of_queries: integers of the queries, [batch or 1, queries].
-      of_keys: integers of the keys, [batch or 1, keys].
+      function: elementwise function of two broadcastable arrays, such as `operator.eq`.
+      of_queries: integer of each query, [batch or 1, queries].
+      of_keys: integer of each key, [batch or 1, keys].
     """
     return function(of_queries[:, None, :, None], of_keys[:, None, None, :])
 
 
 @flax.struct.dataclass
 class Tokens:
-    """Marks the positions of a layer's input that contain tokens, for layers that treat padding differently.
-
-    `real` and `counted` are computed only when a layer uses them.
+    """Marks which positions of a layer's input contain tokens and which contain padding, for layers that treat them
+    differently, such as mixtures of experts.
     """
 
     segments: jax.Array | None = None
-    """Segment of each position of the batch row, integers [batch, row length]. 0 for padding. If None, all positions
-    contain tokens.
+    """Segment number of each position of the batch rows, integers [batch, row length]. 0 for padding. If None, all
+    positions contain tokens.
     """
     at: jax.Array | None = None
-    """Positions of the batch row that the layer computes, integers [batch, length]. If None, it computes all positions.
+    """Indices of the positions that the layer computes, if it does not compute all positions of the batch rows,
+    integers [batch, length]. If None, it computes all.
     """
 
     @property
     def real(self) -> jax.Array | None:
-        """Whether each computed position contains a token, boolean [batch, length]. None if all do."""
+        """Whether each position that the layer computes contains a token, boolean [batch, length]. None if all of them
+        do.
+        """
         if self.segments is None:
             return None
         real = self.segments != 0
         return real if self.at is None else jnp.take_along_axis(real, self.at, axis=1)
 
     def counted(self, shape: tuple[int, ...]) -> jax.Array:
-        """Returns 1 at each position with a token, and 0 at padding and repeated positions, float32 of the given shape,
-        [batch, length].
+        """Returns the weight of each position that the layer computes, float32 [batch, length] (`shape`): 1 for tokens,
+        0 for padding and for repetitions of a position.
 
-        Positions repeat in masked language modeling: if a row has fewer masked tokens than the maximum, the list `at`
-        is filled up with the first position of the row.
+        Positions repeat in masked language modeling: if a batch row has fewer masked tokens than the maximum, the list
+        `at` is filled up with the first position of the row.
         """
         counted, real = jnp.ones(shape, jnp.float32), self.real
         if real is not None:

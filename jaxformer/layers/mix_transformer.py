@@ -1,5 +1,7 @@
-"""Layers of SegFormer's encoder: overlapping patches, attention to fewer positions, and an MLP that mixes neighbouring
-positions (Xie et al. 2021, §3.1). Positions are those of a square, row by row.
+"""Layers of SegFormer's encoder: overlapping patches, attention with fewer keys and values, and an MLP that mixes
+neighboring positions (Xie et al. 2021, §3.1).
+
+Vectors [batch, positions, embed] represent a square feature map, whose positions are stored row by row.
 """
 
 import math
@@ -20,23 +22,24 @@ from jaxformer.metrics.means import Mean
 from jaxformer.parallel import metadata
 
 EPSILON = 1e-5
-"""Epsilon of the norms of these layers."""
+"""Epsilon of the layer norms in SegFormer's encoder."""
 
 
 def square(x: jax.Array) -> jax.Array:
-    """Arranges positions [batch, positions, embed] as a square [batch, rows, columns, embed]."""
+    """Reshapes the vectors of a square feature map from [batch, positions, embed] to [batch, rows, columns, embed]."""
     side = math.isqrt(x.shape[1])
     return x.reshape(x.shape[0], side, side, x.shape[-1])
 
 
 def shifted(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
-    """Returns the neighbourhoods of positions as shifted images, one for each place in a window of `size` × `size`,
-    row by row. The image is padded with zeros by half of the window.
+    """Collects the pixels of all `size` × `size` windows of an image, as a convolution does. Returns one shifted copy
+    of the image, [batch, height / stride, width / stride, channels], for each place in the window, row by row. The
+    image is padded with zeros by half of the window size.
 
     Args:
       x: image, [batch, height, width, channels].
       size: height and width of the window.
-      stride: distance between the windows. It divides the height and the width.
+      stride: distance between neighboring windows. It divides the height and the width.
     """
     _, height, width, _ = x.shape
     edge = size // 2
@@ -51,11 +54,11 @@ class OverlappingPatches(nn.Module):
     width: int
     """Size of the embeddings."""
     size: int
-    """Height and width of a patch."""
+    """Height and width of a patch in pixels."""
     stride: int
-    """Distance between patches."""
+    """Distance between neighboring patches in pixels. Patches overlap if it is smaller than `size`."""
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type to compute in. `auto` is bfloat16 on accelerators and float32 on CPU."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -67,10 +70,12 @@ class OverlappingPatches(nn.Module):
 
 
 class ReducedAttention(Attention):
-    """Attention whose keys and values are made of patches of `reduction` × `reduction` positions."""
+    """Attention in which each key and value summarizes `reduction` × `reduction` positions of a square feature map, to
+    save computation. Each position still has its own query.
+    """
 
     reduction: int = 1
-    """Height and width of these patches in positions. 1 for plain attention."""
+    """Height and width, in positions, of the squares that a key and value summarize. 1 for ordinary attention."""
 
     def _keys(self, memory: jax.Array, placement: Placement, heads: int, dtype: DType) -> KeyValue:
         if self.reduction > 1:
@@ -82,8 +87,9 @@ class ReducedAttention(Attention):
 
 
 class MixMlp(Mlp):
-    """Feed-forward network with a convolution of 3 × 3 positions for each channel: `down(activation(mix(up(x))))`. The
-    padding of the convolution makes the output depend on positions.
+    """Feed-forward network with a 3 × 3 depthwise convolution between its linear layers:
+    `down(activation(mix(up(x))))`. The zero padding of the convolution makes the output depend on the position, so no
+    position embeddings are needed.
     """
 
     def flops(self, embed: int) -> float:
@@ -93,7 +99,9 @@ class MixMlp(Mlp):
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Computes the network for all positions of a square. Returns its output and an empty dict."""
+        """Applies the network to the vectors of a square feature map, x [batch, positions, embed]. Returns the output
+        of the same shape, and an empty dict of auxiliary losses. `train` and `tokens` are not used.
+        """
         del train, tokens
         width, inner = x.shape[-1], self.inner(x.shape[-1])
         y = Linear("btd,df->btf", (width, inner), self.bias, dtype, name="up")(x)

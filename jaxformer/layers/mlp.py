@@ -14,7 +14,7 @@ from jaxformer.layers.masks import Tokens
 from jaxformer.metrics.means import Mean
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
-"""Name of an activation function."""
+"""Name of an activation function. See `activation` for their definitions."""
 
 
 def activation(name: Activation) -> Callable[[jax.Array], jax.Array]:
@@ -52,19 +52,21 @@ class Mlp(nn.Module):
             raise InputError(f"mlp.width={self.width}: expected at least 1")
 
     def inner(self, embed: int) -> int:
-        """Returns the inner width for a model of width `embed`."""
+        """Returns the inner width, `self.width` or its default, in a model with vectors of size `embed`."""
         return self.width or 4 * embed
 
     def flops(self, embed: int) -> float:
-        """Returns the number of floating-point operations per token."""
+        """Returns the number of floating-point operations per token in the forward pass, in a model with vectors of
+        size `embed`.
+        """
         return 4.0 * embed * self.inner(embed)
 
     @nn.compact
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Returns the output of the network, and an empty dict of auxiliary losses. (A mixture of experts, `ExpertMlp`,
-        has such losses.) `train` and `tokens` are not used.
+        """Applies the network to x [batch, length, embed]. Returns the output of the same shape, and an empty dict:
+        unlike a mixture of experts (`ExpertMlp`), it has no auxiliary losses. `train` and `tokens` are not used.
         """
         del train, tokens
         embed = x.shape[-1]
@@ -83,7 +85,7 @@ class GatedMlp(nn.Module):
     """Inner width. Defaults to 8/3 of the model width, rounded up to a multiple of 32, which gives about the same
     number of parameters as `Mlp`."""
     activation: Activation = "silu"
-    """Activation function of the gate."""
+    """Activation function that is applied to the gate."""
     bias: bool = False
     """Whether the three linear layers have biases."""
 
@@ -93,19 +95,21 @@ class GatedMlp(nn.Module):
             raise InputError(f"mlp.width={self.width}: expected at least 1")
 
     def inner(self, embed: int) -> int:
-        """Returns the inner width for a model of width `embed`."""
+        """Returns the inner width, `self.width` or its default, in a model with vectors of size `embed`."""
         return self.width or -(-8 * embed // (3 * 32)) * 32
 
     def flops(self, embed: int) -> float:
-        """Returns the number of floating-point operations per token."""
+        """Returns the number of floating-point operations per token in the forward pass, in a model with vectors of
+        size `embed`.
+        """
         return 6.0 * embed * self.inner(embed)
 
     @nn.compact
     def __call__(
         self, x: jax.Array, dtype: DType = "auto", train: bool = False, tokens: Tokens | None = None
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Returns the output of the network, and an empty dict of auxiliary losses. (A mixture of experts, `ExpertMlp`,
-        has such losses.) `train` and `tokens` are not used.
+        """Applies the network to x [batch, length, embed]. Returns the output of the same shape, and an empty dict:
+        unlike a mixture of experts (`ExpertMlp`), it has no auxiliary losses. `train` and `tokens` are not used.
         """
         del train, tokens
         embed = x.shape[-1]
@@ -117,11 +121,11 @@ class GatedMlp(nn.Module):
 
 
 class HeadLayer(nn.Module):
-    """Layer between an encoder and an output layer, `norm(activation(dense(x)))`: [batch, predictions, embed] →
-    [batch, predictions, embed].
+    """Layer between the encoder and the output layer of a model, `norm(activation(dense(x)))`: [batch, predictions,
+    embed] → [batch, predictions, embed].
 
-    BERT has it before the output layer of the masked language model (Devlin et al. 2019). ModernBERT also has it before
-    the classification layer (Warner et al. 2024).
+    BERT applies it before the output layer for masked language modeling (Devlin et al. 2019). ModernBERT also applies
+    it before the classification layer (Warner et al. 2024).
     """
 
     activation: Activation = "gelu"

@@ -1,4 +1,4 @@
-"""Normalization over the last axis, computed in float32."""
+"""Normalization layers (LayerNorm and RMSNorm), which normalize the last axis and compute in float32."""
 
 from typing import ClassVar
 
@@ -18,7 +18,7 @@ class LayerNorm(nn.Module):
     epsilon: float = 1e-6
     """Number added to the variance for numerical stability."""
     bias: bool = True
-    """Whether to add a bias."""
+    """Whether to add a learned bias."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -41,7 +41,7 @@ class RMSNorm(nn.Module):
     """Whether `x` is multiplied by 1 + `scale` instead of `scale`, as in Gemma. `scale` is then initialized to 0."""
 
     axis: ClassVar[str] = "d"
-    """Letter of the normalized axis, for sharding (see `sharding.AXES`)."""
+    """Letter that names the normalized axis in `sharding.AXES`, which determines how `scale` is sharded."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,4 +58,4 @@ class HeadRMSNorm(RMSNorm):
     """RMS normalization of queries and keys over the dimensions of a head (Dehghani et al. 2023, §2)."""
 
     axis: ClassVar[str] = "k"
-    """Letter of the normalized axis, for sharding (see `sharding.AXES`)."""
+    """Letter that names the normalized axis in `sharding.AXES`, which determines how `scale` is sharded."""

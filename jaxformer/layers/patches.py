@@ -1,4 +1,4 @@
-"""Image patches (Dosovitskiy et al. 2021, §3.1) and their positions."""
+"""Division of images into patches, and patch and position embeddings (Dosovitskiy et al. 2021, §3.1)."""
 
 import functools
 from typing import Literal
@@ -15,16 +15,18 @@ from jaxformer.layers.positions import sinusoidal
 from jaxformer.parallel import metadata
 
 ImagePositions = Literal["learned", "sinusoidal"]
-"""How positions are added to patch embeddings: as a learned table, or as sinusoids of the column and row of a patch."""
+"""How position embeddings are added to patch embeddings: as a learned table, or as sinusoids of the column and row of a
+patch.
+"""
 
 
 @flax.struct.dataclass
 class Embedded:
-    """Embedded images: the vectors that are the input of a stack of Transformer blocks."""
+    """Embeddings of images: the input vectors of a stack of Transformer blocks."""
 
     leading: jax.Array
-    """Vectors that precede the patches: the class token, if there is one, and the registers (learned tokens without a
-    position), [batch, leading, embed].
+    """Vectors to put before the patches, [batch, leading, embed]: the class token if there is one, then the registers
+    (learned tokens without a position).
     """
     patches: jax.Array
     """Patch embeddings, [batch, patches, embed], row by row of the image."""
@@ -42,9 +44,8 @@ def patchify(images: jax.Array, size: int) -> jax.Array:
 
 
 def unpatchify(patches: jax.Array, columns: int) -> jax.Array:
-    """Assembles patches [batch, patches, size, size, channels] into images [batch, height, width, channels].
-
-    `columns` is the number of patches per row.
+    """Assembles patches [batch, patches, size, size, channels] into images [batch, height, width, channels]. `columns`
+    is the number of patches in each row of patches.
     """
     batch, count, size, _, channels = patches.shape
     rows = patches.reshape(batch, count // columns, columns, size, size, channels)
@@ -52,7 +53,9 @@ def unpatchify(patches: jax.Array, columns: int) -> jax.Array:
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Normalizes uint8 pixels to float32: (pixel / 255 - mean) / std. Other types are assumed to be normalized."""
+    """Normalizes uint8 pixels to float32: (pixel / 255 - mean) / std. Images of another type are assumed to be
+    normalized already and are only converted to float32.
+    """
     if images.dtype != jnp.uint8:
         return images.astype(jnp.float32)
     means, stds = np.array(mean, np.float32), np.array(std, np.float32)
@@ -60,7 +63,16 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
 
 
 def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-    """Raises InputError if images of this size cannot be divided into patches or normalized."""
+    """Raises InputError if the image settings of a model are not valid: sizes below 1, an image size that is not a
+    multiple of the patch size, or a mean or std with another number of values than 1 or `channels`.
+
+    Args:
+      image: height and width of the images in pixels.
+      patch: height and width of a patch in pixels.
+      channels: number of color channels.
+      mean: value to subtract from the pixels of each channel.
+      std: value to divide the pixels of each channel by.
+    """
     for name, value in (("image", image), ("patch", patch), ("channels", channels)):
         if value < 1:
             raise InputError(f"model.{name}={value}: expected at least 1")
@@ -75,8 +87,8 @@ def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...
 
 
 def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
-    """Raises InputError if images of shape (height, width, channels) do not fit a model with this patch size and number
-    of channels.
+    """Raises InputError if images of shape (height, width, channels) do not have the model's number of channels, or
+    cannot be divided into patches of `patch` × `patch` pixels.
     """
     height, width, given = shape
     if height % patch or width % patch:
@@ -87,10 +99,10 @@ def check_images(shape: tuple[int, ...], patch: int, channels: int) -> None:
 
 
 def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
-    """Computes sinusoidal positions of patches, [rows · columns, embed].
+    """Computes sinusoidal position embeddings of patches, [rows · columns, width].
 
-    The first half of the width encodes the column of a patch, the second half its row, as in masked autoencoders (He et
-    al. 2022). The width must be divisible by 4.
+    The first half of each vector encodes the column of the patch, the second half its row, as in masked autoencoders
+    (He et al. 2022). The width must be divisible by 4.
     """
     if width % 4:
         raise ValueError(
@@ -102,7 +114,7 @@ def sinusoidal_2d(rows: int, columns: int, width: int) -> jax.Array:
 
 @functools.cache
 def bicubic(old: int, new: int) -> np.ndarray:
-    """Computes the matrix [new, old] that interpolates a line of `old` values at `new` points by cubic convolution
+    """Computes the matrix [new, old] that resamples `old` equally spaced values to `new` values by cubic convolution
     (Keys 1981).
 
     As in PyTorch, the coefficient a of the convolution kernel is -0.75, values beyond the ends equal the end values,
@@ -120,8 +132,8 @@ def bicubic(old: int, new: int) -> np.ndarray:
 
 
 def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
-    """Interpolates the positions of a square grid, [side · side, embed], to a grid of another size,
-    [rows · columns, embed].
+    """Resizes the position embeddings of a square grid of patches, [side · side, embed], to a grid of another size,
+    [rows · columns, embed], by bicubic interpolation.
     """
     side = round(len(table) ** 0.5)
     if (side, side) == (rows, columns):
@@ -131,20 +143,20 @@ def interpolate(table: jax.Array, rows: int, columns: int) -> jax.Array:
 
 
 class ImageEmbeddings(nn.Module):
-    """Embeds images [batch, height, width, channels] as patches with positions, and adds a class token and registers
-    before the patches if configured.
+    """Embeds images [batch, height, width, channels]: divides them into patches, embeds these, and adds position
+    embeddings. Also creates the class token and the registers that precede the patches, if configured.
     """
 
     width: int
     """Size of the patch embeddings."""
     image: int
-    """Height and width in pixels of the images for which positions are learned. Positions are interpolated for images
-    of other sizes.
+    """Height and width in pixels of the images for which position embeddings are learned. For images of another size,
+    the position embeddings are interpolated.
     """
     patch: int
     """Height and width of a patch in pixels."""
     position_embedding: ImagePositions = "learned"
-    """How positions are added to patch embeddings."""
+    """How position embeddings are added to patch embeddings: `learned` (a table) or `sinusoidal`."""
     class_token: bool = True
     """Whether to prepend a class token, whose output represents the whole image."""
     registers: int = 0
@@ -174,7 +186,9 @@ class ImageEmbeddings(nn.Module):
         return Embedded(leading, x)
 
     def _positions(self, rows: int, columns: int) -> tuple[jax.Array | float, jax.Array]:
-        """Returns the position embeddings of the class token, and of the patches [patches, embed]."""
+        """Returns the position embedding of the class token ([embed], or 0.0 if it has none), and those of the patches
+        in a grid of `rows` × `columns`, [patches, embed].
+        """
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)
@@ -184,9 +198,9 @@ class ImageEmbeddings(nn.Module):
 
 
 def first_table(key: jax.Array, shape: tuple[int, int], leading: int) -> jax.Array:
-    """Initializes learned positions as sinusoids, so that neighboring patches differ from the first step on.
-
-    The position of the class token is initialized to 0.
+    """Initializer of learned position embeddings, [leading + patches, embed]. The patches get sinusoids, so that
+    neighboring patches differ from the first training step on. The first `leading` rows, for the class token, are 0.
+    `key` is not used.
     """
     del key
     side, width = round((shape[0] - leading) ** 0.5), shape[1]

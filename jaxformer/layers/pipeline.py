@@ -1,10 +1,10 @@
 """Runs the blocks of a Transformer stack as a pipeline over the device mesh axis `pipeline`.
 
-Each device along this axis, a stage, holds a share of the blocks. The rows of a batch are divided into micro-batches,
-which pass from stage to stage, so that all stages compute at the same time, each on another micro-batch (Huang et al.
-2019, GPipe). With several repeats, each stage computes several groups of consecutive blocks, and a micro-batch passes
-through all stages several times (interleaved stages, Narayanan et al. 2021, §2.2). The fraction of the time that a
-stage waits is (stages - 1) / (micro_batches · repeats + stages - 1).
+Each device along this axis, a stage, holds a share of the blocks. A batch is divided into micro-batches, which pass
+from stage to stage, so that all stages compute at the same time, each on another micro-batch (Huang et al. 2019,
+GPipe). With several repeats, each stage computes several groups of consecutive blocks, and a micro-batch passes through
+all stages several times (interleaved stages, Narayanan et al. 2021, §2.2). The fraction of the time that a stage waits
+is (stages - 1) / (micro_batches · repeats + stages - 1).
 """
 
 import functools
@@ -25,64 +25,74 @@ AXIS = "pipeline"
 
 
 class Schedule(NamedTuple):
-    """The order in which stages compute micro-batches.
+    """Pipeline schedule: the order in which stages (devices with a share of the blocks) compute micro-batches.
 
-    In each tick, every stage computes one micro-batch and passes it on to the next stage. Micro-batches enter in
-    groups, with one micro-batch per stage. A group passes through all stages `repeats` times, and the next group
-    follows without a gap.
+    In each time step (tick), every stage computes one micro-batch and passes it on to the next stage. Micro-batches
+    enter in groups, with one micro-batch per stage. A group passes through all stages `repeats` times, and the next
+    group follows without a gap.
     """
 
     stages: int
-    """Number of stages."""
+    """Number of pipeline stages: devices that each hold a share of the blocks."""
     micro_batches: int
-    """Number of micro-batches, a multiple of `stages`."""
+    """Number of micro-batches that a batch is divided into, a multiple of `stages`."""
     repeats: int
-    """Number of times that a micro-batch passes through all stages."""
+    """Number of times that each micro-batch passes through all stages. In each pass, a stage applies another group of
+    blocks.
+    """
 
     @classmethod
     def of(cls, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, config: sharding.Mesh) -> "Schedule":
-        """Returns the schedule for a device mesh, with the numbers of micro-batches and repeats from its config. It has
-        one stage if the mesh has no axis `pipeline`.
+        """Creates the schedule for a device mesh, with the number of micro-batches and repeats from the mesh config.
+        The schedule has one stage if the mesh has no axis `pipeline`.
         """
         stages = mesh.shape.get(AXIS, 1)
         return cls(stages, config.pipeline_microbatches or stages, config.pipeline_repeats)
 
     @property
     def parts(self) -> int:
-        """Number of equal parts of consecutive blocks. Stage s computes parts s, s + stages, s + 2 · stages, ..."""
+        """Number of equal groups that the blocks of the model are divided into: `stages` · `repeats`. Stage s computes
+        the groups s, s + stages, s + 2 · stages, ...
+        """
         return self.stages * self.repeats
 
     @property
     def ticks(self) -> int:
-        """Number of ticks until the last micro-batch has left the last stage."""
+        """Number of time steps until the last micro-batch has left the last stage. In a time step, every stage computes
+        one micro-batch.
+        """
         return self.micro_batches * self.repeats + self.stages - 1
 
     @property
     def entries(self) -> np.ndarray:
-        """Index of the tick in which each micro-batch enters the first stage for the first time, [micro_batches]."""
+        """Index of the time step in which each micro-batch enters the first stage for the first time, integers
+        [micro_batches].
+        """
         group, place = np.divmod(np.arange(self.micro_batches), self.stages)
         return group * self.parts + place
 
     @property
     def exits(self) -> np.ndarray:
-        """Index of the tick in which the last stage computes each micro-batch for the last time, [micro_batches]."""
+        """Index of the time step in which the last stage computes each micro-batch for the last time, integers
+        [micro_batches].
+        """
         return self.entries + self.parts - 1
 
 
 class StageFunction(Protocol):
-    """Function that runs consecutive blocks on a micro-batch."""
+    """Type of the function that a pipeline stage calls to run a group of consecutive blocks on a micro-batch."""
 
     def __call__(
         self, given: Any, x: jax.Array, blocks: Any, first: jax.Array, micro_batch: jax.Array, /
     ) -> tuple[jax.Array, dict[str, Mean]]:
-        """Returns the output of the last of these blocks, with the shape of `x`, and auxiliary losses and metrics as
-        weighted means, keyed by name.
+        """Runs a group of consecutive blocks on a micro-batch. Returns the output of the last of these blocks, with the
+        shape of `x`, and the auxiliary losses and metrics of the blocks as weighted means, keyed by name.
 
         Args:
-          given: other inputs of the blocks, such as masks, for the rows of the micro-batch.
-          x: input of the first of the blocks, [rows, length, embed].
-          blocks: stacked parameters of the blocks.
-          first: index of the first of the blocks in the stack, scalar.
+          given: other inputs of the blocks, such as masks, for the examples of the micro-batch.
+          x: input of the first block of the group, [micro-batch size, length, embed].
+          blocks: parameters of the blocks, stacked along the first axis.
+          first: index in the whole model of the first block of the group, scalar.
           micro_batch: index of the micro-batch, scalar.
         """
         ...
@@ -91,21 +101,23 @@ class StageFunction(Protocol):
 def run(
     function: StageFunction, x: jax.Array, given: Any, blocks: Any, schedule: Schedule
 ) -> tuple[jax.Array, dict[str, Mean]]:
-    """Runs all blocks on a mesh whose axis `pipeline` splits their parameters.
+    """Runs all blocks of a Transformer stack as a pipeline, on a mesh whose axis `pipeline` splits their parameters.
 
-    Micro-batch m consists of the rows m, m + micro_batches, m + 2 · micro_batches, ..., so that each device has rows of
-    every micro-batch.
+    Micro-batch m consists of the examples m, m + micro_batches, m + 2 · micro_batches, ... of the batch, so that each
+    device has examples of every micro-batch.
 
     Args:
       function: function that runs consecutive blocks on one micro-batch.
       x: input of the first block, [batch, length, embed].
       given: other inputs of the blocks, a tree of arrays. Arrays whose first dimension is the batch are also divided
         into micro-batches, and travel with them from stage to stage. All micro-batches share the other arrays.
-      blocks: stacked parameters. Their first dimension is divisible by the number of parts of the schedule.
-      schedule: the schedule. Its number of micro-batches divides the batch.
+      blocks: parameters of all blocks, stacked along the first axis. The number of blocks must be divisible by
+        `schedule.parts`.
+      schedule: pipeline schedule. The batch size must be divisible by its number of micro-batches.
 
     Returns:
-      The output of the last block, [batch, length, embed], and the auxiliary means of all blocks and micro-batches.
+      The output of the last block, [batch, length, embed], and the auxiliary losses and metrics as weighted means over
+      all blocks and micro-batches, keyed by name.
     """
     rows, each = len(x), stack.depth(blocks) // schedule.parts
     leaves, tree = jax.tree.flatten(given)
@@ -118,7 +130,7 @@ def run(
         return jax.tree.unflatten(tree, [next(first if own else second) for own in travels])
 
     def compute(index, blocks, batch, shared):
-        """Runs all ticks of the schedule on one stage. `index` contains the index of the stage."""
+        """Runs all time steps of the schedule on one stage. `index`, [1], contains the index of the stage."""
         stage = index[0]
         parts = _dealt(blocks, stage, schedule)
         entering = jax.tree.map(lambda array: _entering(array, schedule), batch)
@@ -161,13 +173,15 @@ def run(
 
 
 def _micro_batches(array: jax.Array, schedule: Schedule) -> jax.Array:
-    """Divides the rows of an array into micro-batches [micro_batches, rows, ...]."""
+    """Divides a batch [batch, ...] into micro-batches [micro_batches, batch / micro_batches, ...]. Micro-batch m
+    consists of the examples m, m + micro_batches, ...
+    """
     return array.reshape(-1, schedule.micro_batches, *array.shape[1:]).swapaxes(0, 1)
 
 
 def _entering(array: jax.Array, schedule: Schedule) -> jax.Array:
-    """Returns the micro-batch that enters the first stage in each tick, [ticks, rows, ...]. In ticks in which none
-    enters, it is micro-batch 0, which is then ignored.
+    """Returns the micro-batch that enters the first pipeline stage in each time step, [time steps, micro-batch size,
+    ...]. In time steps in which none enters, the result contains micro-batch 0, which the caller ignores.
     """
     array = sharding.constrain(array, "_b" + "_" * (array.ndim - 2))
     numbers = np.zeros(schedule.ticks, int)
@@ -176,10 +190,11 @@ def _entering(array: jax.Array, schedule: Schedule) -> jax.Array:
 
 
 def _dealt(blocks: Any, stage: jax.Array, schedule: Schedule) -> Any:
-    """Returns the parameters of the parts that a stage computes, with a leading axis for the repeats.
+    """Returns the parameters of the groups of blocks that a stage computes, with a leading axis for the repeats (passes
+    of a micro-batch through the pipeline).
 
-    A stage stores consecutive blocks, regardless of the schedule. With several repeats, it computes other blocks than
-    it stores, so the stages send the parameters of blocks to each other.
+    Each stage stores consecutive blocks of the model. With several repeats, it computes other blocks than it stores, so
+    the stages exchange their parameters.
     """
     stages, repeats = schedule.stages, schedule.repeats
     stored = jax.tree.map(lambda array: array.reshape(repeats, -1, *array.shape[1:]), blocks)
@@ -203,8 +218,9 @@ def _dealt(blocks: Any, stage: jax.Array, schedule: Schedule) -> Any:
 
 
 def _rounds(stages: int, repeats: int) -> list[np.ndarray]:
-    """Plans the exchange of parameters for `_dealt`. Returns one array [stages] per round: the index of the stored part
-    that each stage sends, chosen such that each stage receives exactly one part per round.
+    """Plans the exchange of parameters between stages in `_dealt`. Returns one array [stages] per round of
+    communication: the index of the stored group of blocks that each stage sends in this round. The plan lets each stage
+    receive exactly one group per round.
     """
     common = math.gcd(stages, repeats)
     shift = np.arange(stages) // (stages // common)

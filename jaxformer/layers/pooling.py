@@ -8,18 +8,19 @@ import jax.numpy as jnp
 from jaxformer.layers.block import take
 
 Pooling = Literal["pooler", "first", "mean", "max", "last", "first_and_mean", "none"]
-"""Method of pooling: a trained layer on the first token (`pooler`, as in BERT), the first token, the mean or the
-maximum of all tokens, the last token, or the first token concatenated with the mean. `none` is for predictions per
-token."""
+"""Method of pooling token vectors to one vector per example: a trained layer on the first token (`pooler`, as in BERT),
+the first token, the mean or the maximum of all tokens, the last token, or the first token concatenated with the mean.
+`none` means no pooling, for predictions per token.
+"""
 
 
 def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
-    """Combines the token vectors of each example to one vector.
+    """Pools the token vectors of each example to one vector. Several examples may be packed into one batch row.
 
     Args:
       hidden: token vectors, [batch, length, embed].
-      pooling: any method except `pooler` and `none`, which the model implements.
-      belongs: whether each token belongs to each of the examples in its row, boolean [batch, examples, length].
+      pooling: method of pooling: any except `pooler` and `none`, which the model itself handles.
+      belongs: whether each token belongs to each of the examples in its batch row, boolean [batch, examples, length].
 
     Returns:
       Pooled vectors, [batch, examples, embed], computed in float32 and returned in the type of `hidden`. The vector of
@@ -43,11 +44,12 @@ def pool(hidden: jax.Array, pooling: Pooling, belongs: jax.Array) -> jax.Array:
 
 
 def segments_of(segments: jax.Array, count: int) -> jax.Array:
-    """Returns which tokens belong to each of the `count` examples that are packed into a row, boolean [batch, examples,
-    length].
+    """Returns whether each token belongs to each of the examples that are packed into its batch row, boolean [batch,
+    examples, length].
 
     Args:
-      segments: index of the example that each token belongs to, from 1, or 0 for padding, integers [batch, length].
-      count: number of examples per row.
+      segments: number of the example that each token belongs to, counted from 1, or 0 for padding, integers [batch,
+        length].
+      count: maximum number of examples per row.
     """
     return segments[:, None] == jnp.arange(1, count + 1)[:, None]

@@ -1,7 +1,7 @@
 """Position encodings: some are added to embeddings, and others change attention.
 
-A position scheme is a module passed to `Transformer`. It is called once for a stack and returns a `Placement`:
-rotations or biases, which the self-attention of every block applies.
+Position schemes that change attention are modules. `Transformer` calls its position scheme once per forward pass. The
+result is a `Placement`, such as rotations of queries and keys, which the self-attention of every block applies.
 """
 
 import math
@@ -20,13 +20,13 @@ from jaxformer.parallel import metadata, sharding
 def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
     """Computes sinusoidal position encodings (Vaswani et al. 2017, §3.5).
 
-    The first half of the width contains sines, the second half cosines. The paper interleaves them. The order here is
-    that of Marian checkpoints.
+    The first half of each vector contains sines, the second half cosines, as in Marian checkpoints. (The paper
+    interleaves them.)
 
     Args:
       position_ids: positions, integers [...].
       width: size of the encoding, an even number.
-      longest: wavelength of the slowest sine and cosine, in units of 2π positions.
+      longest: base of the frequencies: sine i and cosine i have an angle of longest^(-2i / width) radians per position.
 
     Returns:
       Position encodings, float32 [..., width].
@@ -42,34 +42,38 @@ def sinusoidal(position_ids: jax.Array, width: int, longest: float = 10_000.0) -
 
 @flax.struct.dataclass
 class Placement:
-    """Rotations or biases by which a position scheme changes attention."""
+    """Position information that an attention layer applies: rotations of queries and keys, vectors to add to its
+    inputs, or a bias of the scores. Fields that are None have no effect.
+    """
 
     query: tuple[jax.Array, jax.Array] | None = None
-    """Cosines and sines for rotating queries, float32 [batch, length, 1, head_dim / 2] each. None if queries are not
-    rotated.
+    """Cosines and sines by which queries are rotated (rotary embeddings), float32 [batch, length, 1, head_dim / 2]
+    each. None if queries are not rotated.
     """
     key: tuple[jax.Array, jax.Array] | None = None
-    """Cosines and sines for rotating keys, float32 [batch, length, 1, head_dim / 2] each. None if keys are not
-    rotated.
+    """Cosines and sines by which keys are rotated (rotary embeddings), float32 [batch, length, 1, head_dim / 2] each.
+    None if keys are not rotated.
     """
     bias: jax.Array | None = None
-    """Bias to add to the attention scores, float32 [heads, queries, keys] or [batch, heads, queries, keys]."""
+    """Bias to add to the attention scores, float32 [heads, queries, keys] or [batch, heads, queries, keys]. None for no
+    bias.
+    """
     query_added: jax.Array | None = None
-    """Array to add to the input of attention before it is projected to queries, [batch or 1, length, embed] (Carion et
-    al. 2020).
+    """Position embeddings to add to the layer's input before it is projected to queries, as in DETR (Carion et al.
+    2020), [batch or 1, length, embed]. If None, nothing is added.
     """
     key_added: jax.Array | None = None
-    """Array to add to the input or to the memory before it is projected to keys, but not to values,
-    [batch or 1, keys, embed].
+    """Position embeddings to add to the vectors that are projected to keys, but not to those for values, as in DETR
+    (Carion et al. 2020), [batch or 1, keys, embed]. If None, nothing is added.
     """
 
     def merged(self, other: "Placement") -> "Placement":
-        """Combines two placements. If both set a field, the value of `other` is used."""
+        """Combines two placements: each field is that of `other`, or of `self` where `other` has None."""
         return Placement(**{name: _first(getattr(other, name), getattr(self, name)) for name in _FIELDS})
 
     def at(self, position_ids: jax.Array) -> "Placement":
-        """Returns the rotations and biases for only some of the queries: those at the indices `position_ids`, integers
-        [batch, predictions].
+        """Returns the placement for a selection of the queries: those at the indices `position_ids`, integers [batch,
+        predictions]. The fields for keys do not change.
         """
         query, bias, added = self.query, self.bias, self.query_added
         if added is not None:
@@ -83,11 +87,11 @@ class Placement:
 
 
 def _at(array: jax.Array, position_ids: jax.Array) -> jax.Array:
-    """Selects the cosines or sines of some positions.
+    """Selects the rotations (cosines or sines) at some indices.
 
     Args:
       array: cosines or sines, [batch or 1, length, 1, head_dim / 2].
-      position_ids: indices of the positions, integers [batch, predictions].
+      position_ids: indices to select along the axis `length`, integers [batch, predictions].
 
     Returns:
       Selected values, [batch, predictions, 1, head_dim / 2].
@@ -104,33 +108,35 @@ def _first(value, otherwise):
 
 
 Scaling = Literal["none", "linear", "llama3"]
-"""How rotary position embeddings are scaled for positions beyond the pretrained length."""
+"""Method of scaling rotary position embeddings, so that a model can be used with longer inputs than in pretraining. See
+`Rotary.scaling`.
+"""
 
 
 class Rotary(nn.Module):
     """Rotary position embeddings (Su et al. 2021).
 
-    Rotates pairs of query and key dimensions by angles proportional to the position. A pair consists of a dimension of
-    the first half and the corresponding dimension of the second half, as in LLaMA.
+    Rotates pairs of dimensions of queries and keys by angles that are proportional to the position. As in LLaMA,
+    dimension i is paired with dimension i + head_dim / 2.
     """
 
     base: float = 10_000.0
-    """Wavelength of the slowest rotating pair of dimensions, in units of 2π positions."""
+    """Base of the rotation angles: pair i of dimensions rotates by base^(-2i / head_dim) radians per position."""
     scaling: Scaling = "none"
-    """How to scale rotation angles for positions beyond the pretrained length. `linear` divides all angles by `factor`
-    (Chen et al. 2023). `llama3` divides only the angles of slowly rotating pairs, as in LLaMA 3.1.
+    """How to scale rotation angles for inputs that are longer than in pretraining. `linear` divides all angles by
+    `factor` (Chen et al. 2023). `llama3` divides only the angles of slowly rotating pairs, as in LLaMA 3.1.
     """
     factor: float = 8.0
-    """Number by which `scaling` divides rotation angles."""
+    """Number by which rotation angles are divided. Only used if `scaling` is not `none`."""
     pretrained: int = 8192
-    """Maximum length in pretraining, in tokens, before scaling. Only used by the scaling `llama3`."""
+    """Maximum input length in pretraining, in tokens. Only used by the scaling `llama3`."""
     low: float = 1.0
-    """Only used by the scaling `llama3`: a pair of dimensions that makes fewer rotations than this within the
-    pretrained length is scaled by `factor`.
+    """Only used by the scaling `llama3`: if a pair of dimensions makes fewer full rotations than this over the
+    pretrained length, its angle is divided by `factor`.
     """
     high: float = 4.0
-    """Only used by the scaling `llama3`: a pair of dimensions that makes more rotations than this within the pretrained
-    length is not scaled.
+    """Only used by the scaling `llama3`: if a pair of dimensions makes more full rotations than this over the
+    pretrained length, its angle is not scaled. Between `low` and `high`, the scaling is interpolated.
     """
 
     def __post_init__(self):
@@ -142,7 +148,9 @@ class Rotary(nn.Module):
             raise InputError(f"positions.high={self.high}: expected above positions.low={self.low}")
 
     def frequencies(self, head_dim: int) -> jax.Array:
-        """Computes the rotation angle per position in radians for each pair of dimensions, float32 [head_dim / 2]."""
+        """Returns the rotation angle in radians per position for each pair of dimensions, after scaling, float32
+        [head_dim / 2].
+        """
         frequencies = self.base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
         if self.scaling == "linear":
             return frequencies / self.factor
@@ -155,9 +163,14 @@ class Rotary(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """Computes the rotations for `position_ids`, integers [batch, length].
+        """Computes the rotations of queries and keys. Returns a `Placement`.
 
-        The other arguments except `head_dim` are not used.
+        Args:
+          position_ids: position of each token, integers [batch, length].
+          query_index: not used.
+          key_index: not used.
+          heads: not used.
+          head_dim: size of a head, an even number.
         """
         if head_dim % 2:
             raise InputError(f"a head of {head_dim} dimensions: rotary positions need an even number")
@@ -167,11 +180,11 @@ class Rotary(nn.Module):
 
 
 def rotate(x_bthk: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates queries or keys.
+    """Applies rotary position embeddings to queries or keys. Returns an array of the same shape.
 
     Args:
       x_bthk: queries or keys, [batch, length, heads, head_dim].
-      rotation: cosines and sines of the angles.
+      rotation: cosines and sines of the rotation angles, [batch, length, 1, head_dim / 2] each.
     """
     cosines, sines = rotation
     first, second = jnp.split(x_bthk.astype(jnp.float32), 2, axis=-1)
@@ -180,18 +193,22 @@ def rotate(x_bthk: jax.Array, rotation: tuple[jax.Array, jax.Array]) -> jax.Arra
 
 
 class RelativePositions(nn.Module):
-    """Learned attention bias for each head, which depends on the distance between query and key (Raffel et al. 2020,
-    §2.1). Distances share a bias if they are in the same bucket.
+    """Relative position biases, as in T5: adds a learned number to each attention score, which depends on the head and
+    on the distance between query and key (Raffel et al. 2020, §2.1). Distances are grouped into buckets that share a
+    bias.
     """
 
     buckets: int = 32
-    """Number of buckets of distances. Half of the buckets contain one distance each, and the others increasingly wide
-    ranges.
+    """Number of buckets that distances are grouped into. Half of the buckets contain one distance each, and the others
+    contain increasingly wide ranges.
     """
     longest: int = 128
-    """Distance from which on all distances are in the last bucket (`relative_attention_max_distance` in T5)."""
+    """All distances of at least this number of tokens share the last bucket (`relative_attention_max_distance` in T5).
+    """
     bidirectional: bool = True
-    """Whether half of the buckets are for keys after the query. False if queries do not attend to later keys."""
+    """Whether keys before and after the query have separate buckets, half of them each. If False, all buckets are for
+    earlier keys, as in causal attention.
+    """
 
     def __post_init__(self):
         super().__post_init__()
@@ -205,12 +222,12 @@ class RelativePositions(nn.Module):
     def __call__(
         self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
     ):
-        """Computes the bias of the attention scores, [heads, queries, keys].
+        """Computes the bias of the attention scores. Returns a `Placement` with a bias [heads, queries, keys].
 
         Args:
           position_ids: not used.
-          query_index: indices of the queries in their row, integers [queries].
-          key_index: indices of the keys in their row, integers [keys].
+          query_index: index of each query in the sequence, integers [queries].
+          key_index: index of each key in the sequence, integers [keys].
           heads: number of heads.
           head_dim: not used.
         """
@@ -220,7 +237,9 @@ class RelativePositions(nn.Module):
         return Placement(bias=sharding.constrain(jnp.moveaxis(table[bucket], -1, 0), "hts"))
 
     def bucket(self, distance: jax.Array) -> jax.Array:
-        """Returns the bucket of each distance (key index minus query index), for an array of any shape."""
+        """Returns the index of the bucket that each distance (key index minus query index) belongs to, as an integer
+        array of the same shape.
+        """
         buckets, first = self.buckets, 0
         if self.bidirectional:
             buckets //= 2

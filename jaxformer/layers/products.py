@@ -1,7 +1,8 @@
-"""Matrix products that are computed in a narrower type than the layer's inputs: bfloat16, int8 or float8.
+"""Matrix products whose inputs are rounded or quantized to a narrower type than the layer's inputs: bfloat16, int8 or
+float8.
 
-Quantization uses the library Qwix (extra `quantize`). The products have custom gradients, because JAX would compute
-their gradients in the type of the result.
+Quantization uses the library Qwix, which `pip install 'jaxformer[quantize]'` installs. The products have custom
+gradients, because JAX would compute their gradients in the type of the result.
 """
 
 import functools
@@ -15,31 +16,33 @@ import jax.numpy as jnp
 from jaxformer.errors import InputError
 
 ROUNDED = "bfloat16_products"
-"""Name of the type in which activations are float32, and the inputs of large products are rounded to bfloat16."""
+"""Name of the `DType` with which activations are float32, and the inputs of large matrix products are rounded to
+bfloat16.
+"""
 Quantized = Literal["int8", "float8"]
 LEAST = 64
-"""Minimum ratio of a product's operations to conversions of its inputs and result, from which on it is computed in
-bfloat16. See `is_large`.
+"""Minimum ratio of a matrix product's operations to type conversions for which the product is computed in bfloat16. See
+`is_large`.
 """
 TYPES: dict[str, tuple[Any, Any]] = {
     "int8": (jnp.int8, jnp.int8),
     "float8": (jnp.float8_e4m3fn, jnp.float8_e5m2),
 }
-"""Maps each quantized type to a pair: the type of inputs and kernels, and the type of gradients (Micikevicius et al.
-2022).
+"""Maps each quantized type to a pair of JAX types: that of inputs and kernels, and that of the gradients in the
+backward pass (Micikevicius et al. 2022).
 """
 
 
 def multiply(x: jax.Array, kernel: jax.Array, kind: str) -> jax.Array:
-    """Multiplies vectors by a kernel.
+    """Multiplies vectors by the kernel of a linear layer. Returns [..., out] in the type of `x`.
 
     Args:
-      x: vectors, [..., in]. Their type is also the type of the result.
+      x: vectors, [..., in].
       kernel: float32 [in, out].
       kind: `bfloat16_products`, `int8` or `float8`. With any other value, the product is computed in the type of `x`.
 
     Raises:
-      InputError: If the type needs Qwix and it is not installed.
+      InputError: If `kind` is `int8` or `float8`, and the library Qwix is not installed.
     """
     if kind in TYPES:
         check_installed(kind)
@@ -50,10 +53,12 @@ def multiply(x: jax.Array, kernel: jax.Array, kind: str) -> jax.Array:
 
 
 def is_large(x: tuple[Any, ...], kernel: tuple[int, ...]) -> bool:
-    """Returns whether a product is large enough to be faster in bfloat16, although its inputs have to be converted.
+    """Returns whether a matrix product is so large that it is faster in bfloat16, although its inputs have to be
+    converted.
 
-    Products take rows · in · out operations, conversions rows · in + rows · out + in · out. The ratio of the two is
-    compared with `LEAST`. False if the number of rows is symbolic, as in exported programs.
+    A product takes rows · in · out operations, and converts rows · in + rows · out + in · out numbers, where rows is
+    the number of vectors. The ratio must be at least `LEAST`. Returns False if the number of vectors is symbolic, as in
+    exported programs.
 
     Args:
       x: shape of the vectors, [..., in].
@@ -66,7 +71,7 @@ def is_large(x: tuple[Any, ...], kernel: tuple[int, ...]) -> bool:
 
 
 def check_installed(kind: str) -> None:
-    """Raises InputError if a type needs Qwix, and it is not installed."""
+    """Raises InputError if the library Qwix, which the dtype `kind` (`int8` or `float8`) needs, is not installed."""
     if importlib.util.find_spec("qwix") is None:
         raise InputError(f"dtype={kind}: Qwix is not installed; pip install 'jaxformer[quantize]'")
 
@@ -106,8 +111,8 @@ def _quantized_forward(kind, x, kernel):
 
 
 def _quantized_backward(kind, inputs, gradient):
-    """Computes the gradients of a quantized product. The gradient of the kernel is not quantized: it is a sum over all
-    tokens, in which 8 bits would lose small terms.
+    """Computes the gradients of a quantized product with respect to x and the kernel. The gradient of the kernel is
+    computed without quantization: it is a sum over all tokens, in which 8 bits would lose small terms.
     """
     x, kernel = inputs
     dx = _product(gradient, TYPES[kind][1], kernel.T, TYPES[kind][0])
@@ -118,7 +123,9 @@ _quantized.defvjp(_quantized_forward, _quantized_backward)
 
 
 def _product(x: jax.Array, x_type: Any, kernel: jax.Array, kernel_type: Any) -> jax.Array:
-    """Multiplies quantized vectors by a quantized kernel. Each vector and each column has its own scale."""
+    """Quantizes vectors x [..., in] to `x_type` and a kernel [in, out] to `kernel_type`, and multiplies them. Each
+    vector and each column of the kernel has its own scale. Returns [..., out] in the type of `x`.
+    """
     import qwix  # Imported here because it is an extra.
 
     vectors = qwix.quantize(x, x_type, channelwise_axes=tuple(range(x.ndim - 1)))

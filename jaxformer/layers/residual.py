@@ -1,4 +1,6 @@
-"""Residual branches: LayerScale and stochastic depth between the output of a layer and the residual stream."""
+"""Scaling of residual branches: LayerScale and stochastic depth, which are applied to the output of a layer before it
+is added to the residual stream.
+"""
 
 import flax.linen as nn
 import jax
@@ -11,15 +13,18 @@ from jaxformer.parallel import metadata
 class ResidualBranch(nn.Module):
     """Scales the output `y` of a layer before it is added to the residual stream: `keep · scale · y`.
 
-    `scale` is a learned factor per dimension (LayerScale). `keep` is 1, or in training randomly 0 for some examples,
-    which then skip the layer, and 1 / P(keep) for the others (stochastic depth).
+    `scale` is a learned factor per dimension (LayerScale). `keep` is 1, except in training with stochastic depth: then
+    it is 0 for randomly chosen examples, which skip the layer, and 1 / P(keep) for the others.
     """
 
     layer_scale: float | None = None
-    """Initial value of the scales (LayerScale; Touvron et al. 2021, CaiT). If None, there are no scales."""
+    """Initial value of the learned factor per dimension (LayerScale; Touvron et al. 2021, CaiT). If None, there is
+    none.
+    """
     drop_path: float = 0.0
-    """Probability with which an example skips a layer of the last block in training (stochastic depth, Huang et al.
-    2016). In the other blocks the probability is lower: it increases linearly with depth, from 0 in the first block."""
+    """Probability that an example skips a layer of the last block in training (stochastic depth, Huang et al. 2016).
+    For earlier blocks the probability is lower: it increases linearly from 0 in the first block.
+    """
 
     def __post_init__(self):
         super().__post_init__()
@@ -28,12 +33,13 @@ class ResidualBranch(nn.Module):
 
     @nn.compact
     def __call__(self, y: jax.Array, depth: jax.Array | float = 1.0, train: bool = False) -> jax.Array:
-        """Maps the output of a layer to the vectors to add to the residual stream, both [batch, length, embed].
+        """Applies LayerScale and stochastic depth to the output of a layer. Returns the vectors to add to the residual
+        stream, [batch, length, embed].
 
         Args:
           y: output of a layer, [batch, length, embed].
           depth: relative depth of the block, from 0 for the first block to 1 for the last.
-          train: whether to drop paths. Requires the rng stream `dropout`.
+          train: whether to apply stochastic depth. Requires the rng stream `dropout`.
         """
         if self.layer_scale is not None:
             init = metadata.with_axes(nn.initializers.constant(self.layer_scale), "d")

@@ -1,4 +1,4 @@
-"""Bilinear resizing of maps of vectors, as in PyTorch without aligned corners."""
+"""Bilinear resizing of feature maps, with the same result as PyTorch's `interpolate` with `align_corners=False`."""
 
 import functools
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import numpy as np
 
 @functools.cache
 def bilinear(old: int, new: int) -> np.ndarray:
-    """Computes the matrix [new, old] that resamples a line of `old` values to `new` values by linear interpolation.
-    The ends are repeated, and downsampling does not smooth.
+    """Computes the matrix [new, old] that resamples `old` equally spaced values to `new` values by linear
+    interpolation. Values beyond the ends equal the end values, and there is no antialiasing.
     """
     place = np.clip((np.arange(new) + 0.5) * old / new - 0.5, 0, old - 1)
     first = np.minimum(place.astype(int), max(old - 2, 0))
@@ -22,7 +22,7 @@ def bilinear(old: int, new: int) -> np.ndarray:
 
 
 def resized(maps: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Resizes maps [batch, rows, columns, channels] to another number of rows and columns."""
+    """Resizes feature maps [batch, rows, columns, channels] to `size` (rows, columns) by bilinear interpolation."""
     rows, columns = size
     if maps.shape[1:3] == (rows, columns):
         return maps

@@ -1,9 +1,9 @@
-"""Ring attention: attention over rows whose positions the mesh splits (Liu et al. 2023).
+"""Ring attention: attention over sequences whose positions are split over several devices (Liu et al. 2023).
 
-Each device has a block of queries, keys and values of its rows. Blocks of keys and values travel around the ring of
-devices, and each device adds up the attention of its queries to every block that passes, with a running maximum as in
-FlashAttention (Dao et al. 2022). No device has all keys of a row, and scores exist for a few queries at a time. The
-backward pass sends the blocks around again, together with their gradients.
+Each device has a block of the queries, keys and values of its sequences. Blocks of keys and values travel around the
+ring of devices, and each device accumulates the attention of its queries to every block that arrives, with a running
+maximum as in FlashAttention (Dao et al. 2022). So no device holds all keys of a sequence, and scores are computed for a
+limited number of queries at a time. The backward pass sends the blocks around again, together with their gradients.
 """
 
 import dataclasses
@@ -20,20 +20,25 @@ from jaxformer.layers.masks import OF_KEYS, OF_QUERIES, Mask
 from jaxformer.parallel import sharding
 
 BLOCK = 512
-"""Maximum number of queries whose scores with a block of keys are in memory at the same time."""
+"""Maximum number of queries whose attention scores with a block of keys (the keys of one device) are in memory at the
+same time.
+"""
 
 
 def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float) -> jax.Array:
-    """Computes attention on a mesh that splits the positions of queries and keys into equal parts.
+    """Computes ring attention on a mesh that splits the positions of queries and keys into equal parts.
+
+    In the shapes, b is the batch size, t and s the numbers of queries and keys, h and g the numbers of query and key
+    heads, and k the head size.
 
     Args:
       query_bthk: queries, [b, t, h, k].
       key_bgsk: keys, [b, g, s, k]. s may differ from t, as in cross-attention.
       value_bgsk: values, [b, g, s, k].
-      mask: mask, or None for full attention. A device does not compute blocks of keys that a causal mask or a window
-        hides from all its queries. With a causal mask and a window, it does not receive them either.
-      bias: bias of the scores, float32 [h, t, s] or [b, h, t, s], or None.
-      scale: factor of the scores.
+      mask: mask, or None for full attention. A device skips blocks of keys that a causal mask or a window hides from
+        all its queries. If the mask is causal and has a window, it does not receive them either.
+      bias: bias to add to the scores, float32 [h, t, s] or [b, h, t, s], or None.
+      scale: factor by which the products of queries and keys are multiplied.
 
     Returns:
       Attention output, [b, t, h, k].
@@ -57,50 +62,54 @@ def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float
 
 @dataclasses.dataclass(frozen=True)
 class _Layout:
-    """Distribution of queries and keys over the ring of devices, and settings that determine which blocks of keys each
-    block of queries attends to.
+    """How queries and keys are distributed over the devices of the ring, and the properties of the mask that let a
+    device skip blocks of keys. A block is the positions of a sequence that one device holds.
     """
 
     names: tuple[str, ...]
-    """Mesh axes whose devices form the ring, over which positions are split."""
+    """Mesh axes that the positions of a sequence are split over. The devices along them form the ring."""
     ways: int
     """Number of devices in the ring."""
     steps: int
-    """Number of blocks of keys that each device processes, including its own."""
+    """Number of blocks of keys that each device receives, including its own. It is less than `ways` if a causal mask
+    with a window hides the others from all queries.
+    """
     rows: Any
-    """Mesh axes over which batch rows are split, as an entry of a partition spec."""
+    """Mesh axes that the batch is split over, as an entry of a `PartitionSpec`."""
     heads: Any
-    """Mesh axes over which query heads are split, as an entry of a partition spec."""
+    """Mesh axes that the query heads are split over, as an entry of a `PartitionSpec`."""
     groups: Any
-    """Mesh axes over which key and value heads are split, as an entry of a partition spec."""
+    """Mesh axes that the key and value heads are split over, as an entry of a `PartitionSpec`."""
     in_order: bool
-    """Whether no query attends to the keys of a later block."""
+    """Whether the mask hides the keys of later blocks (positions on later devices of the ring) from all queries, as in
+    causal attention.
+    """
     window: int | None
-    """Window size of the mask, used to skip blocks of keys. None if there is no window or if query i and key i need not
-    have the same position.
+    """Window size of the mask, which lets devices skip blocks of keys that are too far away. None if there is no
+    window, or if query i and key i may have different positions.
     """
     scale: float
-    """Factor of the scores."""
+    """Factor by which the products of queries and keys are multiplied."""
 
     @property
     def queries(self) -> PartitionSpec:
-        """Partition spec of arrays [b, t, h, ...]."""
+        """Partition spec of arrays whose axes are batch, queries, heads, and optionally others."""
         return PartitionSpec(self.rows, self.names, self.heads)
 
     @property
     def keys(self) -> PartitionSpec:
-        """Partition spec of keys and values, [b, g, s, k]."""
+        """Partition spec of keys and values, [batch, kv_heads, keys, head_dim]."""
         return PartitionSpec(self.rows, self.groups, self.names)
 
     def bias(self, bias: jax.Array | None) -> PartitionSpec | None:
-        """Returns the partition spec of a bias, [b or 1, h, t, s]. Each device has the bias of its own queries for all
-        keys.
+        """Returns the partition spec of a bias [batch or 1, heads, queries, keys]: each device has the bias of its own
+        queries for the keys of all devices. None if there is no bias.
         """
         return None if bias is None else PartitionSpec(self._rows(bias), self.heads, self.names)
 
     def mask(self, mask: Mask | None) -> Mask | None:
-        """Returns a `Mask` with partition specs in place of arrays. Each device has the integers of its own queries and
-        of all keys.
+        """Returns a `Mask` with a partition spec in place of each array: each device has the integers of its own
+        queries and of the keys of all devices. None if there is no mask.
         """
         if mask is None:
             return None
@@ -113,23 +122,26 @@ class _Layout:
         return dataclasses.replace(mask, **of_queries, **{name: spec(name) for name in OF_KEYS})
 
     def shared(self, bias: jax.Array) -> tuple[str, ...]:
-        """Returns the mesh axes along which devices have different batch rows but the same bias, so that the gradient
-        of the bias is summed over them.
+        """Returns the mesh axes along which devices have different examples but the same bias. The gradient of the bias
+        must be summed over them.
         """
         return sharding.names((self.rows,)) if self._rows(bias) is None else ()
 
     def sent(self, tree: Any, hops: int = 1) -> Any:
-        """Sends a tree of arrays to the device `hops` places further in the ring."""
+        """Sends a tree of arrays from each device to the one that follows it `hops` places later in the ring. Returns
+        the tree that this device receives.
+        """
         pairs = [(place, (place + hops) % self.ways) for place in range(self.ways)]
         return jax.tree.map(lambda array: jax.lax.ppermute(array, self.names, pairs), tree)
 
     def source(self, step: jax.Array | int) -> jax.Array:
-        """Returns the index of the device that owns the block of keys which has arrived at this device at a step."""
+        """Returns the index of the device whose block of keys this device processes in the given step."""
         return (jax.lax.axis_index(self.names) - step) % self.ways
 
     def where_seen(self, source: jax.Array, length: int, function: Callable[..., Any], carry: Any, *operands) -> Any:
-        """Returns `function(carry, *operands)` if a query of this device may attend to a key of the block of the device
-        `source`, and otherwise `carry`. `length` is the number of keys per block.
+        """Calls `function(carry, *operands)` and returns its result, unless the mask hides the block of keys of the
+        device `source` from all queries of this device. In that case, returns `carry`. `length` is the number of keys
+        per block.
         """
         here = jax.lax.axis_index(self.names)
         seen = []
@@ -154,8 +166,8 @@ def _attend(layout: _Layout, query, key, value, bias, mask):
 
 
 def _forward(layout: _Layout, query, key, value, bias, mask):
-    """Returns the attention output, and the arrays that the backward pass needs: the inputs, the output, and for each
-    query its largest score and the sum of exp(score - largest score).
+    """Computes ring attention. Returns the output, and a tuple of what the backward pass needs: the inputs, the output,
+    and for each query its largest score and the sum of exp(score - largest score).
     """
 
     def local(query, key, value, bias, mask):
@@ -262,15 +274,15 @@ _attend.defvjp(_forward, _backward)
 
 def _added(part: Mapping[str, Any], key, value, scale: float) -> dict[str, jax.Array]:
     """Adds the attention of some queries to one block of keys to the running sums of these queries (online softmax).
-    Returns the new sums.
+    Returns the new `sums`.
 
     Args:
-      part: a dict of the queries `query` [b, t, h, k], their `bias` and `allowed` keys (arrays or None), and `sums`:
-        the `largest` score so far, the `total` of the weights exp(score - largest), both [b, t, h], and `mixed`, the
-        sum of the values multiplied by these weights, [b, t, h, k].
-      key: keys [b, g, s, k].
-      value: values [b, g, s, k].
-      scale: factor of the scores.
+      part: dict with the queries `query` [b, t, h, k], their `bias` and `allowed` keys (arrays or None), and `sums`: a
+        dict with the `largest` score so far, the `total` of the weights exp(score - largest), both [b, t, h], and
+        `mixed`, the sum of the values multiplied by these weights, [b, t, h, k].
+      key: block of keys, [b, g, s, k].
+      value: block of values, [b, g, s, k].
+      scale: factor by which the products of queries and keys are multiplied.
     """
     sums, scores = part["sums"], _scores(part, key, scale)
     before = sums["largest"].swapaxes(1, 2)
@@ -288,12 +300,17 @@ def _added(part: Mapping[str, Any], key, value, scale: float) -> dict[str, jax.A
 
 
 def _gradients(part: Mapping[str, Any], key, value, scale: float):
-    """Computes gradients for some queries and one block of keys. Returns a dict with the gradients of the queries and
-    of their bias, and a tuple with the gradients of the keys and values.
+    """Computes gradients for some queries and one block of keys. Returns a dict with `dquery`, the sum of the gradients
+    of the queries so far, and `dbias`, the gradient of the bias; and a tuple with the gradients of the keys and values
+    of this block.
 
-    Same arguments as `_added`, except that `part` has no `sums` but the final `largest` and `total`, the gradient
-    `cotangent` of the output, its dot product `mean` with the output, [b, t, h], and the sum `dquery` of the gradients
-    of the queries so far.
+    Args:
+      part: dict with `query`, `bias` and `allowed` as in `_added`, the final `largest` and `total`, the gradient
+        `cotangent` of the output [b, t, h, k], its dot product `mean` with the output [b, t, h], and the sum `dquery`
+        of the gradients of the queries before this block.
+      key: block of keys, [b, g, s, k].
+      value: block of values, [b, g, s, k].
+      scale: factor by which the products of queries and keys are multiplied.
     """
     query, cotangent = part["query"], part["cotangent"]
     batch, length, _, size = query.shape
@@ -318,7 +335,9 @@ def _gradients(part: Mapping[str, Any], key, value, scale: float):
 
 
 def _scores(part: Mapping[str, Any], key, scale: float) -> jax.Array:
-    """Returns the scores of some queries with a block of keys, float32 [b, h, t, s]."""
+    """Returns the attention scores of some queries (`part`, see `_added`) with a block of keys, float32 [b, h, t, s].
+    Adds the bias, and sets the scores of keys that are not allowed to the lowest float32 number.
+    """
     query = part["query"]
     batch, length, heads, size = query.shape
     grouped = (query * scale).reshape(batch, length, key.shape[1], -1, size)
@@ -332,19 +351,21 @@ def _scores(part: Mapping[str, Any], key, scale: float) -> jax.Array:
 
 
 def _grouped(array_bhts: jax.Array, key: jax.Array) -> jax.Array:
-    """Reshapes an array [b, h, t, s] to [b, g, r, t, s], where g is the number of key heads and r = h / g the number of
-    query heads that share a key head.
+    """Splits the axis of query heads into groups that share a key head: reshapes an array [b, h, t, s] to [b, g, h / g,
+    t, s], where g is the number of heads in `key`.
     """
     batch, _, length, keys = array_bhts.shape
     return array_bhts.reshape(batch, key.shape[1], -1, length, keys)
 
 
 def _in_chunks(function, carry: Any, parts: Any) -> tuple[Any, Any]:
-    """Calls `function(carry, chunk)` for one chunk of queries after the other. In `parts`, a tree of arrays, queries
-    are axis 1, and a chunk is a slice of each array along this axis.
+    """Calls `function(carry, chunk)` for one chunk of queries after the other, to limit memory. Returns the last carry,
+    and the results of all chunks concatenated along axis 1.
 
-    `function` returns the next carry, and a tree of arrays in which queries are also axis 1. Returns the last carry,
-    and these arrays concatenated along axis 1.
+    Args:
+      function: function that returns the next carry, and a tree of arrays whose axis 1 is the queries of the chunk.
+      carry: first value of the carry.
+      parts: tree of arrays whose axis 1 is the queries. A chunk contains a slice of each array along this axis.
     """
     length = jax.tree.leaves(parts)[0].shape[1]
     size = max(size for size in range(1, min(length, BLOCK) + 1) if length % size == 0)
@@ -362,8 +383,9 @@ def _in_chunks(function, carry: Any, parts: Any) -> tuple[Any, Any]:
 
 
 def _with_mask(function, mask: Mask | None, carry: Any, part: dict[str, Any]) -> tuple[Any, Any]:
-    """Returns `function(carry, part)` after adding the entry `allowed` to the dict `part`: a boolean array, True if a
-    query of the chunk may attend to a key of the block, or None if all may.
+    """Calls `function(carry, part)` for a chunk of queries, and returns its result. Before the call, the entry
+    `allowed` is added to the dict `part`: a boolean array, True if a query of the chunk may attend to a key of the
+    block, or None if all may.
     """
     seen = None if mask is None else mask.with_queries(part["mask"]).dense()
     return function(carry, {**part, "allowed": seen})
@@ -374,7 +396,9 @@ def _of_queries(mask: Mask | None) -> dict[str, jax.Array | None]:
 
 
 def _keys_of(mask: Mask | None, first: jax.Array, length: int) -> Mask | None:
-    """Returns the mask for only `length` keys, from the key with index `first` on."""
+    """Returns the mask for a slice of the keys: `length` keys, starting with the key whose index is `first`. None if
+    there is no mask.
+    """
     if mask is None:
         return None
     arrays = {name: getattr(mask, name) for name in OF_KEYS}
@@ -383,7 +407,9 @@ def _keys_of(mask: Mask | None, first: jax.Array, length: int) -> Mask | None:
 
 
 def _queries_first(bias_bhts: jax.Array | None) -> jax.Array | None:
-    """Swaps axes 1 and 2 of a bias, [b, h, t, s], so that queries are axis 1, as `_in_chunks` requires."""
+    """Swaps the axes of heads and queries of a bias: [b, h, t, s] to [b, t, h, s]. `_in_chunks` requires that queries
+    are axis 1.
+    """
     return None if bias_bhts is None else bias_bhts.swapaxes(1, 2)
 
 

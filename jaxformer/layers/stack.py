@@ -1,8 +1,9 @@
 """Stores the parameters of a stack of Transformer blocks, and runs the blocks in a loop.
 
-The parameters of all blocks are stacked: one tree of arrays with a leading layer axis. A period is a sequence of kinds
-of blocks that repeats in the stack, such as one global and five local blocks (`Transformer.period`). If the kinds have
-different parameters, there is one stacked tree per kind: `blocks/0`, `blocks/1`, ...
+The parameters of all blocks are stacked: one tree of arrays with a leading layer axis. A stack may alternate between
+several kinds of blocks, such as one block with global and five with local attention. This sequence of kinds is a period
+(`Transformer.period`). If the parameters of the kinds differ in structure or shape, each kind has a stacked tree of its
+own: `blocks/0`, `blocks/1`, ...
 """
 
 from collections.abc import Callable, Sequence
@@ -26,20 +27,20 @@ class BlockFunction(Protocol):
 
         Args:
           x: input of the block, [batch, length, embed].
-          number: index of the block, scalar.
+          number: index of the block in the stack, scalar.
           params: parameters of the block.
           kind: index of the kind of block in `Transformer.period`.
-          at: positions to compute, integers [batch, predictions]. If None, all positions.
+          at: positions to compute the output for, integers [batch, predictions]. If None, all positions.
 
         Returns:
-          The output of the block, [batch, length, embed] or [batch, predictions, embed], and further values, such as
-          attention weights, which the stack collects from all blocks.
+          The output of the block, [batch, length, embed] or, if `at` is given, [batch, predictions, embed]; and a tree
+          of further values, such as attention weights, which `run` collects from all blocks.
         """
         ...
 
 
 BLOCK_INPUT = "block_input"
-"""Name by which JAX checkpoint policies identify the input of a block."""
+"""Name that the input of each block gets from `checkpoint_name`, so that a JAX checkpoint policy can refer to it."""
 REMAT_POLICIES = {
     "full": None,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
@@ -50,15 +51,18 @@ REMAT_POLICIES = {
         offload_dst="pinned_host",
     ),
 }
-"""Maps values of `Transformer.remat` to JAX checkpoint policies."""
+"""Maps values of `Transformer.remat` to JAX checkpoint policies, which select the values of a block to keep for the
+backward pass. With the policy None, only the inputs of the block are kept.
+"""
 
 
 def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Callable[[jax.Array], Any]:
-    """Returns a function that initializes the parameters of `depth` blocks from a random key.
+    """Returns a function that takes a random key and returns the initial parameters of `depth` blocks, stacked along a
+    leading layer axis.
 
     Args:
-      inits: one function per kind of block, which initializes a block from a random key. Block i has the kind i modulo
-        the number of kinds.
+      inits: one function per kind of block, which takes a random key and returns the parameters of one block. Block i
+        has the kind i modulo the number of kinds.
       depth: number of blocks.
     """
     period = len(inits)
@@ -78,7 +82,9 @@ def initializer(inits: Sequence[Callable[[jax.Array], Any]], depth: int) -> Call
 
 
 def unstacked(blocks: Any) -> tuple[Any, ...]:
-    """Splits stacked parameters into a tuple with the parameters of each block. A tuple is returned unchanged."""
+    """Splits stacked parameters into a tuple with one parameter tree per block. If `blocks` is already such a tuple, it
+    is returned unchanged.
+    """
     if isinstance(blocks, tuple):
         return blocks
     kinds = _kinds(blocks)
@@ -86,8 +92,8 @@ def unstacked(blocks: Any) -> tuple[Any, ...]:
 
 
 def without_last(blocks: Any) -> tuple[Any, Any]:
-    """Splits the stacked parameters of blocks into the parameters of all blocks except the last, and the parameters of
-    the last block.
+    """Splits off the last block. Returns the stacked parameters of all other blocks, and the parameters of the last
+    block without a layer axis.
     """
     kinds = _kinds(blocks)
     if len(kinds) == 1:
@@ -97,22 +103,23 @@ def without_last(blocks: Any) -> tuple[Any, Any]:
 
 
 class Kept(NamedTuple):
-    """Values that the blocks of a stack return besides their output, such as attention weights, collected from all
-    blocks.
+    """Further values that the blocks of a stack return in addition to their output vectors, such as attention weights,
+    collected from all blocks.
     """
 
     kinds: tuple[Any, ...]
-    """Values of the blocks in complete periods (repetitions of `Transformer.period`): one entry per kind of block,
-    whose arrays are stacked over the periods along a leading axis.
+    """Values of the blocks in complete periods (repetitions of `Transformer.period`): one tree per kind of block, whose
+    arrays have a leading axis over the periods.
     """
     rest: tuple[Any, ...]
-    """Values of each block after the last complete period."""
+    """Values of the blocks after the last complete period, one entry per block. Empty if the last period is complete.
+    """
 
     def stacked(self, select: Callable[[Any], jax.Array | None]) -> jax.Array | None:
-        """Stacks one array of every block along a leading layer axis. `select` is a function that takes the values of a
-        block and returns the array.
+        """Stacks one array of every block along a leading layer axis, in the order of the blocks.
 
-        Returns None if `select` returns None.
+        `select` takes the values that a block returned, and returns the array to stack or None. If it returns None, so
+        does this method.
         """
         arrays = [array for part in self.kinds if (array := select(part)) is not None]
         if not arrays:
@@ -122,8 +129,9 @@ class Kept(NamedTuple):
         return jnp.concatenate([whole, jnp.stack(rest)]) if rest else whole
 
     def summed(self, select: Callable[[Any], dict[str, Mean]]) -> dict[str, Mean]:
-        """Adds up the weighted means with the same name over all blocks. `select` is a function that takes the values
-        of a block and returns its means.
+        """Combines the weighted means of all blocks: adds the sums and the weights of means with the same name.
+
+        `select` takes the values that a block returned, and returns its means, keyed by name.
         """
         whole = [jax.tree.map(lambda array: array.sum(0), select(part)) for part in self.kinds]
         return added(*whole, *map(select, self.rest))
@@ -135,15 +143,15 @@ def run(
     """Runs blocks in a loop over complete periods, and then the remaining blocks.
 
     Args:
-      function: function that runs a block.
-      x: input of the first block.
-      blocks: stacked parameters.
+      function: function that runs one block.
+      x: input of the first block, [batch, length, embed].
+      blocks: stacked parameters of the blocks to run.
       period: number of blocks in a period (see `Transformer.period`).
       unroll: number of blocks per iteration of the loop, rounded up to complete periods.
-      first: index of the first block in its stack.
+      first: index of the first of these blocks in the whole stack. Not 0 for a later part of the stack.
 
     Returns:
-      The output of the last block, and the values that `function` returns for every block.
+      The output of the last block, and the further values that `function` returns for every block.
     """
     count = depth(blocks)
     whole = count // period
@@ -167,8 +175,8 @@ def run(
 
 
 def _periods(blocks: Any, period: int, whole: int) -> list[Any]:
-    """Returns the parameters of the blocks in the first `whole` periods: one tree per kind of block, whose arrays are
-    stacked over the periods along a leading axis.
+    """Returns the parameters of the blocks in the first `whole` periods: one tree per kind of block, whose arrays have
+    a leading axis over the periods.
     """
     kinds = _kinds(blocks)
     if period == 1:
@@ -183,8 +191,8 @@ def _strided(blocks: Any, start: int, stop: int, step: int) -> Any:
 
 
 def _kinds(blocks: Any) -> list[Any]:
-    """Returns a list with the stacked parameters of each kind of block. The list has one entry if all blocks have the
-    same structure.
+    """Returns a list with the stacked parameters of each kind of block. It has only one entry if the parameters of all
+    kinds have the same structure and shapes.
     """
     if isinstance(blocks, dict) and all(name.isdigit() for name in blocks):
         return [blocks[str(kind)] for kind in range(len(blocks))]
@@ -192,17 +200,19 @@ def _kinds(blocks: Any) -> list[Any]:
 
 
 def rematerialised(function: Callable[..., Any], remat: str, in_loop: bool) -> Callable[..., Any]:
-    """Wraps a function so that the backward pass recomputes its activations, to save memory.
+    """Wraps a function that runs a block, so that the backward pass recomputes its activations instead of storing them.
+
+    Returns the function unchanged if `remat` is `none`, unless the mesh splits positions between layers.
 
     Args:
-      function: function to wrap. Its first argument has the inputs that all blocks share; the others are those of a
-        `BlockFunction`.
+      function: function to wrap. Its first argument contains the inputs that all blocks share, and its other arguments
+        are those of a `BlockFunction`.
       remat: value of `Transformer.remat`.
-      in_loop: whether the function is called in a loop.
+      in_loop: whether the function is called in a loop such as `jax.lax.scan`. Otherwise, XLA must be kept from merging
+        the repeated computation with the first one.
 
     Raises:
-      InputError: If activations are to be offloaded to host memory, but the platform is the CPU, which has no other
-        memory.
+      InputError: If `remat` is `offload` on a CPU, which has no memory besides that of the host.
     """
     policy = REMAT_POLICIES.get(remat)
     if remat == "none":
@@ -216,16 +226,17 @@ def rematerialised(function: Callable[..., Any], remat: str, in_loop: bool) -> C
 
 
 def _not_gathered(primitive: Any, *_: Any, **params: Any) -> bool:
-    """JAX checkpoint policy that saves all values except inputs of layers that were gathered from several devices.
+    """JAX checkpoint policy that saves all values except those that a sharding constraint returned.
 
-    Between layers, positions are sharded over the mesh axis `tensor`, and each layer gathers them. The backward pass
-    gathers them again, which saves memory.
+    Between layers, positions are sharded over the mesh axis `tensor`, and a sharding constraint gathers them as the
+    input of each layer. The backward pass gathers them again instead of storing the gathered copies, which saves
+    memory.
     """
     return primitive.name != "sharding_constraint"
 
 
 def default_unroll(depth: int, remat: str) -> int:
-    """Returns the default number of blocks per loop iteration: all blocks on CPU without remat, otherwise 1."""
+    """Returns the default number of blocks per loop iteration: all if `remat` is `none` on a CPU, otherwise 1."""
     # In an unrolled loop, the compiler recomputes all blocks at once and saves no memory.
     return depth if sharding.platform() == "cpu" and remat == "none" else 1
 

@@ -27,16 +27,18 @@ from jaxformer.parallel import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Overrides of the stack's settings for one kind of block, such as blocks with sliding-window attention. A setting
-    that is None is taken from the stack.
+    """Settings of one kind of block that differ from those of its stack, such as a sliding window. A field that is None
+    keeps the setting of the stack.
     """
 
     attention: nn.Module | None = None
-    """Attention layer of the block, such as one with a window."""
+    """Attention layer of the block, such as one with a sliding window. If None, that of the stack."""
     mlp: nn.Module | None = None
-    """Feed-forward network of the block, such as one with experts."""
+    """Feed-forward network of the block, such as one with experts. If None, that of the stack."""
     position_embedding: nn.Module | None = None
-    """Position scheme of the block's self-attention, such as a `Rotary` with a different base."""
+    """Position scheme of the block's self-attention, such as a `Rotary` with another base frequency. If None, that of
+    the stack.
+    """
 
 
 class BlockParts(NamedTuple):
@@ -50,19 +52,23 @@ class BlockParts(NamedTuple):
 
 
 class Given(NamedTuple):
-    """Inputs of all blocks of a stack other than the vectors `x`."""
+    """Inputs that are the same for all blocks of a stack, unlike the hidden vectors `x`."""
 
     inputs: BlockInputs
-    """Inputs of the stack, without `position_ids` and `at`."""
-    placements: tuple[Placement | None, ...]
-    """Rotations or biases of self-attention for each kind of block."""
-    key: jax.Array | None
-    """Random key of dropout. Each block derives its own key from it and the index of the block. None if there is no
-    dropout.
+    """Attention masks, encoder output and other inputs. `position_ids` and `at` are None here: `placements` contains
+    the positions, and only the last block gets `at`.
     """
+    placements: tuple[Placement | None, ...]
+    """Rotations or biases that represent positions in self-attention, one entry per kind of block. An entry is None if
+    self-attention does not use positions.
+    """
+    key: jax.Array | None
+    """Random key of dropout, from which each block derives its own key by its index. None without dropout."""
 
     def with_rows(self) -> "Given":
-        """Adds a batch axis of length 1 to attention biases that have no batch axis."""
+        """Returns a copy in which attention biases [heads, queries, keys] have a batch axis of length 1, so that a
+        pipeline does not mistake their head axis for the batch axis.
+        """
 
         def with_rows(placement):
             if placement is None or placement.bias is None or placement.bias.ndim == 4:
@@ -75,16 +81,16 @@ class Given(NamedTuple):
 
 @flax.struct.dataclass
 class TransformerOutput:
-    """Output vectors of a stack and, depending on the inputs, attention weights, caches and outputs of all layers."""
+    """Output of a stack: hidden vectors and, if requested, attention weights, a cache and the output of each block."""
 
     hidden: jax.Array
-    """Output of the last block, [batch, length, embed] or [batch, predictions, embed]. Normalized unless
-    `norm_position` is `after` or `last_norm` is False.
+    """Output of the last block, [batch, length, embed] or, at selected positions only, [batch, predictions, embed]. The
+    norm at the end of the stack is applied to it, unless `norm_position` is `after` or `last_norm` is False.
     """
     attention: jax.Array | None = None
     """Weights of self-attention, float32 [layers, batch, heads, queries, keys]. None unless requested."""
     cache: Cache | None = None
-    """Cache that includes the new tokens. None if there was no cache."""
+    """Keys and values of all tokens so far, including the new ones. None if the stack was called without a cache."""
     layers: jax.Array | None = None
     """Output of each block, before the final norm of the stack, [layers, batch, length, embed]. None unless requested.
     """
@@ -99,7 +105,7 @@ class Transformer(nn.Module):
     """Stack of Transformer blocks, with the hyperparameters that all model families share (Vaswani et al. 2017)."""
 
     width: int = 768
-    """Size of the residual stream."""
+    """Size of the hidden vectors (the residual stream)."""
     depth: int = 12
     """Number of blocks."""
     heads: int = 12
@@ -111,37 +117,41 @@ class Transformer(nn.Module):
     norm: nn.Module = LayerNorm()
     """Normalization layer of the blocks. `norm_position` determines where it is applied."""
     norm_position: NormPosition = "before"
-    """Where norms are applied: `before` each layer and at the end of the stack, `after` each residual sum, or `both`
-    before and after each layer."""
+    """Where norms are applied: `before` each attention layer and MLP, and at the end of the stack; `after` each
+    residual sum; or `both` before and after each attention layer and MLP, and at the end of the stack.
+    """
     first_norm: bool = True
-    """Whether to normalize the input of the first block's attention. Not needed if the embeddings are normalized."""
+    """Whether to normalize the input of the first block's attention, if norms are applied before layers. Not needed if
+    the embeddings are already normalized.
+    """
     last_norm: bool = True
-    """Whether to normalize the output of the last block, if norms are applied before layers. Not needed if a head
-    normalizes its input.
+    """Whether to normalize the output of the last block. Not needed if the head normalizes its input. Without effect if
+    `norm_position` is `after`.
     """
     position_embedding: nn.Module | None = None
     """Position scheme of self-attention, such as `Rotary()`. If None, self-attention does not use positions."""
     dropout: float = 0.1
-    """Dropout rate of the embeddings and of the output of each layer."""
+    """Dropout rate of the embeddings, and of the output of each attention layer and MLP."""
     attention_dropout: float = 0.1
     """Dropout rate of the attention weights."""
     dtype: DType = "auto"
     """Data type of the computation. `auto` is bfloat16 on accelerators and float32 on CPU."""
     remat: Literal["none", "dots", "full", "offload"] = "none"
-    """Part to rematerialize in the backward pass to save memory: `none`, `dots` (everything except matrix products),
-    `full` (whole blocks), or `offload` (whole blocks, whose inputs are stored in host memory). Training on a CPU does
-    not support `offload`.
+    """Activations that the backward pass recomputes to save memory: `none`, `dots` (everything except matrix products),
+    `full` (everything except the inputs of blocks), or `offload` (as `full`, with the inputs of blocks stored in host
+    memory). Training on a CPU does not support `offload`.
     """
     unroll: int | None = None
-    """Number of blocks per loop iteration. A larger number runs faster, but compiles more slowly and saves less memory
-    with remat. Defaults to all blocks on CPU without remat, otherwise to 1."""
+    """Number of blocks per iteration of the loop over blocks. A larger number runs faster, but compiles more slowly and
+    reduces the memory that `remat` saves. Defaults to all blocks on a CPU if `remat` is `none`, otherwise to 1.
+    """
     residual: nn.Module | None = None
-    """Module that is applied to the output of each layer before it is added to the residual stream, such as
-    `ResidualBranch(drop_path=0.1)`.
+    """Module that is applied to the output of each attention layer and MLP before it is added to the residual stream,
+    such as `ResidualBranch(drop_path=0.1)` for stochastic depth.
     """
     period: tuple[Variant, ...] = ()
-    """Kinds of blocks that repeat in this order, such as blocks with local and with global attention. The last
-    repetition may be incomplete. If empty, all blocks are alike.
+    """Settings of the kinds of blocks, which repeat in this order along the stack, such as local and global attention.
+    The last repetition may be incomplete. If empty, all blocks are alike.
     """
 
     def __post_init__(self):
@@ -178,12 +188,13 @@ class Transformer(nn.Module):
     def __call__(
         self, x: jax.Array, inputs: BlockInputs | None = None, cache: Cache | None = None
     ) -> TransformerOutput:
-        """Runs all blocks.
+        """Runs all blocks on `x`.
 
         Args:
           x: embeddings [batch, length, embed].
-          inputs: mask and other inputs.
-          cache: cache of earlier tokens. `x` contains the tokens that follow them.
+          inputs: attention mask, positions, encoder output and other inputs. If None, each token attends to all tokens.
+          cache: keys and values of earlier tokens, for decoding. `x` then contains only the tokens that follow them. If
+            None, `x` contains all tokens.
         """
         inputs = inputs or BlockInputs()
         if inputs.at is not None and _returns_more(inputs):
@@ -238,7 +249,9 @@ class Transformer(nn.Module):
         )
 
     def variant(self, number: int) -> BlockParts:
-        """Returns the settings of the block with index `number`, including those that it shares with the stack."""
+        """Returns the settings of the block with index `number`: those of its kind in `period`, and those of the stack
+        for all others.
+        """
         own = self.period[number % len(self.period)] if self.period else Variant()
         return BlockParts(
             own.attention or self.attention,
@@ -248,11 +261,13 @@ class Transformer(nn.Module):
 
     @property
     def kinds(self) -> tuple[BlockParts, ...]:
-        """Settings of each kind of block in `period`. One entry if all blocks are alike."""
+        """Settings of each kind of block in `period`. A single entry if `period` is empty, so that all blocks are
+        alike.
+        """
         return tuple(self.variant(number) for number in range(max(1, len(self.period))))
 
     def new_cache(self, rows: int, slots: int) -> Cache:
-        """Returns an empty cache with the given numbers of rows and slots."""
+        """Returns an empty cache of keys and values for `rows` batch rows with at most `slots` tokens each."""
         groups, head_dim = self.attention.sizes(self.heads, self.width)
         empty = jnp.zeros((rows, groups, slots, head_dim), compute_dtype(self.dtype))
         layers = tuple(LayerCache(KeyValue(empty, empty)) for _ in range(self.depth))
@@ -261,11 +276,12 @@ class Transformer(nn.Module):
         return Cache(layers, segments, jnp.zeros((), jnp.int32), windows=windows)
 
     def _schedule(self, inputs: BlockInputs, rows: int) -> Schedule | None:
-        """Returns the pipeline schedule of the current mesh. None if the blocks run without a pipeline: one after the
-        other, each on all devices.
+        """Returns the schedule by which the current mesh runs the blocks in a pipeline. None if the blocks run without
+        a pipeline: one after the other, each on all devices.
 
         Raises:
-          InputError: If the mesh has a pipeline that cannot train this stack on a batch with this number of rows.
+          InputError: If the mesh has a pipeline that cannot train this stack, or that cannot divide a batch of `rows`
+            rows.
         """
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or self.is_initializing() or _returns_more(inputs):
@@ -286,9 +302,10 @@ class Transformer(nn.Module):
 
     def _run_pipeline(self, function, x: jax.Array, given: Given, stacked, schedule: Schedule):
         """Runs the blocks in the stages of a pipeline. Returns the output of the last block, and auxiliary losses and
-        metrics as weighted means.
+        metrics as weighted means, keyed by name.
 
-        The dropout of a micro-batch depends on its number, so it changes with the number of micro-batches.
+        Each micro-batch derives its dropout key from its index, so the dropout masks depend on the number of
+        micro-batches.
         """
         depth = self.depth // schedule.parts
         unroll = self.unroll or stack.default_unroll(depth, self.remat)
@@ -302,7 +319,9 @@ class Transformer(nn.Module):
         return pipeline.run(run_stage, x, given.with_rows(), stacked, schedule)
 
     def _decode(self, blocks, stacked, x: jax.Array, inputs: BlockInputs, cache: Cache) -> TransformerOutput:
-        """Runs the blocks one after the other, each with its cache. Returns the output with the updated cache."""
+        """Runs the blocks during decoding, each with its own keys and values in `cache`. Returns the output for the new
+        tokens `x`, and the updated cache in its field `cache`.
+        """
         slots = cache.used + jnp.arange(x.shape[1])
         segments = jax.lax.dynamic_slice_in_dim(cache.segments, cache.used, x.shape[1], axis=1)
         order = None if inputs.mask is None else inputs.mask.query_order
@@ -333,13 +352,15 @@ class Transformer(nn.Module):
         return TransformerOutput(self._end(x, inputs.condition), cache=cache)
 
     def _place(self, positions, query_index, key_index, given: Placement | None) -> list[Placement | None]:
-        """Calls the position schemes. Returns the rotations or biases for each kind of block.
+        """Computes the rotations or biases by which self-attention uses positions, one entry per kind of block. An
+        entry is None if there are none.
 
         Args:
-          positions: positions of the tokens.
-          query_index: indices of the queries in their row.
-          key_index: indices of the keys in their row.
-          given: rotations or biases to apply in addition.
+          positions: positions of the tokens, integers [batch or 1, length].
+          query_index: indices of the queries in the sequence.
+          key_index: indices of the keys in the sequence.
+          given: rotations or biases from the caller of the stack, which are combined with those of the position scheme.
+            None if there are none.
         """
         _, head_dim = self.attention.sizes(self.heads, self.width)
 
@@ -374,20 +395,22 @@ class Transformer(nn.Module):
 
 
 def _returns_more(inputs: BlockInputs) -> bool:
-    """Returns whether attention weights or the outputs of all blocks are requested."""
+    """Returns whether the caller requests attention weights or the outputs of all blocks."""
     return inputs.return_attention or inputs.return_layers or inputs.return_memory_attention
 
 
 def fresh(module: nn.Module) -> nn.Module:
-    """Returns an unbound copy of a module. Without a copy, several users of an instance would share its parameters in
-    Linen.
+    """Returns a copy of a module that does not belong to a parent. If several modules used the same instance, Linen
+    would share its parameters between them.
     """
     return module.clone(parent=None, name=None)
 
 
 def separate(module: nn.Module, field: str, other: str) -> None:
-    """Copies the stack in one field of a module if another field contains the same instance, so that the two stacks
-    have separate parameters. For `__post_init__`, before that of `nn.Module`.
+    """Replaces the stack in the field `field` by a copy if the field `other` contains the same instance. Otherwise,
+    Linen would share the parameters of the two stacks.
+
+    To be called in the `__post_init__` of a module, before `super().__post_init__()`.
     """
     if (stack := getattr(module, other)) is not None and getattr(module, field) is stack:
         object.__setattr__(module, field, fresh(stack))

@@ -1,4 +1,6 @@
-"""Tubelets: patches of clips that also extend over some frames (Arnab et al. 2021, §3.2), and their positions."""
+"""Tubelets: patches of video clips that extend over several frames (Arnab et al. 2021, §3.2), and their position
+embeddings.
+"""
 
 import functools
 
@@ -15,11 +17,13 @@ from jaxformer.parallel import metadata
 
 
 def tubelets(clips: jax.Array, frames: int, size: int) -> jax.Array:
-    """Divides clips [batch, frames, height, width, channels] into tubelets [batch, patches, frames, size, size,
-    channels]: first by time, then row by row.
+    """Divides clips into tubelets, blocks of `frames` × `size` × `size` pixels.
+
+    Returns [batch, tubelets, frames, size, size, channels]. Tubelets are ordered by time, and those of the same frames
+    row by row.
 
     Args:
-      clips: pixels.
+      clips: pixels, [batch, frames, height, width, channels].
       frames: number of frames of a tubelet.
       size: height and width of a tubelet in pixels.
     """
@@ -31,7 +35,9 @@ def tubelets(clips: jax.Array, frames: int, size: int) -> jax.Array:
 
 
 def check_times(frames: int, tubelet: int) -> None:
-    """Raises InputError if clips cannot be divided into tubelets along time."""
+    """Raises InputError if the number of frames of a clip (`frames`) is not a multiple of the number of frames of a
+    tubelet (`tubelet`), or if either is less than 1.
+    """
     for name, value in (("frames", frames), ("tubelet", tubelet)):
         if value < 1:
             raise InputError(f"model.{name}={value}: expected at least 1")
@@ -41,8 +47,10 @@ def check_times(frames: int, tubelet: int) -> None:
 
 
 def check_clips(shape: tuple[int, ...], model: "nn.Module") -> None:
-    """Raises InputError if clips of shape (frames, height, width, channels) do not fit a model of clips. The number of
-    frames may be that of several views.
+    """Raises InputError if clips of shape (frames, height, width, channels) do not fit the fields `frames`, `image` and
+    `channels` of a video model.
+
+    The number of frames may be a multiple of `model.frames`: an evaluation may concatenate several views of a video.
     """
     frames, height, _, channels = shape
     given = {"frames": frames, "size": height, "channels": channels}
@@ -53,17 +61,18 @@ def check_clips(shape: tuple[int, ...], model: "nn.Module") -> None:
 
 
 def sinusoidal_1d(count: int, width: int) -> jax.Array:
-    """Computes sinusoidal positions of the tubelets of a clip by their number, float32 [tubelets, embed].
+    """Computes sinusoidal position embeddings of the indices 0 to `count` − 1 of the tubelets in a clip, float32
+    [count, width].
 
-    Sines and cosines alternate, as in the checkpoints of Tong et al. (2022).
+    Sines and cosines alternate along the last axis, as in the checkpoints of Tong et al. (2022).
     """
     halves = sinusoidal(jnp.arange(count), width).reshape(count, 2, -1)
     return halves.swapaxes(1, 2).reshape(count, width)
 
 
 class TubeletEmbeddings(nn.Module):
-    """Embeds clips [batch, frames, height, width, channels] as tubelets with positions, and adds a class token before
-    them if configured.
+    """Divides clips [batch, frames, height, width, channels] into tubelets, embeds each by a linear layer and adds its
+    position embedding. Also returns the embedding of a class token if configured.
     """
 
     width: int
@@ -73,11 +82,11 @@ class TubeletEmbeddings(nn.Module):
     tubelet: int
     """Number of frames of a tubelet."""
     position_embedding: ImagePositions = "learned"
-    """How positions are added: a learned table, or sinusoids of the number of a tubelet in its clip."""
+    """How positions are added: as a learned table, or as sinusoids of the index of each tubelet in its clip."""
     class_token: bool = True
     """Whether to prepend a class token, whose output represents the whole clip."""
     dtype: DType = "auto"
-    """Type of the returned embeddings."""
+    """Data type of the returned embeddings."""
 
     @nn.compact
     def __call__(self, clips: jax.Array) -> Embedded:
@@ -101,8 +110,16 @@ class TubeletEmbeddings(nn.Module):
 
 
 def first_table(key: jax.Array, shape: tuple[int, int], grid: tuple[int, int, int], leading: int) -> jax.Array:
-    """Initializes learned positions as sums of sinusoids of the place in a frame and of the time, so that neighboring
-    tubelets differ from the first step on. The position of the class token is initialized to 0.
+    """Returns the initial table of learned position embeddings, so that tubelets at different positions have different
+    embeddings from the first training step.
+
+    Each entry is a sum of sinusoids of the position in the frame and of the time.
+
+    Args:
+      key: random key; not used.
+      shape: shape of the table, (leading + tubelets, embed).
+      grid: number of tubelets along time, height and width.
+      leading: number of class tokens before the tubelets. Their embeddings are initialized to 0.
     """
     del key
     (times, rows, columns), even = grid, shape[1] + -shape[1] % 4
@@ -113,12 +130,14 @@ def first_table(key: jax.Array, shape: tuple[int, int], grid: tuple[int, int, in
 
 
 class TimeEmbeddings(nn.Module):
-    """Adds learned positions to one vector for each moment of a clip, [batch, times, embed], and prepends a class token
-    if configured. The input of the temporal encoder of Arnab et al. (2021, §3.3).
+    """Adds learned position embeddings to the vectors of the time steps of a clip, [batch, times, embed], and prepends
+    a class token if configured.
+
+    The result is the input of the temporal encoder of Arnab et al. (2021, §3.3).
     """
 
     class_token: bool = True
-    """Whether to prepend a class token."""
+    """Whether to prepend a class token, whose output represents the whole clip."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -132,8 +151,13 @@ class TimeEmbeddings(nn.Module):
 
 
 def hidden_tubes(noise: np.ndarray, visible: int, times: int) -> np.ndarray:
-    """Computes which tubelets are hidden, boolean [batch, times · patches], if in each frame the patches with the
-    `visible` lowest numbers are visible. `noise` is [batch, patches].
+    """Computes the mask of VideoMAE: True for tubelets that are hidden from the encoder, boolean [batch, times ·
+    patches]. The same patches are visible at all times.
+
+    Args:
+      noise: random numbers, [batch, patches]. The patches with the lowest numbers are visible.
+      visible: number of visible patches.
+      times: number of tubelets along time.
     """
     ranks = np.argsort(np.argsort(noise, axis=1), axis=1)
     return np.tile(ranks >= visible, (1, times))

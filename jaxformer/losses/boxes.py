@@ -1,11 +1,11 @@
-"""Overlap of boxes: intersection over union, and its generalization to boxes that do not overlap."""
+"""Overlap of bounding boxes: intersection over union, and its generalization to boxes that do not overlap."""
 
 import jax
 import jax.numpy as jnp
 
 
 def corners(boxes: jax.Array) -> jax.Array:
-    """Converts boxes from center x, center y, width and height to left, upper, right and lower edge, [..., 4]."""
+    """Converts boxes [..., 4] from (center x, center y, width, height) to (left, upper, right, lower) edges."""
     center, size = boxes[..., :2], boxes[..., 2:]
     return jnp.concatenate([center - size / 2, center + size / 2], axis=-1)
 
@@ -33,5 +33,5 @@ def _area(low: jax.Array, high: jax.Array) -> jax.Array:
 
 
 def _ratio(part: jax.Array, whole: jax.Array) -> jax.Array:
-    """Divides two areas. Returns 0 for boxes without an area."""
+    """Divides the area `part` by the area `whole`, element by element. The result is 0 where `whole` is 0."""
     return jnp.where(whole > 0, part, 0) / jnp.where(whole > 0, whole, 1)

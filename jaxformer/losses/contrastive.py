@@ -1,4 +1,6 @@
-"""Contrastive losses, which compare each pair with all other pairs of the global batch."""
+"""Contrastive losses for pairs, such as images and their texts. Each element of a pair is compared with the elements of
+all pairs in the global batch.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -13,39 +15,48 @@ def unit(vectors: jax.Array) -> jax.Array:
 
 
 def info_nce(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Computes the InfoNCE loss (nats) and its accuracy (van den Oord et al. 2018).
+    """Computes the InfoNCE loss (van den Oord et al. 2018): the cross-entropy of finding the matching column for each
+    row.
 
     Args:
       scores: similarity of the first element of each pair (rows) with the second element of each pair (columns), float
         [pairs, pairs]. Matching elements are on the diagonal.
-      weights: float32 [pairs], 0 for padding.
+      weights: weight of each pair, float32 [pairs]; 0 for padding.
+
+    Returns:
+      The loss in nats, and the accuracy: the share of rows whose highest score is on the diagonal. Both are weighted
+      means.
     """
     scores = jnp.where(weights > 0, scores, jnp.finfo(jnp.float32).min)
     return class_cross_entropy(scores, jnp.arange(len(weights)), weights)
 
 
 def softmax_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Computes the loss and the accuracy of `info_nce` from rows to columns and from columns to rows, and averages both
-    directions (CLIP, Radford et al. 2021).
+    """Computes the loss of CLIP (Radford et al. 2021): the mean of `info_nce` from rows to columns and from columns to
+    rows.
+
+    Returns the loss in nats and the accuracy, each averaged over both directions.
 
     Args:
-      scores: similarities divided by the temperature, as in `info_nce`.
-      weights: as in `info_nce`.
+      scores: similarities divided by the temperature, float [pairs, pairs]. Matching elements are on the diagonal.
+      weights: weight of each pair, float32 [pairs]; 0 for padding.
     """
     (loss, accuracy), (other_loss, other_accuracy) = info_nce(scores, weights), info_nce(scores.T, weights)
     return _halved(loss, other_loss), _halved(accuracy, other_accuracy)
 
 
 def sigmoid_contrastive(scores: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Computes the pairwise sigmoid loss (SigLIP, Zhai et al. 2023), and the same accuracy as `softmax_contrastive`.
+    """Computes the pairwise sigmoid loss (SigLIP, Zhai et al. 2023), which classifies each entry of `scores` as
+    matching or not.
 
     Args:
-      scores: similarities as in `info_nce`, multiplied by the scale, with the bias added.
-      weights: as in `info_nce`.
+      scores: similarities, multiplied by the learned scale, plus the learned bias, float [pairs, pairs]. Matching
+        elements are on the diagonal.
+      weights: weight of each pair, float32 [pairs]; 0 for padding.
 
     Returns:
       The negative log-likelihood (nats), summed over all entries of `scores` and divided by the number of pairs, and
-      the accuracy.
+      the same accuracy as that of `softmax_contrastive`.
     """
     scores = scores.astype(jnp.float32)
     sign = 2.0 * jnp.eye(len(weights)) - 1.0

@@ -19,11 +19,11 @@ class TokenLoss(NamedTuple):
     """Losses and accuracy of a batch of predicted tokens, as weighted means."""
 
     loss: Mean
-    """Cross-entropy with label smoothing and z-loss, in nats. The only field with a gradient."""
+    """Cross-entropy with label smoothing and z-loss, in nats. Only this field has a gradient."""
     cross_entropy: Mean
     """Cross-entropy without label smoothing and z-loss, in nats."""
     accuracy: Mean
-    """Share of positions at which the argmax is the target."""
+    """Share of positions at which the token with the highest logit is the target."""
 
 
 def decoded_cross_entropy(
@@ -44,7 +44,7 @@ def decoded_cross_entropy(
       x: hidden vectors, [batch, predictions, embed].
       lm_head: output layer, which maps vectors to logits.
       targets: target token ids, integers [batch, predictions].
-      weights: float32 [batch, predictions]; 0 where there is nothing to predict.
+      weights: weight of each position, float32 [batch, predictions]; 0 for positions without a target.
       label_smoothing: probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016).
       z_loss: weight of the squared logarithm of the partition function, which keeps logits small (Chowdhery et al.
         2022).
@@ -77,8 +77,11 @@ _sums.defvjp(_forward, _backward)
 
 
 def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
-    """Sums the loss over all chunks of positions. If `with_gradient`, also computes the gradients with respect to the
-    vectors `x` and the output layer.
+    """Computes the loss of all positions, chunk by chunk.
+
+    Returns the sums over positions of the loss, of the plain cross-entropy and of the correct predictions. If
+    `with_gradient`, also returns the gradients of the loss with respect to `x` and `lm_head`, otherwise None. `terms`
+    is the pair of label smoothing and z-loss.
     """
     x = sharding.constrain(x, "btd")
     rows, ways, part = x.shape[0], _ways(x), x.shape[1] // _ways(x)
@@ -111,7 +114,7 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
 def _chunk(
     x, targets, weights, lm_head, terms, with_gradient
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
-    """Computes the loss of one chunk of positions and, if `with_gradient`, its gradients.
+    """Computes the loss of one chunk of positions, and returns the same values as `_scan_chunks`.
 
     Batch and positions are flattened to one axis, so that each product is a plain matrix product, unless the mesh
     splits the positions.
@@ -153,7 +156,9 @@ def _chunk(
 
 
 def _ways(x: jax.Array) -> int:
-    """Returns the number of parts into which the mesh splits the position axis (axis 1) of `x` [b, m, d]."""
+    """Returns the number of shards into which the current mesh splits the position axis (axis 1) of `x` [batch,
+    predictions, embed].
+    """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return 1
@@ -167,12 +172,13 @@ def _chunks(rows: int, positions: int, vocab: int) -> int:
 
 
 def class_cross_entropy(logits: jax.Array, targets: jax.Array, weights: jax.Array) -> tuple[Mean, Mean]:
-    """Computes the weighted mean cross-entropy (nats) and accuracy over a few classes.
+    """Computes the cross-entropy (nats) and the accuracy of classification, as weighted means. Unlike
+    `decoded_cross_entropy`, it stores all logits at once.
 
     Args:
       logits: [..., classes].
       targets: class indices, integers [...].
-      weights: float32 [...].
+      weights: weight of each example, float32 [...].
     """
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     losses = -jnp.take_along_axis(log_probabilities, targets[..., None], -1)[..., 0]

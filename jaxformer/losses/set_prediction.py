@@ -1,5 +1,5 @@
-"""Set prediction loss: each object is matched with one prediction, and all other predictions should be no object
-(Carion et al. 2020, §3.1).
+"""Set prediction loss for object detection (Carion et al. 2020, §3.1): each object is matched with one prediction, and
+all other predictions should have the class for no object.
 """
 
 import dataclasses
@@ -13,44 +13,49 @@ from jaxformer.losses.boxes import corners, generalized_iou
 from jaxformer.metrics.means import Mean
 
 INVALID = 1e5
-"""Cost that replaces costs which are not finite, so that the search for the best match ends."""
+"""Cost that replaces infinite and NaN costs, with which the search for the best match might not end."""
 
 
 @flax.struct.dataclass
 class Targets:
-    """Objects in a batch of images, padded to the same number per image."""
+    """Objects in a batch of images, padded to the same number of objects per image."""
 
     boxes: jax.Array
-    """Center x, center y, width and height as fractions of the image, [batch, objects, 4]."""
+    """Box of each object: center x, center y, width and height as fractions of the image, [batch, objects, 4]."""
     labels: jax.Array
-    """Label of each object, integers [batch, objects]."""
+    """Class index of each object, integers [batch, objects]."""
     weights: jax.Array
     """1 for objects, 0 for padding, [batch, objects]."""
     images: jax.Array
-    """1 for images, 0 for rows of the batch without an image, [batch]."""
+    """1 for batch rows with an image, 0 for padding rows, [batch]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Weights of the parts of the cost by which predictions are matched with objects."""
+    """Weights of the terms in the cost of matching a prediction with an object. The match with the lowest total cost is
+    chosen.
+    """
 
     label: float = 1.0
-    """Weight of the probability of the object's label."""
+    """Weight of the predicted probability of the object's class. A higher probability lowers the cost."""
     l1: float = 5.0
-    """Weight of the sum of the absolute differences of the boxes."""
+    """Weight of the L1 distance between the predicted box and the object's box."""
     giou: float = 2.0
-    """Weight of the generalized intersection over union."""
+    """Weight of the generalized intersection over union of the two boxes. A larger overlap lowers the cost."""
 
 
 def assign(costs: jax.Array, weights: jax.Array) -> jax.Array:
-    """Assigns a different prediction to each object, with the lowest total cost (Kuhn 1955).
+    """Assigns a different prediction to each object, so that the total cost is as low as possible (Hungarian algorithm,
+    Kuhn 1955).
 
     Args:
-      costs: cost of each pair, [batch, predictions, objects], with at least as many predictions as objects.
+      costs: cost of each pair of a prediction and an object, [batch, predictions, objects]. There are at least as many
+        predictions as objects.
       weights: 1 for objects, 0 for padding, [batch, objects].
 
     Returns:
-      Index of the prediction of each object, integers [batch, objects]. The entries of padding are arbitrary.
+      Index of the prediction that is assigned to each object, integers [batch, objects]. The entries of padding are
+      arbitrary.
     """
     if costs.shape[1] < costs.shape[2]:
         raise ValueError(f"{costs.shape[1]} predictions for {costs.shape[2]} objects: expected at least as many")
@@ -65,13 +70,14 @@ def assign(costs: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def match(logits: jax.Array, boxes: jax.Array, targets: Targets, costs: Costs) -> jax.Array:
-    """Matches predictions with objects. Returns the index of the prediction of each object, integers [batch, objects].
+    """Matches each object with a prediction, such that the total cost is lowest. Returns the index of the prediction of
+    each object, integers [batch, objects].
 
     Args:
-      logits: class logits, [batch, predictions, labels + 1]. The last one means no object.
+      logits: class logits, [batch, predictions, labels + 1]. The last class means no object.
       boxes: predicted boxes, [batch, predictions, 4], as in `Targets.boxes`.
       targets: objects of the images.
-      costs: weights of the parts of the cost.
+      costs: weights of the terms in the cost of a match.
     """
     probabilities = jax.nn.softmax(logits.astype(jnp.float32))
     one_hot = jax.nn.one_hot(targets.labels, logits.shape[-1])
@@ -85,19 +91,20 @@ def match(logits: jax.Array, boxes: jax.Array, targets: Targets, costs: Costs) -
 def set_losses(
     logits: jax.Array, boxes: jax.Array, targets: Targets, costs: Costs, no_object: float
 ) -> dict[str, Mean]:
-    """Computes the losses of a set of predictions per image, after matching them with the objects.
+    """Computes the losses of the predicted objects of each image, after matching the predictions with the target
+    objects.
 
     Args:
-      logits: class logits, [batch, predictions, labels + 1]. The last one means no object.
+      logits: class logits, [batch, predictions, labels + 1]. The last class means no object.
       boxes: predicted boxes, [batch, predictions, 4], as in `Targets.boxes`.
       targets: objects of the images.
-      costs: weights of the parts of the cost of a match.
-      no_object: weight of predictions without an object in the class loss.
+      costs: weights of the terms in the cost of a match.
+      no_object: weight in the class loss of predictions that are not matched with an object.
 
     Returns:
-      Weighted means: `class_loss` is the cross-entropy in nats per prediction, `l1_loss` the absolute difference of
-      the four numbers of a box, and `giou_loss` 1 minus the generalized intersection over union. The latter two are
-      means over objects.
+      Weighted means, keyed by name: `class_loss` is the cross-entropy in nats per prediction, `l1_loss` the L1 distance
+      of the four coordinates of a box, and `giou_loss` 1 minus the generalized intersection over union. The latter two
+      are means over objects.
     """
     logits, boxes = logits.astype(jnp.float32), boxes.astype(jnp.float32)
     matched = match(logits, boxes, targets, costs)

@@ -1,4 +1,6 @@
-"""Metrics that are computed from means and covariances over the data, such as the loss and the perplexity."""
+"""Metrics that are computed from means and covariances over the data, such as the loss, the perplexity and the Pearson
+correlation.
+"""
 
 import dataclasses
 import math
@@ -12,14 +14,12 @@ from jaxformer.metrics.means import Covariance, Mean, with_auxiliary
 
 @dataclasses.dataclass(frozen=True)
 class Average(Metric[Mean]):
-    """Metric that averages one value returned by the training objective, such as `accuracy`, over the data. The metric
-    has the name of the value.
-    """
+    """Metric that averages one of the values that the training objective returns, such as `accuracy`, over the data."""
 
     name: str
-    """Key of the value in the dict that the objective returns. Also the name of the metric."""
+    """Key of the value in the dict that the objective returns. The metric is reported under the same name."""
     higher_is_better: bool = False
-    """Whether a higher value is better."""
+    """Whether a higher value is better, for choosing the best checkpoint."""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -37,7 +37,7 @@ class Loss(Metric[dict[str, Mean]]):
     """Total loss: the weighted sum of an objective's losses, each averaged over the data."""
 
     weights: tuple[tuple[str, float], ...] = (("loss", 1.0),)
-    """Pairs of a loss's name and its weight in the total loss."""
+    """Pairs of the key of a loss in the dict that the objective returns, and its weight in the total loss."""
 
     names = ("loss",)
 
@@ -99,7 +99,7 @@ class LargestShare(Metric[Mean]):
     name: str
     """Name of the metric, under which it is reported."""
     term: str
-    """Key of the numbers of examples per class, [classes], in the dict that the objective returns."""
+    """Key of an array with the number of examples per class, [classes], in the dict that the objective returns."""
 
     higher_is_better = True
 
@@ -119,7 +119,7 @@ class Pearson(Metric[Covariance]):
     """Pearson correlation of predictions and targets; 0 if either of them is constant."""
 
     term: str = "covariance"
-    """Key of the `Covariance` of predictions and targets in the dict that the objective returns."""
+    """Key of the `Covariance` between predictions and targets in the dict that the objective returns."""
 
     names = ("pearson",)
     higher_is_better = True
@@ -132,9 +132,11 @@ class Pearson(Metric[Covariance]):
 
 
 def token_metrics() -> tuple[Metric, ...]:
-    """Returns the metrics of a model that predicts tokens.
+    """Returns the metrics of a model that predicts tokens: loss, cross-entropy, perplexity, bits per token and
+    accuracy.
 
-    Perplexity and bits per token are computed from the cross-entropy, without label smoothing and z-loss."""
+    Perplexity and bits per token are computed from the cross-entropy without label smoothing and z-loss.
+    """
     perplexity = Perplexity("perplexity", "cross_entropy")
     accuracy = Average("accuracy", higher_is_better=True)
     return Loss(), Average("cross_entropy"), perplexity, BitsPerToken(), accuracy

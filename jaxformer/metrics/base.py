@@ -1,4 +1,6 @@
-"""Base classes of metrics, whose states merge exactly across batches, documents and processes."""
+"""Base classes of metrics. A metric accumulates a state, and the states of batches, documents and processes can be
+merged exactly.
+"""
 
 import abc
 import dataclasses
@@ -17,7 +19,7 @@ values from which metrics are computed.
 
 
 class Metric(abc.ABC, Generic[State]):
-    """Base class of metrics: one reported number, or several numbers that are computed from one state.
+    """Base class of metrics. A metric accumulates one state, and computes one or several numbers to report from it.
 
     `update` creates a state for every batch, `merge` combines it with the state of earlier batches, and `compute` turns
     the merged state into numbers. All processes get the values of the global batch and compute the same numbers. A
@@ -42,7 +44,7 @@ class Metric(abc.ABC, Generic[State]):
     """
 
     names: tuple[str, ...]
-    """Names of the numbers that `compute` returns. Subclasses define it as a class variable or a property."""
+    """Names of the numbers that `compute` returns. A subclass defines it as a class variable or a property."""
 
     @abc.abstractmethod
     def update(self, terms: Terms) -> State | None:
@@ -69,16 +71,18 @@ class Metric(abc.ABC, Generic[State]):
 
 @dataclasses.dataclass(frozen=True)
 class Context:
-    """Model, parameters, tokenizer and task for computing a `DocumentMetric`."""
+    """Model, parameters, tokenizer and task that a `DocumentMetric` needs to score documents."""
 
     model: Any
-    """Model that is evaluated."""
+    """Model to evaluate."""
     params: Any
-    """Model parameters, stored on the devices of this process. These devices form the current mesh."""
+    """Model parameters, stored on the devices of this process. During scoring, the current mesh consists of these
+    devices.
+    """
     tokenizer: Any
     """Tokenizer of the run. None if the data does not contain text."""
     task: Any
-    """Task of the evaluation."""
+    """Task of the held-out data, which converts documents to model inputs and targets."""
 
 
 class DocumentMetric(Metric[State]):
@@ -93,7 +97,9 @@ class DocumentMetric(Metric[State]):
         return None
 
     def check(self, task: Any) -> None:
-        """Raises InputError if the documents of `task` lack data that the metric needs, such as reference texts."""
+        """Raises InputError if the documents of `task` lack data that the metric needs, such as reference texts. By
+        default, accepts all tasks.
+        """
 
     def select(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> Sequence[int]:
         """Returns the indices of the documents to score, in ascending order. Defaults to all documents."""
@@ -101,33 +107,33 @@ class DocumentMetric(Metric[State]):
 
     @abc.abstractmethod
     def score(self, context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> State:
-        """Computes the state of some documents.
+        """Computes the state of the metric over some of the documents.
 
         Args:
-          context: the model, its parameters and its tokenizer.
-          documents: all held-out documents.
+          context: model, parameters, tokenizer and task.
+          documents: all held-out documents, each a dict of values.
           indices: indices of the documents to score; may be empty.
         """
 
 
 class MetricStates:
-    """Accumulates the states of several metrics over batches and documents, and computes their numbers."""
+    """Accumulates the states of several metrics over batches and documents, and computes the numbers to report."""
 
     def __init__(self, metrics: Iterable[Metric]):
-        """Creates states without data.
+        """Creates an accumulator that contains no data yet.
 
         Args:
-          metrics: the metrics.
+          metrics: metrics to compute.
 
         Raises:
-          ValueError: If two metrics have a name in common.
+          ValueError: If two metrics report a number under the same name.
         """
         self.metrics = tuple(metrics)
         self._states: list[Any] = [None] * len(self.metrics)
         directions(self.metrics)
 
     def add(self, terms: Terms) -> None:
-        """Adds a batch to the states of all metrics.
+        """Updates the states of all metrics with one batch.
 
         `terms` is the dict that the objective returns for the batch. Its arrays are NumPy arrays.
         """
@@ -135,14 +141,17 @@ class MetricStates:
             self._merge(number, metric.update(terms))
 
     def add_state(self, metric: Metric, state: Any) -> None:
-        """Merges `state`, which `metric` computed from further data, into the accumulated state of this metric."""
+        """Merges `state`, which `metric` computed from other data such as documents, into the accumulated state of
+        `metric`.
+        """
         self._merge(self.metrics.index(metric), state)
 
     def compute(self) -> dict[str, float]:
-        """Returns the numbers of all metrics that have a state, in the order of the metrics.
+        """Returns the numbers of all metrics, keyed by name, in the order of the metrics. Metrics without data are left
+        out.
 
         Raises:
-          ValueError: If a metric computes numbers with other names than those in its attribute `names`.
+          ValueError: If the names of the numbers that a metric computes differ from its attribute `names`.
         """
         values: dict[str, float] = {}
         for metric, state in zip(self.metrics, self._states, strict=True):
@@ -162,10 +171,10 @@ class MetricStates:
 
 
 def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
-    """Maps the name of each number that the metrics report to whether a higher value is better.
+    """Returns a dict that maps the name of each number that the metrics report to whether a higher value is better.
 
     Raises:
-      ValueError: If two metrics have a name in common.
+      ValueError: If two metrics report a number under the same name.
     """
     found: dict[str, bool] = {}
     for metric in metrics:
@@ -177,5 +186,5 @@ def directions(metrics: Iterable[Metric]) -> dict[str, bool]:
 
 
 def is_mean(leaf: Any) -> bool:
-    """Returns whether a tree node is a `Mean` or a `Covariance`, for `jax.tree.map(is_leaf=...)`."""
+    """Returns whether a node of a tree is a `Mean` or a `Covariance`. For the argument `is_leaf` of `jax.tree.map`."""
     return isinstance(leaf, Mean | Covariance)

@@ -1,4 +1,4 @@
-"""Average precision of predicted boxes, as COCO defines it (Lin et al. 2014)."""
+"""Average precision of predicted bounding boxes, as COCO defines it (Lin et al. 2014)."""
 
 import contextlib
 import dataclasses
@@ -12,30 +12,32 @@ from jaxformer.errors import InputError
 from jaxformer.metrics.base import Metric, Terms
 
 STATS = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large", "ar_1", "ar_10", "ar_100")
-"""Names of the first nine numbers that pycocotools computes, in its order."""
+"""Names of the first nine numbers that pycocotools computes, in its order: average precisions (`ap`) and average
+recalls (`ar`).
+"""
 NONE = -1.0
-"""Value of numbers for which there are no objects, as in pycocotools."""
+"""Value that is reported for a number if there are no objects to compute it from, as in pycocotools."""
 
 
 class Scene(NamedTuple):
-    """Objects and predictions of one image. Boxes are left and upper edge, width and height in pixels of the image as
-    stored.
+    """Objects and predictions of one image. Boxes consist of left edge, upper edge, width and height, in pixels of the
+    original image.
     """
 
     boxes: np.ndarray
-    """Boxes of the objects, float64 [objects, 4]."""
+    """Boxes of the target objects, float64 [objects, 4]."""
     labels: np.ndarray
-    """Labels of the objects, integers [objects]."""
+    """Class index of each target object, integers [objects]."""
     areas: np.ndarray
-    """Areas of the objects in square pixels, [objects]."""
+    """Area of each target object in square pixels, [objects]."""
     crowd: np.ndarray
-    """Whether each box contains a crowd of objects, bool [objects]."""
+    """Whether each target box contains a crowd of objects (`iscrowd` in COCO), bool [objects]."""
     predicted_boxes: np.ndarray
     """Predicted boxes, float64 [predictions, 4]."""
     predicted_labels: np.ndarray
-    """Labels of the predictions, integers [predictions]."""
+    """Class index of each prediction, integers [predictions]."""
     scores: np.ndarray
-    """Probabilities of these labels, [predictions]."""
+    """Probability of the predicted class of each prediction, [predictions]."""
 
 
 def check_installed() -> None:
@@ -50,10 +52,10 @@ def check_installed() -> None:
 class AveragePrecision(Metric[tuple[Scene, ...]]):
     """Average precision and recall of boxes over all images, computed by pycocotools.
 
-    `ap` is the mean over labels and the thresholds 0.5, 0.55, ..., 0.95 of the intersection over union; `ap_50` and
-    `ap_75` have one threshold. `ap_small`, `ap_medium` and `ap_large` count only objects with an area below 32², from
-    32² to 96², and above 96² pixels. `ar_N` is the recall with at most N predictions per image. A number is -1 without
-    such objects.
+    `ap` is averaged over all classes and over the thresholds 0.5, 0.55, ..., 0.95 of the intersection over union.
+    `ap_50` and `ap_75` use only the threshold 0.5 or 0.75. `ap_small`, `ap_medium` and `ap_large` count only objects
+    with an area below 32², from 32² to 96², or above 96² pixels. `ar_N` is the recall with at most N predictions per
+    image. A number is -1 if there are no objects to compute it from.
     """
 
     names = STATS
@@ -73,7 +75,7 @@ class AveragePrecision(Metric[tuple[Scene, ...]]):
 
 
 def coco_stats(scenes: tuple[Scene, ...]) -> list[float]:
-    """Computes the numbers of `STATS` with pycocotools."""
+    """Computes the numbers named in `STATS`, in this order, with pycocotools. All are -1 if there are no objects."""
     if not sum(len(scene.labels) for scene in scenes):
         return [NONE] * len(STATS)
     from pycocotools.coco import COCO
@@ -92,7 +94,9 @@ def coco_stats(scenes: tuple[Scene, ...]) -> list[float]:
 
 
 def _dataset(scenes: tuple[Scene, ...]) -> dict[str, Any]:
-    """Returns the objects in the format of COCO. Ids are counted from 1, because pycocotools treats 0 as missing."""
+    """Returns the target objects as a COCO annotation dict. Ids are counted from 1, because pycocotools treats 0 as
+    missing.
+    """
     annotations = [
         {
             "image_id": number,
@@ -113,7 +117,9 @@ def _dataset(scenes: tuple[Scene, ...]) -> dict[str, Any]:
 
 
 def _prediction_rows(number: int, scene: Scene) -> np.ndarray:
-    """Returns the predictions of an image as rows of image id, box, score and category id."""
+    """Returns the predictions of an image, float64 [predictions, 7]: image id (`number`), box (4 numbers), score and
+    category id.
+    """
     count = len(scene.scores)
     return np.column_stack(
         [np.full(count, number), scene.predicted_boxes, scene.scores, scene.predicted_labels + 1]
@@ -135,7 +141,9 @@ def _scene(arrays: Terms, row: int) -> Scene:
 
 
 def _in_pixels(boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Converts boxes from center and size as fractions of an image to left and upper edge and size in pixels."""
+    """Converts boxes [boxes, 4] from center x, center y, width and height, as fractions of the image, to left edge,
+    upper edge, width and height in pixels.
+    """
     boxes = boxes.astype(np.float64)
     corner = boxes[:, :2] - boxes[:, 2:] / 2
     return np.concatenate([corner, boxes[:, 2:]], axis=1) * np.array([width, height, width, height])

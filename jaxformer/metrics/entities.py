@@ -1,5 +1,7 @@
-"""Entity-level precision, recall and F1 of BIO, BIOES and BILOU tags. A predicted entity is correct only if its type
-and its first and last word are, as in conlleval (Tjong Kim Sang 2002).
+"""Entity-level precision, recall and F1 of BIO, BIOES and BILOU tags.
+
+A predicted entity is correct only if its type, its first word and its last word are correct, as in conlleval (Tjong Kim
+Sang 2002).
 """
 
 import dataclasses
@@ -15,8 +17,8 @@ from jaxformer.metrics.base import Context, DocumentMetric, Terms
 from jaxformer.metrics.means import Mean
 
 ENTITIES = "entities/"
-"""Prefix of the keys under which an objective returns entity counts. They include only sentences that fit in one batch
-row.
+"""Prefix of the keys under which an objective returns entity counts, one per entity type. The counts cover only
+sentences that fit in one batch row.
 """
 
 
@@ -38,7 +40,8 @@ def counts(
       found: predicted tags, integers [batch, length].
       right: target tags, integers [batch, length].
       weights: 1 at the first token of each word and 0 elsewhere, [batch, length]. Tokens of weight 0 are ignored.
-      segments: number of the sentence in the row that each token belongs to, from 1, [batch, length].
+      segments: number of the sentence that each token belongs to, from 1 within a batch row, [batch, length]. 0 for
+        padding.
 
     Returns:
       Maps each entity type to a `Mean` whose field `sum` contains the three counts.
@@ -65,16 +68,18 @@ target entities.
 
 @dataclasses.dataclass(frozen=True)
 class EntityScores(DocumentMetric[Counts]):
-    """Precision, recall and F1 of all entities, and the F1 of each entity type, from 0 to 1.
+    """Precision, recall and F1 over all entities, and the F1 of each entity type, from 0 to 1.
 
-    Sentences that fit in one batch row are scored batch by batch. A longer sentence is split into several rows, and is
-    scored as a whole, apart from the batches.
+    Sentences that fit in one batch row are counted batch by batch, by the objective. Longer sentences are split into
+    several rows, so `count_long` counts their entities from whole sentences.
     """
 
     labels: tuple[str, ...]
     """Names of the tags, in index order."""
     count_long: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Counts]
-    """Function that counts the entities of sentences that do not fit in one row."""
+    """Function that takes the context, all documents and the indices of some of them, and returns the entity counts of
+    those sentences that do not fit in one batch row.
+    """
 
     higher_is_better = True
 
@@ -106,8 +111,8 @@ def _f1(right: float, found: float, there: float) -> float:
 
 
 class _Spans(NamedTuple):
-    """Entities in batch rows, described per token: whether an entity begins there, bool [batch, length], and the
-    entity's type and the index of its last word, integers [batch, length].
+    """Entities of batch rows as arrays per token, [batch, length]: whether an entity begins at the token (bool), and
+    the entity's type and the index of its last word (integers).
     """
 
     begins: jax.Array

@@ -1,6 +1,6 @@
-"""Word and character error rates of transcripts: the edit distance to a reference, relative to its length.
+"""Word and character error rates of transcripts: the edit distance to the reference, divided by the reference length.
 
-The state of the metric is three pairs of counts, so it is exact on any number of processes.
+The state of the metric consists of counts of errors and lengths, so the result is exact on any number of processes.
 """
 
 import dataclasses
@@ -19,12 +19,12 @@ from jaxformer.metrics.base import Context, DocumentMetric
 NAMES = ("wer", "cer", "wer_normalized")
 
 Counts = tuple[tuple[int, int], ...]
-"""Pairs of the number of errors and the length of the references, in the order of `NAMES`."""
+"""For each metric in `NAMES`: the number of errors, and the total length of the references in words or characters."""
 
 
 def edit_distance(output: Sequence[Any], reference: Sequence[Any]) -> int:
-    """Computes the Levenshtein distance: the smallest number of insertions, deletions and substitutions that turn one
-    sequence into the other.
+    """Computes the Levenshtein distance: the smallest number of insertions, deletions and substitutions that turn
+    `output` into `reference`.
     """
     ids: dict[Any, int] = {}
     one, other = (np.array([ids.setdefault(item, len(ids)) for item in part], np.int64) for part in (output, reference))
@@ -38,27 +38,30 @@ def edit_distance(output: Sequence[Any], reference: Sequence[Any]) -> int:
 
 
 def words(text: str) -> list[str]:
-    """Splits a text into words at spaces. Runs of white space count as one space."""
+    """Splits a text into words at spaces. A run of two or more white-space characters counts as one space."""
     return [word for word in re.sub(r"\s\s+", " ", text).strip().split(" ") if word]
 
 
 def normalized(text: str) -> str:
-    """Returns a text in lower case, in which everything except letters, digits and apostrophes is a space."""
+    """Converts a text to lower case, and replaces each run of characters other than letters, digits and apostrophes by
+    a space.
+    """
     folded = unicodedata.normalize("NFKC", text).casefold().replace("’", "'")
     return re.sub(r"[^\w']+|_", " ", folded).strip()
 
 
 def word_error_rate(outputs: Sequence[str], references: Sequence[str]) -> float:
-    """Computes the word error rate of all texts together, like jiwer's `wer`.
+    """Computes the word error rate as jiwer's `wer` does: the number of word errors in all texts, divided by the number
+    of words in all references.
 
-    If the references have no words, it is the number of words in the outputs.
+    If the references have no words, returns the number of words in the outputs.
     """
     return _rate(*_count(outputs, references, words))
 
 
 def character_error_rate(outputs: Sequence[str], references: Sequence[str]) -> float:
-    """Computes the character error rate of all texts together, like jiwer's `cer`. Spaces count as characters, except
-    at the ends of a text.
+    """Computes the character error rate as jiwer's `cer` does: the number of character errors in all texts, divided by
+    the number of characters in all references. Spaces count as characters, except at the ends of a text.
     """
     return _rate(*_count(outputs, references, str.strip))
 
@@ -74,15 +77,18 @@ def _rate(errors: int, length: int) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class ErrorRates(DocumentMetric[Counts]):
-    """Word and character error rates of the transcripts that a model writes for the first held-out documents.
+    """Word and character error rates of the transcripts that a model generates for the first `count` held-out
+    documents.
 
     `wer` and `cer` compare the texts as they are. `wer_normalized` ignores case and punctuation.
     """
 
     count: int
-    """Maximum number of documents to score."""
+    """Maximum number of documents to score, from the start of the data."""
     generate: Callable[[Context, Sequence[Mapping[str, Any]]], Sequence[str]]
-    """Function that writes a transcript for each example of the source."""
+    """Function that takes the context and examples of the data source, and returns a generated transcript for each
+    example.
+    """
 
     names = NAMES
 

@@ -1,4 +1,4 @@
-"""Precision, recall and F1 of labels, and the Matthews correlation coefficient. All are computed from counts that are
+"""Precision, recall and F1 per label, and the Matthews correlation coefficient. All are computed from counts that are
 summed over the data.
 """
 
@@ -14,17 +14,17 @@ from jaxformer.metrics.base import Metric, Terms
 from jaxformer.metrics.means import Mean
 
 COUNTS = "counts/"
-"""Prefix of the keys under which an objective returns label counts."""
+"""Prefix of the keys under which an objective returns the counts of each label (see `label_counts`)."""
 
 
 def label_counts(names: Sequence[str], targets: jax.Array, guesses: jax.Array, weights: jax.Array) -> dict[str, Mean]:
-    """Counts the true positives, predictions and targets of each label.
+    """Counts the true positives, the predictions and the targets of each label.
 
     Args:
       names: names of the labels.
       targets: multi-hot targets, [..., labels].
       guesses: multi-hot predictions, [..., labels].
-      weights: 1 for examples to count, 0 for padding, float32 [...].
+      weights: 1 for examples to count, 0 for padding, [...].
 
     Returns:
       Maps the name of each label, with the prefix `COUNTS`, to a `Mean` whose field `sum` contains the three counts.
@@ -42,7 +42,7 @@ Counts = dict[str, Mean]
 def counts_in(names: Sequence[str], terms: Terms) -> Counts | None:
     """Extracts the counts of each label from `terms`, the dict that an objective returns for a batch.
 
-    Returns None if `terms` does not contain them, as in training.
+    Returns None if `terms` does not contain them, which is the case in training steps.
     """
     if not all(COUNTS + name in terms for name in names):
         return None
@@ -51,13 +51,13 @@ def counts_in(names: Sequence[str], terms: Terms) -> Counts | None:
 
 @dataclasses.dataclass(frozen=True)
 class LabelScores(Metric[Counts]):
-    """Precision, recall and F1 of each label; 0 if the denominator is 0.
+    """Precision, recall and F1 of each label. A number is 0 if its denominator is 0.
 
     `macro_f1` is the mean F1 over the labels that occur among the targets or predictions.
     """
 
     labels: tuple[str, ...]
-    """Names of the labels."""
+    """Names of the labels, in the order in which their scores are reported."""
 
     higher_is_better = True
 
@@ -82,12 +82,12 @@ class LabelScores(Metric[Counts]):
 
 @dataclasses.dataclass(frozen=True)
 class Matthews(Metric[Counts]):
-    """Matthews correlation of predicted and true classes (for more than two classes, Gorodkin 2004). 0 if either is
-    constant.
+    """Matthews correlation between predicted and true classes. For more than two classes, the generalization of
+    Gorodkin (2004). 0 if the predictions or the targets are all the same class.
     """
 
     labels: tuple[str, ...]
-    """Names of the labels."""
+    """Names of the classes, as in the dict that the objective returns (after the prefix `COUNTS`)."""
 
     names = ("matthews",)
     higher_is_better = True

@@ -1,4 +1,6 @@
-"""Weighted means and covariances that merge exactly across batches, micro-batches and devices of unequal weight."""
+"""Weighted means and covariances that can be merged exactly across batches, micro-batches and devices, also if these
+have unequal weights.
+"""
 
 import contextlib
 import contextvars
@@ -18,9 +20,9 @@ _in_fixed_order = contextvars.ContextVar("_in_fixed_order", default=False)
 def fixed_order() -> Iterator[None]:
     """Context manager in which sums do not depend on the mesh or the number of processes.
 
-    The order in which devices add up their parts of a sum depends on the mesh, and so does the rounding in float32. For
-    functions traced in this context, the values are gathered before they are summed, which is too slow for training
-    steps.
+    The mesh determines the order in which devices add up the parts of a sum, and so the rounding in float32. In
+    functions that are traced in this context, the values are gathered on every device before they are summed. This is
+    too slow for training steps.
     """
     token = _in_fixed_order.set(True)
     try:
@@ -30,7 +32,9 @@ def fixed_order() -> Iterator[None]:
 
 
 def whole(array: jax.Array) -> jax.Array:
-    """Returns the array unchanged or, in a `fixed_order` context, replicated on all devices of the current mesh."""
+    """In a `fixed_order` context, replicates an array on all devices of the current mesh, so that each device sums it
+    in the same order. Elsewhere, returns the array unchanged.
+    """
     if not _in_fixed_order.get() or jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, PartitionSpec())
@@ -43,18 +47,18 @@ def total(values: jax.Array) -> jax.Array:
 
 @flax.struct.dataclass
 class Mean:
-    """Weighted mean, stored as a weighted sum and a total weight. Two means are merged by adding their sums and
-    weights.
+    """Weighted mean, stored as a weighted sum and a total weight. Means of two parts of the data are merged by adding
+    their sums and their weights.
     """
 
     sum: jax.Array | np.ndarray
-    """Sum of weight · value: a scalar, or an array of several means that have the same weights."""
+    """Sum of weight · value: a scalar, or an array if several means with the same weights are stored together."""
     weight: jax.Array | np.ndarray | float
     """Sum of the weights, a scalar."""
 
     @classmethod
     def of(cls, values: jax.Array, weights: jax.Array) -> "Mean":
-        """Computes the mean of `values` with weights of the same shape, in float32."""
+        """Computes the mean of all `values` in float32. `weights` has the same shape as `values`."""
         values, weights = values.astype(jnp.float32), weights.astype(jnp.float32)
         return cls(total(values * weights), total(weights))
 
@@ -68,23 +72,25 @@ class Mean:
         return Mean(np.asarray(self.sum, np.float64), float(self.weight))
 
     def merged(self, other: "Mean") -> "Mean":
-        """Returns the mean over the data of both means. Convert both with `double` first, to add in float64."""
+        """Returns the mean over the data of both means. Convert both with `double` first, so that they are added in
+        float64.
+        """
         return Mean(self.sum + other.sum, self.weight + other.weight)
 
 
 AUXILIARY = "auxiliary/"
-"""Prefix of the keys under which an objective returns the auxiliary losses of a model, such as those of expert layers.
-Each of them has weight 1 in the total loss.
+"""Prefix of the keys under which an objective returns the auxiliary losses of a model, such as the load-balancing loss
+of expert layers. Each of them has weight 1 in the total loss.
 """
 
 
 REPORTED = "reported/"
-"""Prefix of the names of means that a model returns only for logging. They are not part of the loss."""
+"""Prefix of the names of means that a model returns only for logging. They are not added to the loss."""
 
 
 def auxiliary(output: Any) -> dict[str, Mean]:
-    """Returns the auxiliary losses and the logged means in a model's output, keyed as in the dict that an objective
-    returns (see `auxiliary_name`).
+    """Returns the auxiliary losses and the logged means in the output of a model, under the keys that they have in the
+    dict of an objective (see `auxiliary_name`).
     """
     return {auxiliary_name(name): mean for name, mean in output.means.items()}
 
@@ -98,13 +104,16 @@ def auxiliary_name(name: str) -> str:
 
 
 def with_auxiliary(weights: Mapping[str, float], terms: Iterable[str]) -> dict[str, float]:
-    """Adds the auxiliary losses among the names in `terms` to `weights` (loss name to weight), with weight 1 each."""
+    """Adds auxiliary losses to `weights`, a dict that maps loss names to their weights in the total loss.
+
+    Each name in `terms` with the prefix `AUXILIARY` gets weight 1, unless it already has a weight.
+    """
     return {**dict.fromkeys((name for name in terms if name.startswith(AUXILIARY)), 1.0), **weights}
 
 
 def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
-    """Merges the dicts of means of several parts of a model. Adds the sums and the weights of means with the same
-    name.
+    """Merges dicts of means, such as those of the encoder and the decoder of a model. Means with the same name are
+    combined by adding their sums and their weights.
     """
     total: dict[str, Mean] = {}
     for means in parts:
@@ -115,16 +124,16 @@ def added(*parts: Mapping[str, Mean]) -> dict[str, Mean]:
 
 @flax.struct.dataclass
 class Covariance:
-    """Weighted covariances of several quantities, stored relative to a point near their means.
+    """Weighted covariances between several quantities, such as predictions and targets.
 
-    Sums of squares relative to 0 lose all precision if the values are large compared to their spread. Two covariances
-    are merged as in Chan et al. (1983).
+    The sums are stored relative to a point near the means, because sums of squares relative to 0 lose all precision if
+    the values are large compared to their spread. Two covariances are merged as in Chan et al. (1983).
     """
 
     weight: jax.Array | np.ndarray
     """Sum of the weights, a scalar."""
     center: jax.Array | np.ndarray
-    """Point near the means of the quantities, relative to which the sums are stored, [quantities]."""
+    """Point near the means of the quantities, relative to which `sums` and `products` are stored, [quantities]."""
     sums: jax.Array | np.ndarray
     """Sum of weight · (value − center), [quantities]."""
     products: jax.Array | np.ndarray
@@ -151,7 +160,7 @@ class Covariance:
         )
 
     def double(self) -> "Covariance":
-        """Converts the covariances to NumPy float64, and makes the means the reference point."""
+        """Converts the covariances to NumPy float64, and makes `center` equal to the means."""
         weight, center, sums, products = (
             np.asarray(part, np.float64) for part in (self.weight, self.center, self.sums, self.products)
         )
@@ -161,8 +170,8 @@ class Covariance:
         return Covariance(weight, center + sums / weight, np.zeros_like(sums), products)
 
     def merged(self, other: "Covariance") -> "Covariance":
-        """Returns the covariances over the data of both. Convert both with `double` first: only the result of `double`
-        has the means as its reference point.
+        """Returns the covariances over the data of both. Convert both with `double` first: the formula requires that
+        `center` is equal to the means.
         """
         weight = self.weight + other.weight
         share = other.weight / (weight + (weight == 0))
@@ -172,13 +181,14 @@ class Covariance:
 
     @property
     def correlation(self) -> float:
-        """Returns the Pearson correlation of the first two quantities. 0 if either is constant."""
+        """Pearson correlation of the first two quantities. 0 if either is constant."""
         (x, product), (_, y) = self.double().products[:2, :2]
         return float(np.clip(product / np.sqrt(x * y), -1, 1)) if min(x, y) > 0 else 0.0
 
 
 def merge(parts: Iterable[Mapping[str, Mean | Covariance]]) -> dict[str, Mean | Covariance]:
-    """Merges several dicts of means and covariances. Entries with the same name are merged in NumPy float64.
+    """Merges dicts of means and covariances, such as those of several batches. Entries with the same name are merged in
+    NumPy float64.
 
     All arrays are transferred from the device at once.
     """

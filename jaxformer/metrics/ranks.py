@@ -1,4 +1,6 @@
-"""Rank correlation. It is computed from all documents at once, because it cannot be merged from batch to batch."""
+"""Spearman rank correlation. It is computed from all documents together, because the ranks of values in one batch
+depend on all other batches.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -12,10 +14,12 @@ Pairs = tuple[tuple[float, float], ...]
 
 @dataclasses.dataclass(frozen=True)
 class Spearman(DocumentMetric[Pairs]):
-    """Spearman rank correlation of predictions and targets over all documents. 0 if either is constant."""
+    """Spearman rank correlation between predictions and targets over all documents. 0 if either is constant."""
 
     predict: Callable[[Context, Sequence[Mapping[str, Any]], Sequence[int]], Pairs]
-    """Function that returns the prediction and the target for each document with one of the given indices."""
+    """Function that takes the context, all documents and the indices of some of them, and returns a pair of prediction
+    and target for each index.
+    """
 
     names = ("spearman",)
     higher_is_better = True

@@ -8,18 +8,19 @@ import numpy as np
 from jaxformer.metrics.base import Metric, Terms
 
 CHUNK = 1024
-"""Number of queries that are compared with all candidates at once."""
+"""Number of queries that are compared with all candidates at once, to limit memory."""
 
 
 class Pairs(NamedTuple):
-    """Vectors of matching images and texts, one pair per row."""
+    """Vectors of matching images and texts. Row i of each array belongs to pair i."""
 
     images: np.ndarray
     """Image vectors, float32 [pairs, embed], with an L2 norm of 1."""
     texts: np.ndarray
     """Text vectors, float32 [pairs, embed], with an L2 norm of 1."""
     keys: np.ndarray
-    """Integers that identify the texts, [pairs, length]: equal texts have equal rows."""
+    """Integers that identify the text of each pair, such as its tokens, [pairs, length]. Equal texts have equal rows.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +29,8 @@ class Retrieval(Metric[Pairs]):
     candidates.
 
     The candidates are all distinct texts or all images of the data, not only those of a batch. A text may match several
-    images. A candidate that does not match but has the same score as the match ranks before it. `chance_k` is the
-    image-to-text recall of a random ranking.
+    images. A candidate that does not match, but has the same score as the best match, ranks before it. `chance_k` is
+    the expected image-to-text recall at k of a random ranking.
     """
 
     at: tuple[int, ...] = (1, 5)
@@ -71,10 +72,11 @@ def _ranks(queries: np.ndarray, candidates: np.ndarray, right: np.ndarray) -> np
     Args:
       queries: vectors of the queries, [queries, embed].
       candidates: vectors of the candidates, [candidates, embed].
-      right: whether each candidate matches each query.
+      right: whether each candidate matches each query, bool [queries, candidates].
 
     Returns:
-      Number of non-matching candidates that score at least as high as the best match, integers [queries].
+      Number of non-matching candidates whose score is at least that of the best match, integers [queries]. 0 if a match
+      ranks first.
     """
     found = []
     for start in range(0, len(queries), CHUNK):

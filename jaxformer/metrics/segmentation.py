@@ -1,4 +1,4 @@
-"""Mean intersection over union of semantic segmentation, over whole pictures in their own size."""
+"""Mean intersection over union of semantic segmentation, computed over whole pictures in their original size."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,11 +11,13 @@ from jaxformer.metrics.base import Context, DocumentMetric
 
 
 def confusion(targets: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndarray:
-    """Counts pixels by their label and their predicted label, int64 [classes, classes].
+    """Computes the confusion matrix of pixels, int64 [classes, classes]: entry [i, j] is the number of pixels with
+    label i that are predicted as label j.
 
     Args:
-      targets: labels, integers. Pixels with other values, such as 255, are ignored.
-      guesses: predicted labels, integers of the same shape.
+      targets: label index of each pixel, integers. Pixels with values outside 0 to `classes` − 1, such as 255, are
+        ignored.
+      guesses: predicted label indices, integers of the same shape.
       classes: number of labels.
     """
     known = (targets >= 0) & (targets < classes)
@@ -25,17 +27,19 @@ def confusion(targets: np.ndarray, guesses: np.ndarray, classes: int) -> np.ndar
 
 @dataclasses.dataclass(frozen=True)
 class MeanIou(DocumentMetric[np.ndarray]):
-    """Intersection over union of each label, from pixel counts summed over all pictures, and its mean over the labels
-    that occur in masks or predictions. Pixels without a label are ignored.
+    """Intersection over union of each label, from pixel counts summed over all pictures. Pixels without a label are
+    ignored.
 
-    `mean_iou` is the mean, `iou/NAME` that of a label, and `pixel_accuracy` the share of pixels with the right label.
+    `iou/NAME` is the intersection over union of the label NAME, and `mean_iou` their mean over the labels that occur in
+    masks or predictions. `pixel_accuracy` is the share of pixels whose label is predicted correctly.
     """
 
     labels: tuple[str, ...]
-    """Names of the labels."""
+    """Class names, in the order of the label indices."""
     segment: Callable[[Context, Mapping[str, Any]], tuple[np.ndarray, np.ndarray] | None]
-    """Function that returns the mask of a document and the predicted one, both integers [height, width]. None for a
-    document without a picture."""
+    """Function that takes the context and a document, and returns the target mask and the predicted mask of its
+    picture, both integers [height, width]. None for a document without a picture.
+    """
     count: int | None = None
     """Number of pictures to score, from the start of the data. If None, all are scored."""
 

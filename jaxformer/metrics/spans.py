@@ -1,5 +1,5 @@
-"""Extractive question answering: finding the best answer span, and SQuAD scores (Rajpurkar et al. 2016, §6.1; Rajpurkar
-et al. 2018).
+"""Extractive question answering: selection of the best answer span, and SQuAD scores (Rajpurkar et al. 2016, §6.1;
+Rajpurkar et al. 2018).
 """
 
 import collections
@@ -20,12 +20,12 @@ _ARTICLES = re.compile(r"\b(a|an|the)\b")
 
 
 def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """Finds the answer span with the highest sum of start and end scores. Returns the sum and the first and last
-    position of the span.
+    """Finds the answer span with the highest sum of start score and end score. Returns this sum, and the first and the
+    last position of the span (inclusive).
 
     Args:
-      starts: start score of each position, float [positions]; -inf where a span may not begin.
-      ends: end score of each position, float [positions].
+      starts: score of each position as the start of the answer, float [positions]; -inf where a span may not begin.
+      ends: score of each position as the end of the answer, float [positions].
       longest: maximum number of positions in a span.
     """
     best = (-np.inf, 0, 0)
@@ -38,13 +38,15 @@ def best_span(starts: np.ndarray, ends: np.ndarray, longest: int) -> tuple[float
 
 
 def exact_match(answer: str, references: Sequence[str]) -> float:
-    """Returns 1 if the answer equals a reference, ignoring case, punctuation, articles and spaces; otherwise 0."""
+    """Returns 1 if the answer equals a reference, ignoring case, punctuation, articles and spaces; otherwise 0. Without
+    references, only the empty answer is correct.
+    """
     return float(any(_normalized(answer) == _normalized(reference) for reference in references or [""]))
 
 
 def f1(answer: str, references: Sequence[str]) -> float:
-    """Returns the F1 score of the words of an answer, compared with the most similar reference. Without references,
-    only the empty answer is correct.
+    """Returns the F1 score of the words in an answer, from 0 to 1: the highest score over all references. Without
+    references, only the empty answer is correct.
     """
     return max(_f1(_normalized(answer).split(), _normalized(reference).split()) for reference in references or [""])
 
@@ -54,10 +56,12 @@ SCORES = {"exact_match": exact_match, "f1": f1}
 
 @dataclasses.dataclass(frozen=True)
 class AnswerScores(DocumentMetric[dict[str, Mean]]):
-    """SQuAD exact match and F1 of answers to questions about whole documents, from 0 to 100."""
+    """SQuAD exact match and F1 of predicted answers, from 0 to 100."""
 
     answer: Callable[[Context, Sequence[tuple[str, str]]], Sequence[str]]
-    """Function that returns the answers to pairs of a question and the text that may contain its answer."""
+    """Function that takes the context and pairs of a question and a text, and returns the answer that the model finds
+    for each pair.
+    """
     count: int | None = None
     """Number of questions to score, from the start of the data. If None, all are scored."""
 

@@ -1,5 +1,5 @@
 """ROUGE scores of extractive summaries and, for comparison, of two baselines: the first sentences of the document, and
-an oracle that knows the reference summary.
+an oracle that selects the sentences most similar to the reference summary.
 """
 
 import dataclasses
@@ -15,38 +15,41 @@ from jaxformer.metrics.texts import ROUGE, text_scores
 
 
 class Summaries(NamedTuple):
-    """Three summaries of one document (by the model and by two baselines), and the reference to compare them with."""
+    """Summaries of one document: the one that the model selected, two baselines (`lead` and `oracle`), and the
+    reference.
+    """
 
     chosen: str
     """Sentences that the model selected, as one text."""
     lead: str
     """First sentences of the document, at most `SummaryScores.sentences`, as one text."""
     oracle: str
-    """Sentences that are most similar to the reference, at most `SummaryScores.sentences`, selected greedily by ROUGE,
-    as one text.
+    """Sentences that are most similar to the reference, at most `SummaryScores.sentences`, as one text. They are
+    selected one by one, such that ROUGE increases most.
     """
     reference: str
     """Reference summary that the others are compared with."""
     whole: bool
-    """Whether the document fits in the model's input."""
+    """Whether the whole document fits in the model's input. Otherwise, its end is cut off."""
 
 
 KINDS = {"chosen": "", "lead": "lead_", "oracle": "oracle_"}
-"""Maps the fields of `Summaries` that are scored to the prefixes of their metric names."""
+"""Maps each field of `Summaries` with a summary to score to the prefix of its metric names."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SummaryScores(DocumentMetric[tuple[Summaries, ...]]):
     """ROUGE-1, -2 and -L (Lin 2004) of summaries of held-out documents, from 0 to 100.
 
-    Metrics whose names begin with `lead_` and `oracle_` score two other summaries for comparison: the first sentences
-    of the document, and the sentences that are most similar to the reference.
-    `read_whole` is the percentage of documents that fit in the model's input.
+    Metrics whose names begin with `lead_` or `oracle_` score two baselines: the first sentences of the document, and
+    the sentences that are most similar to the reference. `read_whole` is the percentage of documents that fit in the
+    model's input.
     """
 
     summarize: Callable[[Context, Sequence[Sequence[str]]], Sequence[tuple[str, bool]]]
-    """Function that summarizes documents, each a list of sentences. Returns the summary of each document, and whether
-    the document fits in the model's input."""
+    """Function that takes the context and documents as lists of sentences. For each document, it returns the summary,
+    and whether the document fits in the model's input.
+    """
     sentences: int
     """Maximum number of sentences in a summary."""
     count: int | None = None

@@ -1,7 +1,7 @@
 """BLEU, chrF and ROUGE scores of generated texts, computed by sacreBLEU and rouge-score.
 
-References: Papineni et al. 2002, Popović 2015, Lin 2004. The state of these metrics is the texts themselves, since
-corpus-level scores are computed from all texts together.
+References: Papineni et al. 2002, Popović 2015, Lin 2004. The state of these metrics consists of the texts themselves,
+since corpus-level scores are computed from all texts together.
 """
 
 import dataclasses
@@ -23,11 +23,12 @@ ROUGE = {"rouge_1": "rouge1", "rouge_2": "rouge2", "rouge_l": "rougeL"}
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Which generated texts to score, and by which metrics."""
+    """Selects the generated texts to score by the prefix of their inputs, and the metrics to compute."""
 
     prefix: str = ""
-    """Prefix of the inputs to score, such as "summarize: ". It is also added to the names of the metrics. If empty, all
-    inputs are scored."""
+    """Only examples whose input begins with this prefix are scored, such as "summarize: ". The names of the metrics
+    also begin with it. If empty, all examples are scored.
+    """
     by: tuple[Literal["bleu", "chrf", "rouge"], ...] = ("bleu", "chrf")
     """Metrics to compute: corpus-level `bleu` and `chrf`, or `rouge` (average F-measure of ROUGE-1, -2 and -L, with
     English stemming)."""
@@ -38,7 +39,9 @@ class Scores:
 
     @property
     def label(self) -> str:
-        """Prefix of the metric names, such as "summarize_" for inputs that begin with "summarize: "."""
+        """Prefix of the metric names: `prefix` in lower case with underscores, such as "summarize_" if `prefix` is
+        "summarize: ".
+        """
         return re.sub(r"\W+", "_", self.prefix.lower() + " ").lstrip("_")
 
     @property
@@ -48,8 +51,8 @@ class Scores:
 
 
 CUT = ("cut_inputs", "cut_references")
-"""Names of two metrics: the number of scored documents whose input is too long for a batch row of the task, and the
-number of those whose reference text is too long.
+"""Names of two metrics: the number of scored documents whose input is too long for a batch row, and the number of
+scored documents whose reference text is too long.
 """
 
 Texts = tuple[tuple[str, str], ...]
@@ -59,7 +62,7 @@ Texts = tuple[tuple[str, str], ...]
 def text_scores(
     outputs: Sequence[str], references: Sequence[str], by: Sequence[str] = ("bleu", "chrf")
 ) -> dict[str, float]:
-    """Computes corpus-level scores, each from 0 to 100; 0 if there are no texts.
+    """Computes corpus-level scores of generated texts, each from 0 to 100. All are 0 if there are no texts.
 
     Args:
       outputs: generated texts.
@@ -67,7 +70,8 @@ def text_scores(
       by: metrics to compute: `bleu`, `chrf`, `rouge`.
 
     Returns:
-      Corpus-level `bleu` and `chrf`; `rouge_1`, `rouge_2` and `rouge_l` averaged over the texts.
+      Scores, keyed by name: `bleu` and `chrf` of the whole corpus, and `rouge_1`, `rouge_2` and `rouge_l` averaged over
+      the texts.
     """
     if not outputs:
         return dict.fromkeys((name for kind in by for name in (ROUGE if kind == "rouge" else (kind,))), 0.0)
@@ -84,12 +88,12 @@ def text_scores(
 
 @dataclasses.dataclass(frozen=True)
 class _FirstTexts:
-    """Base class of metrics that score the first `count` documents whose input begins with `scores.prefix`."""
+    """Base class of metrics that score the first `count` held-out documents whose input begins with `scores.prefix`."""
 
     scores: Scores
     """Prefix of the inputs to score, and the metrics to compute."""
     count: int
-    """Maximum number of documents to score."""
+    """Maximum number of documents to score, from the start of the data."""
 
     def check(self, task: Task) -> None:
         if not task.writes:
@@ -111,13 +115,14 @@ class _FirstTexts:
 
 @dataclasses.dataclass(frozen=True)
 class TextScores(_FirstTexts, DocumentMetric[Texts]):
-    """BLEU, chrF and ROUGE of the texts that a model generates for the first held-out documents.
+    """BLEU, chrF and ROUGE of the texts that a model generates for the first `count` held-out documents.
 
-    The references are the texts of the data source as they are, neither tokenized nor truncated to the row length.
+    The references are the original texts of the data source, neither tokenized nor truncated to the row length.
     """
 
     generate: Callable[[Context, Sequence[np.ndarray]], Sequence[str]]
-    """Function that generates one text per input. An input is an array of token ids."""
+    """Function that takes the context and one array of token ids per input, and returns one generated text per input.
+    """
 
     higher_is_better = True
 
@@ -141,8 +146,8 @@ class TextScores(_FirstTexts, DocumentMetric[Texts]):
 
 @dataclasses.dataclass(frozen=True)
 class CutTexts(_FirstTexts, DocumentMetric[tuple[int, int]]):
-    """Number of scored documents whose input is truncated to fit in a batch row, and number of those whose reference
-    text would be truncated.
+    """Number of scored documents whose input is truncated to fit in a batch row, and number of scored documents whose
+    reference text would be truncated.
     """
 
     @property

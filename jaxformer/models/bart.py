@@ -1,4 +1,4 @@
-"""BART: an encoder–decoder with learned positions and normalized embeddings (Lewis et al. 2020)."""
+"""BART: an encoder–decoder with learned positions, whose embeddings are normalized (Lewis et al. 2020)."""
 
 from typing import Literal
 
@@ -16,11 +16,11 @@ from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.parallel import metadata, sharding
 
 BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="after")
-"""Encoder and decoder stack of the paper's base model."""
+"""Stack of Transformer blocks with the sizes of BART base, for the encoder and for the decoder."""
 
 
 class Entry(nn.Module):
-    """Layers between the token embeddings and a stack: learned positions, a norm and dropout.
+    """Layers between the token embeddings and the Transformer blocks of BART: learned positions, a norm and dropout.
 
     Maps [batch, length, embed] to [batch, length, embed].
     """
@@ -28,7 +28,7 @@ class Entry(nn.Module):
     max_length: int
     """Maximum input length in tokens."""
     offset: int
-    """Number of unused rows at the beginning of the position table."""
+    """Number of unused rows at the beginning of the position embedding table."""
     norm: nn.Module
     """Normalization of the sum of embeddings and positions."""
     dropout: float
@@ -47,7 +47,9 @@ class Entry(nn.Module):
 
 
 class Bart(EncoderDecoder):
-    """BART model: an encoder–decoder in which each stack has its own positions, and normalizes its embeddings."""
+    """BART model: an encoder–decoder in which the encoder and the decoder each have their own learned positions, and
+    normalize their embeddings.
+    """
 
     encoder: Transformer = BASE
     """Transformer blocks of the encoder."""
@@ -60,15 +62,15 @@ class Bart(EncoderDecoder):
     max_length: int = 1024
     """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "none"
-    """How positions are added to the token embeddings that both stacks share. BART adds none there, because each stack
-    adds its own learned positions.
+    """How positions are added to the token embeddings that encoder and decoder share. BART uses `none`, because the
+    encoder and the decoder each add their own learned positions.
     """
     scale_embeddings: bool = False
-    """Whether to multiply embeddings by the square root of the width."""
+    """Whether to multiply token embeddings by the square root of the width."""
     head_bias: bool = True
     """Whether the output layer has a bias."""
     position_offset: int = 2
-    """Number of unused rows at the beginning of the position tables."""
+    """Number of unused rows at the beginning of the position embedding tables."""
 
     def setup(self):
         super().setup()

@@ -1,6 +1,6 @@
-"""Base class of models: inputs, stacks, computation and outputs.
+"""Base class of models, which declares their inputs, stacks of Transformer blocks, computation and outputs.
 
-Code outside a model family only uses the methods of this class, and never checks for a concrete class. So
+Code outside a model family uses only the methods of this class, and never checks for a concrete class. So
 initialization, tokenizer checks, warm start, exports, parity tests and decoding work for every `Model`.
 """
 
@@ -25,18 +25,18 @@ class InputSpec:
     """Specification of an input array of a model: its axes, data type and meaning."""
 
     axes: str
-    """Axes of the array, one letter per axis, such as "bt". Axes with the same letter have the same length in a call.
-    `b` is the batch axis.
+    """Axes of the array, one letter per axis, such as "bt" for [batch, tokens]. Axes with the same letter have the same
+    length in a call. `b` is the batch axis.
     """
     meaning: str
-    """Description of the array on one line, for the documentation of exported programs."""
+    """One-line description of the array, for the documentation of exported programs."""
     dtype: str = "int32"
-    """NumPy data type of the array, by name."""
+    """Name of the array's NumPy data type."""
     optional: bool = False
     """Whether the array may be left out, because the model has a default for it."""
     exported: bool = True
-    """Whether exported programs take the array. They do not take arrays that only training needs, such as the segments
-    of packed rows.
+    """Whether exported programs take the array as an argument. False for arrays that are mainly needed in training,
+    such as the positions of masked tokens.
     """
 
 
@@ -59,20 +59,22 @@ PIXEL_INPUTS = ("images", "clips")
 
 @flax.struct.dataclass
 class ModelOutput:
-    """Output of a model. Fields that the model does not have, or that were not requested, are None.
+    """Base class of model outputs. A field is None if the model does not compute it, or if it was not requested.
 
     A model family adds its own fields. The output of a model with a head also has `logits`, as a field or a property.
     """
 
     hidden: jax.Array | None = None
-    """Output vectors of the last stack, [batch, length, embed]."""
+    """Output vectors of the last stack of Transformer blocks, [batch, length, embed]."""
     pooled: jax.Array | None = None
-    """One vector per example, [batch, examples, embed] for text or [batch, embed] for images."""
+    """One vector per example, [batch, examples, embed] for text, whose batch rows may contain several examples, or
+    [batch, embed] for images.
+    """
     attention: jax.Array | None = None
-    """Self-attention weights of all layers, float32 [layers, batch, heads, queries, keys]."""
+    """Self-attention weights of all layers, float32 [layers, batch, heads, queries, keys]. None unless requested."""
     means: dict[str, Mean] = flax.struct.field(default_factory=dict)
-    """Auxiliary losses and metrics of the stacks as weighted means, such as the load of experts. Training adds these
-    losses to its loss.
+    """Auxiliary losses and metrics of the Transformer blocks, such as the load of experts, as weighted means keyed by
+    name. Training adds these losses to its loss.
     """
 
     exported: ClassVar[tuple[str, ...]] = ("hidden", "logits", "pooled")
@@ -80,7 +82,7 @@ class ModelOutput:
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use, one per token: [batch, length, embed]."""
+        """Vectors to use as features in other tasks, one per token: [batch, length, embed]."""
         return self.hidden
 
 
@@ -105,12 +107,12 @@ class LMOutput(ModelOutput):
     lm_head: LMHead | None = None
     """Output layer that maps `hidden` to logits."""
     cache: Cache | None = None
-    """Keys and values of the tokens so far, including the new ones. None if the model was called without a cache."""
+    """Keys and values of all tokens so far, including the new ones. None if the model was called without a cache."""
 
     @property
     def logits(self) -> jax.Array | None:
-        """Next-token logits, float32 [batch, length, vocab]. Computed on access, so that a loss can avoid computing
-        them.
+        """Next-token logits, float32 [batch, length, vocab]. Computed on access, so that a loss can avoid storing all
+        of them.
         """
         return decoded(self.lm_head, self.hidden, "btv")
 
@@ -128,8 +130,8 @@ class Memory:
 class Model(nn.Module):
     """Base class of models: a frozen dataclass of hyperparameters whose call returns a `ModelOutput`.
 
-    A model family implements `inputs`, `stacks`, `flops` and, for text, `token_inputs`. Stacks are fields, and the name
-    of the field is the path of the stack's parameters.
+    A model family implements `inputs`, `stacks`, `flops` and, for text, `token_inputs`. Stacks of Transformer blocks
+    are fields of the model. The name of the field is also the path of the stack's parameters.
 
     Example:
 
@@ -152,12 +154,16 @@ class Model(nn.Module):
     """
 
     is_generative: ClassVar[bool] = False
-    """Whether the model predicts next tokens one by one. It then has `new_cache` and takes a `cache`."""
+    """Whether the model can generate text: `decode` predicts next tokens one by one, with a cache made by `new_cache`.
+    """
     is_encoder_decoder: ClassVar[bool] = False
-    """Whether the model has an encoder for `inputs` (`encode`), and a decoder for `tokens` (`decode`) that attends to
-    the encoder output."""
+    """Whether the model has an encoder for the input `inputs`, and a decoder for the input `tokens` that attends to the
+    encoder output.
+    """
     is_text_classifier: ClassVar[bool] = False
-    """Whether the model classifies text: its logits have one entry per label, per text or per token (see `pooling`)."""
+    """Whether the model classifies text: its logits have one entry per label, for each text or for each token (see
+    `Classifier.pooling`).
+    """
 
     if TYPE_CHECKING:
         # Linen's own declaration also returns the collections that a call changes, which no model has.
@@ -172,18 +178,20 @@ class Model(nn.Module):
     # `inputs`, `stacks` and `flops` are not abstract methods, because `help` shows no fields for an abstract class.
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns a dict that maps the name of each input argument to the specification of its array."""
+        """Returns a dict that maps the name of each input argument to the specification of its array: axes, data type
+        and meaning.
+        """
         raise NotImplementedError
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the stacks of Transformer blocks, in the order in which they run. Keys are the paths of their
+        """Returns the stacks of Transformer blocks in the order in which they run, keyed by the paths of their
         parameters.
         """
         raise NotImplementedError
 
     def token_inputs(self) -> dict[str, TokenInput]:
         """Returns a dict that maps the name of each input argument with token ids to its vocabulary size and maximum
-        length. Empty for a model without text.
+        length. Empty for a model without text input.
         """
         return {}
 
@@ -191,28 +199,28 @@ class Model(nn.Module):
         """Returns the number of floating-point operations of the matrix products in a forward pass.
 
         Args:
-          sizes: length of each axis by its letter, such as {"b": 32, "t": 128}. Axes of optional inputs may be missing.
-            Axes with a fixed length (`fixed_sizes`) are not included.
+          sizes: maps the letter of each input axis to its length, such as {"b": 32, "t": 128}. Axes of optional inputs
+            may be missing. Axes with a fixed length (`fixed_sizes`) are not included.
         """
         raise NotImplementedError
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the lengths of input axes that are the same in every call, such as the height of images. Keys are the
-        letters of the axes.
+        """Returns the lengths of input axes that are the same in every call, such as the height of images, keyed by the
+        letters of the axes (`InputSpec.axes`).
         """
         return {}
 
     @property
     def pixel_input(self) -> str | None:
-        """Name of the model's input that contains pixels: `images` or `clips` (of videos). None if there is no such
+        """Name of the model's input that contains pixels: `images`, or `clips` for videos. None if there is no such
         input.
         """
         return next((name for name in PIXEL_INPUTS if name in self.inputs()), None)
 
     @property
     def text_limits(self) -> TokenInput | None:
-        """Vocabulary size and maximum length that all text inputs of the model support. None for a model without
-        text.
+        """Vocabulary size and maximum length that all text inputs of the model support: the smallest ones. None for a
+        model without text input.
         """
         limits = self.token_inputs().values()
         if not limits:
@@ -231,10 +239,10 @@ class Model(nn.Module):
         return limits
 
     def encode_prompt(self, **inputs: jax.Array) -> Memory | None:
-        """Encodes the inputs of a prompt that are for the encoder, such as a text to translate, audio or an image.
-        Returns None for models without an encoder.
+        """Encodes those inputs of a prompt that are for the encoder, such as a text to translate, audio or an image.
+        Returns None for a model without an encoder, which takes no such inputs.
 
-        Decoding calls it once. Only models with an encoder take inputs, whose names depend on the model.
+        Decoding calls it once per prompt. The names of the inputs depend on the model.
         """
         if inputs:
             raise ValueError(f"{type(self).__name__} has no encoder: it cannot read {', '.join(inputs)}")
@@ -248,7 +256,7 @@ class Model(nn.Module):
         memory: jax.Array | None = None,
         prefix: jax.Array | None = None,
     ) -> LMOutput:
-        """Predicts the tokens after `tokens`, which follow the tokens in the cache.
+        """Predicts the next token after each of `tokens`, which follow the tokens in the cache.
 
         By default, calls the model with `cache`. Encoder–decoders override this method.
 
@@ -256,10 +264,12 @@ class Model(nn.Module):
           tokens: token ids, integers [batch, new tokens]. The first call has all tokens of the prompt, and later calls
             usually have one token.
           position_ids: positions of `tokens`, integers of the same shape.
-          cache: cache of the preceding tokens, made by `new_cache`. Its segments mark the slots that contain tokens.
-          memory: output vectors of `encode_prompt`, [batch, input_length, embed]. Only needed in the first call.
-          prefix: tokens that attend to each other in both directions, boolean, of the same shape as `tokens`. If None,
-            attention is causal.
+          cache: keys and values of the preceding tokens, in a cache made by `new_cache`. `cache.segments` marks the
+            slots that contain tokens.
+          memory: encoder output vectors, the field `hidden` of the result of `encode_prompt`, [batch, input_length,
+            embed]. Only needed in the first call.
+          prefix: True for tokens that attend to each other in both directions, boolean, of the same shape as `tokens`.
+            If None, attention is causal.
         """
         if memory is not None:
             raise ValueError(f"{type(self).__name__} has no cross-attention: it cannot read a memory")
@@ -268,7 +278,7 @@ class Model(nn.Module):
         return self(tokens, position_ids=position_ids, prefix=prefix, cache=cache)
 
     def new_cache(self, rows: int, slots: int) -> Cache:
-        """Returns an empty cache of keys and values, for the stack that generates tokens.
+        """Returns an empty cache of keys and values for the stack of blocks that generates tokens.
 
         Args:
           rows: number of batch rows.
@@ -278,7 +288,8 @@ class Model(nn.Module):
 
     @property
     def mean_names(self) -> tuple[str, ...]:
-        """Names of the losses and metrics that stacks may return besides their output, such as a load-balancing loss.
+        """Names of the auxiliary losses and metrics that the Transformer blocks return besides their output, such as a
+        load-balancing loss.
 
         Each MLP class lists those that it returns in its attribute `mean_names`.
         """
@@ -287,36 +298,36 @@ class Model(nn.Module):
 
     @property
     def has_pooler(self) -> bool:
-        """Whether the output `pooled` is computed by a trained layer."""
+        """Whether the output `pooled` is computed by a trained layer (a pooler, as in BERT)."""
         return False
 
     @property
     def interop(self) -> str:
-        """Name of the Python module of a model outside jaxformer, whose variable `FAMILIES` lists the converters to and
-        from the Hugging Face format.
+        """Name of the Python module with the converters to and from the Hugging Face format, for a model class that is
+        defined outside jaxformer. Empty if the converters are in jaxformer itself.
 
-        Empty if the converters are in jaxformer itself. The module is imported when needed.
+        The module is imported when needed. Its variable `FAMILIES` lists the converters.
         """
         return ""
 
     @property
     def compute_dtype(self) -> DType:
-        """Data type that the heads compute in: that of the last stack."""
+        """Data type that the heads compute in: the one of the last stack of blocks."""
         return list(self.stacks().values())[-1].dtype
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """Names of the top-level modules that contain the backbone's parameters, such as `embeddings`. All other
+        """Names of the top-level modules whose parameters belong to the backbone, such as `embeddings`. All other
         parameters belong to heads.
 
-        A warm start fails if the pretrained model lacks backbone parameters of this model, but may initialize heads
+        A warm start fails if the pretrained model lacks backbone parameters of this model. It may initialize heads
         randomly.
         """
         return ("embeddings", next(iter(self.stacks())).partition("/")[0])
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the model's fields that only affect the heads, and not the backbone.
+        """Names of the model's fields that affect only the heads, and not the backbone.
 
         In a warm start, the pretrained model may have other values in these fields.
         """
@@ -324,30 +335,32 @@ class Model(nn.Module):
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Names of pretrained layers from which a warm start may initialize layers with another name.
+        """Layers that a warm start may initialize from a pretrained layer with another name.
 
-        Maps the first component of a parameter path to the first component of a path in the pretrained model, such as
-        {"transform": "masked_lm"}. The latter is only used if the pretrained model has no parameter with the same path.
+        Maps the first component of a parameter path in this model to the first component of a path in the pretrained
+        model, such as {"transform": "masked_lm"}. The latter is used only if the pretrained model has no parameter with
+        the same path.
         """
         return {}
 
     def pretrained(self) -> tuple[str, "Model"]:
-        """Returns the prefix of the parameter paths, such as `backbone/`, and the model for the part of this model that
-        is usually pretrained, such as the backbone of a classifier. By default, returns an empty prefix and this model.
+        """Returns the part of this model that is usually pretrained, such as the backbone of a classifier: the prefix
+        of its parameter paths, such as `backbone/`, and its model. By default, an empty prefix and this model.
         """
         return "", self
 
     def part(self, name: str) -> tuple[str, "Model"]:
-        """Returns the prefix of the parameter paths and the model for the part of this model that takes the input
-        `name`. The part may be this model itself, with an empty prefix.
+        """Returns the part of this model that takes the input `name`, such as the text encoder of a CLIP model for
+        `tokens`: the prefix of its parameter paths, and its model. If there are no parts, an empty prefix and this
+        model.
         """
         del name
         return self.pretrained()
 
     @nn.nowrap
     def map_part(self, name: str, change: Callable[["Model"], "Model"]) -> "Model":
-        """Returns a copy of this model, in which the innermost model `inner` that takes the input `name` is replaced by
-        `change(inner)`.
+        """Returns a copy of this model in which the part that takes the input `name` is replaced by `change(part)`.
+        Parts of parts are followed to the innermost one.
         """
         prefix, inner = self.part(name)
         if not prefix:
@@ -355,14 +368,14 @@ class Model(nn.Module):
         return dataclasses.replace(self, **{prefix.strip("/"): inner.map_part(name, change)})
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models. Fields that affect neither the parameters nor the computation are
-        set to their defaults, so that models which differ only in these fields count as equal.
+        """Returns a copy for comparing two models: fields that affect neither the parameters nor the computation have
+        their defaults, so that models which differ only in these fields count as equal.
         """
         return self
 
     @nn.nowrap
     def map_stacks(self, change: Callable[[Transformer], Transformer]) -> Self:
-        """Returns a copy of this model, in which each stack is replaced by `change(stack)`."""
+        """Returns a copy of this model in which each stack of Transformer blocks is replaced by `change(stack)`."""
         # Without `nowrap`, Linen would make the modules that `change` returns submodules of this one.
         changes: dict[str, Any] = {}
         for path, stack in self.stacks().items():
@@ -372,14 +385,14 @@ class Model(nn.Module):
 
     @nn.nowrap
     def replace_stacks(self, **changes: Any) -> Self:
-        """Returns a copy of this model, in which the given fields of each stack are replaced, such as
+        """Returns a copy of this model in which fields of all stacks of Transformer blocks have new values, such as
         `dtype="float32"`.
         """
         return self.map_stacks(lambda stack: dataclasses.replace(stack, **changes))
 
     @nn.nowrap
     def abstract_inputs(self, length: int = 2) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes and types of the required inputs, for one batch row.
+        """Returns the shapes and data types of the required inputs for one batch row, keyed by input name.
 
         Axes without a fixed size have the length `length`.
         """

@@ -1,4 +1,4 @@
-"""BERT: a bidirectional encoder with masked-LM and next-sentence heads (Devlin et al. 2019).
+"""BERT: a bidirectional Transformer encoder with masked-LM and next-sentence heads (Devlin et al. 2019).
 
 With rotary positions, local attention and gated MLPs, it is ModernBERT (Warner et al. 2024).
 """
@@ -25,8 +25,8 @@ from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
 
 Head = Literal["masked_lm", "pooler", "next_sentence"]
-"""Head of the encoder: `masked_lm` predicts masked tokens, `pooler` computes one vector per sentence pair, and
-`next_sentence` classifies that vector.
+"""Name of a head of BERT: `masked_lm` predicts masked tokens, `pooler` computes one vector per sentence pair, and
+`next_sentence` classifies this vector.
 """
 
 
@@ -34,16 +34,17 @@ Head = Literal["masked_lm", "pooler", "next_sentence"]
 class BertOutput(ModelOutput):
     """Output of BERT.
 
-    `hidden` is None if only some positions were requested. `pooled` is computed from the first token of each sentence
-    pair by a linear layer and tanh, [batch, pairs, embed]. Without packing, each row has one pair.
+    `pooled` is computed from the first token of each sentence pair by a linear layer and tanh, [batch, pairs, embed]. A
+    row has one pair, unless several pairs are packed into it. `hidden` is None if the call has `masked_positions` and
+    does not request attention weights, because the last block then computes only the positions that the heads need.
     """
 
     prediction: jax.Array | None = None
-    """Hidden vectors of the masked-LM head at `masked_positions`, [batch, predictions, embed]. If the call has no
-    `masked_positions`, there is one vector per token.
+    """Hidden vectors of the masked-LM head, [batch, predictions, embed]: one for each of the `masked_positions` of the
+    call or, without them, one for each token.
     """
     lm_head: LMHead | None = None
-    """Output layer that maps `prediction` to logits. It consists of the token embeddings and a bias."""
+    """Output layer that maps `prediction` to logits. Its kernel is the token embedding table, and it has a bias."""
     next_sentence_logits: jax.Array | None = None
     """Next-sentence logits, float32 [batch, pairs, 2]. Class 0: the second sentence follows the first. Class 1: it is
     from another document.
@@ -53,7 +54,7 @@ class BertOutput(ModelOutput):
 
     @property
     def logits(self) -> jax.Array | None:
-        """Masked-LM logits, float32 [batch, predictions, vocab]. Computed on access, so that a loss can avoid computing
+        """Masked-LM logits, float32 [batch, predictions, vocab]. Computed on access, so that a loss can avoid storing
         all of them.
         """
         return decoded(self.lm_head, self.prediction, "bmv")
@@ -62,7 +63,7 @@ class BertOutput(ModelOutput):
 class PredictionHead(nn.Module):
     """Layers of the masked-LM head before the output layer: a linear layer, an activation and a norm.
 
-    It also has the bias of the output layer, whose weights are the token embeddings.
+    Also contains the bias of the output layer. The kernel of the output layer is the token embedding table.
     """
 
     vocab: int
@@ -83,7 +84,9 @@ class PredictionHead(nn.Module):
 
 
 class Bert(Model):
-    """BERT model: an encoder with heads. By default, it has both pretraining heads."""
+    """BERT model: an encoder with heads. By default, it has the two pretraining heads, for masked tokens and for the
+    next sentence, and the pooler.
+    """
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), norm_position="after")
     """Stack of Transformer blocks. Learned positions are added to the embeddings, unless the stack has a position
@@ -94,13 +97,13 @@ class Bert(Model):
     max_length: int = 512
     """Maximum input length in tokens."""
     token_types: int = 2
-    """Number of token types (sentences A and B). 0 disables token-type embeddings."""
+    """Number of token types: 2 to distinguish the sentences A and B of a pair. 0 disables token-type embeddings."""
     position_offset: int = 0
-    """Number of unused rows at the beginning of the position table. RoBERTa has two."""
+    """Number of unused rows at the beginning of the position embedding table. RoBERTa has two."""
     prediction_heads: tuple[Head, ...] = ("masked_lm", "pooler", "next_sentence")
-    """Heads of the model. The next-sentence head requires the pooler."""
+    """Heads of the model. `next_sentence` requires `pooler`, whose vector it classifies."""
     head_bias: bool = True
-    """Whether the linear layer of the masked-LM head has a bias."""
+    """Whether the hidden linear layer of the masked-LM head has a bias. Its output layer always has one."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -110,7 +113,9 @@ class Bert(Model):
             )
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the input arrays. Token types are included only if there are several."""
+        """Returns a dict that maps input names to the specifications of the arrays. It includes `token_types` only if
+        there are several.
+        """
         types = InputSpec("bt", "0 in sentence A, 1 in sentence B", optional=True)
         positions = InputSpec("bm", "positions of the tokens to predict", optional=True, exported=False)
         firsts = InputSpec("bc", "position of the first token of each example", optional=True, exported=False)
@@ -124,19 +129,19 @@ class Bert(Model):
         }
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack."""
+        """Returns the stack of encoder blocks, keyed by the path of its parameters."""
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of the input `tokens`."""
+        """Returns a dict that maps the input name `tokens` to its vocabulary size and maximum length."""
         return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass.
 
         Args:
-          sizes: numbers of rows `b`, of tokens per row `t`, of predictions per row `m` (default t) and of sentence
-            pairs per row `c` (default 1).
+          sizes: number of rows `b`, of tokens per row `t`, of predicted tokens per row `m` (default t) and of sentence
+            pairs per row `c` (default 1), keyed by these letters.
         """
         tokens, pairs, width = sizes["t"], sizes.get("c", 1), self.transformer.width
         outputs = sizes["m"] + pairs if "m" in sizes else None
@@ -152,12 +157,14 @@ class Bert(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that only affect the heads."""
+        """Names of the fields that affect only the heads. A warm start may use a pretrained model with other values in
+        these fields.
+        """
         return "prediction_heads", "head_bias"
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models. If the model has no masked-LM head, the settings of that head are
-        set to their defaults, so that they do not count as a difference.
+        """Returns a copy for comparing two models. Without a masked-LM head, its setting `head_bias` has the default,
+        so that it does not count as a difference.
         """
         return self if "masked_lm" in self.prediction_heads else dataclasses.replace(self, head_bias=True)
 
@@ -182,13 +189,13 @@ class Bert(Model):
 
         Args:
           tokens: token ids, integers [batch, length].
-          segments: integers [batch, length]. Tokens attend within their segment, and 0 is padding. Defaults to one
-            segment.
+          segments: integers [batch, length]. Tokens attend only to tokens with the same number, and 0 is padding.
+            Defaults to one segment per row, without padding.
           position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
           token_types: token types, integers [batch, length]: 0 in sentence A, 1 in B. Defaults to 0.
-          masked_positions: positions of the tokens to predict, integers [batch, predictions]. Defaults to all
-            positions.
-          cls_positions: position of the first token of each sentence pair, integers [batch, pairs]. Defaults to 0.
+          masked_positions: indices of the tokens to predict, integers [batch, predictions]. Defaults to all tokens.
+          cls_positions: index of the first token of each sentence pair, integers [batch, pairs]. Defaults to one pair
+            per row, which starts at 0.
           train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """
@@ -239,10 +246,10 @@ class Bert(Model):
         return embeddings(tokens, position_ids, token_types, train)
 
     def _predict(self, masked: jax.Array, table: jax.Array) -> tuple[jax.Array | None, LMHead | None]:
-        """Applies the masked-LM head to the vectors at masked positions.
+        """Applies the masked-LM head, except for its output layer, to the vectors at masked positions.
 
-        Returns the transformed vectors, [batch, predictions, embed], and the output layer for their logits. Both are
-        None without this head.
+        Returns the transformed vectors, [batch, predictions, embed], and the output layer, whose kernel is `table`.
+        Both are None if the model does not have this head.
         """
         if "masked_lm" not in self.prediction_heads:
             return None, None
@@ -254,7 +261,7 @@ class Bert(Model):
         return prediction, LMHead(table, bias, config.dtype)
 
     def _pool(self, firsts: jax.Array) -> tuple[jax.Array | None, jax.Array | None]:
-        """Applies the pooler and the next-sentence head to the first token of each sentence pair.
+        """Applies the pooler and the next-sentence head to the first vector of each sentence pair.
 
         Returns the pooled vectors, [batch, pairs, embed], and the next-sentence logits, float32 [batch, pairs, 2]. Each
         is None if the model does not have this head.

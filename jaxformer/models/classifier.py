@@ -1,6 +1,6 @@
 """Text classifier: a pretrained encoder or decoder with a linear head (Devlin et al. 2019, §4).
 
-It predicts classes of texts or of tokens.
+It predicts the classes of texts or of single tokens.
 """
 
 import dataclasses
@@ -29,21 +29,24 @@ class ClassifierOutput(ModelOutput):
     """Output of a text classifier."""
 
     logits: jax.Array | None = None
-    """Logits, float32 [batch, examples, labels]. With pooling `none`, [batch, length, labels] for each token."""
+    """Class logits, float32 [batch, examples, labels]. With pooling `none`, they are per token, [batch, length,
+    labels].
+    """
     vectors: jax.Array | None = None
-    """Input of the classification head, [batch, examples, embed] or, per token, [batch, length, embed]."""
+    """Input of the classification head, [batch, examples, embed]. With pooling `none`, it is per token, [batch, length,
+    embed].
+    """
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use: the input of the classification head."""
+        """Vectors to use as features in other tasks: the input of the classification head."""
         return self.vectors
 
 
 class Classifier(Model):
     """Text classification model: a backbone with a linear head.
 
-    The parameters of the backbone are in `backbone`, and those of the head in `head` and, if there is a `transform`, in
-    `transform`.
+    Its parameters are in the modules `backbone`, `head` and, if there is a `transform`, `transform`.
     """
 
     is_text_classifier: ClassVar[bool] = True
@@ -51,16 +54,19 @@ class Classifier(Model):
     backbone: Model
     """Pretrained model with an input `tokens` and an output `hidden`, such as a `Bert` or a `Gpt`."""
     labels: tuple[str, ...]
-    """Class names in the order of their ids. For regression, the single name of the target."""
+    """Class names in the order of their ids. For regression, only the name of the target."""
     pooling: Pooling = "pooler"
-    """How the token vectors of an example are reduced to one vector. In a decoder, only the `last` token depends on the
-    whole text. `none` classifies each token."""
+    """How the token vectors of an example are reduced to one vector. With a decoder, use `last`, because only the last
+    token depends on the whole text. `none` classifies each token.
+    """
     dropout: float = 0.1
-    """Dropout rate of the input of the head."""
+    """Dropout rate of the input of the classification head."""
     bias: bool = True
-    """Whether the head has a bias."""
+    """Whether the linear layer of the classification head has a bias."""
     transform: HeadLayer | None = None
-    """Layer between the pooled vectors and the head. If None, the head reads the pooled vectors."""
+    """Layer between the pooled vectors and the classification head. If None, the pooled vectors are the input of the
+    head.
+    """
 
     def __post_init__(self):
         super().__post_init__()
@@ -78,8 +84,8 @@ class Classifier(Model):
             raise InputError(f"model.dropout={self.dropout}: expected 0 or more, below 1")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the input arrays: `cls_positions`, and those inputs of the backbone that are
-        not only for pretraining (as `masked_positions` is).
+        """Returns a dict that maps input names to the specifications of the arrays: `cls_positions`, and the inputs of
+        the backbone except those that are only for pretraining, such as `masked_positions`.
         """
         names = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
         own = {
@@ -91,18 +97,21 @@ class Classifier(Model):
         return {name: specs[name] for name in names if name in specs}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the stacks of the backbone."""
+        """Returns the stacks of Transformer blocks in the backbone, keyed by the paths of their parameters."""
         return {f"backbone/{path}": stack for path, stack in self.backbone.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of each input with token ids, the same as for the backbone."""
+        """Returns a dict that maps the name of each input with token ids to its vocabulary size and maximum length, as
+        for the backbone.
+        """
         return self.backbone.token_inputs()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass.
 
         Args:
-          sizes: numbers of rows `b`, of tokens per row `t`, and of examples that are packed into a row `c` (default 1).
+          sizes: number of rows `b`, of tokens per row `t`, and of examples that are packed into a row `c` (default 1),
+            keyed by these letters.
         """
         examples = sizes.get("c", 1)
         inner = {**sizes, "m": 0} if self.pooling == "pooler" else dict(sizes)
@@ -113,18 +122,22 @@ class Classifier(Model):
         return self.backbone.flops(inner) + sizes["b"] * head
 
     def pretrained(self) -> tuple[str, Model]:
-        """Returns the prefix of the backbone's parameter paths, and the backbone."""
+        """Returns the part of this model that is usually pretrained: the prefix of its parameter paths, `backbone/`,
+        and the backbone.
+        """
         return "backbone/", self.backbone
 
     @property
     def warm_start_names(self) -> Mapping[str, str]:
-        """Names of pretrained layers from which a warm start may initialize other layers: it may initialize `transform`
-        from the layer `masked_lm` of a pretrained model.
+        """Layers that a warm start may initialize from a pretrained layer with another name: `transform` from the layer
+        `masked_lm` of the pretrained model.
         """
         return {"transform": "masked_lm"}
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models, in which dropout is 0, so that it does not count as a difference."""
+        """Returns a copy for comparing two models. Its dropout is 0, so that models which differ only in dropout count
+        as equal.
+        """
         return dataclasses.replace(self, backbone=self.backbone.comparable(), dropout=0.0)
 
     @property
@@ -158,12 +171,13 @@ class Classifier(Model):
 
         Args:
           tokens: token ids, integers [batch, length].
-          segments: integers [batch, length]. The examples of a row have the segments 1, 2, ..., and 0 is padding.
-            Defaults to one example.
+          segments: integers [batch, length]. The tokens of the first example in a row have the number 1, those of the
+            second 2, and so on; padding has 0. Defaults to one example per row, without padding.
           position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
           token_types: token types for a backbone with several types, integers [batch, length]: 0 in sentence A, 1 in B.
             Defaults to 0.
-          cls_positions: position of the first token of each example, integers [batch, examples]. Defaults to 0.
+          cls_positions: index of the first token of each example, integers [batch, examples]. Defaults to one example
+            per row, which starts at 0.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         segments = jnp.ones_like(tokens) if segments is None else segments

@@ -1,4 +1,4 @@
-"""Models with an image encoder and a text encoder (towers) that map to a common vector space.
+"""Models with an image encoder and a text encoder (called towers) that map images and texts to a common vector space.
 
 The models are CLIP (Radford et al. 2021) and SigLIP (Zhai et al. 2023).
 """
@@ -32,7 +32,7 @@ from jaxformer.models.vit import IMAGES
 from jaxformer.parallel import metadata
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation per channel of the pixels in CLIP's training data, scaled to 0–1."""
+"""Mean and standard deviation per channel of the pixels, scaled to 0–1, in the training data of CLIP."""
 TOKENS = InputSpec("ct", "token ids of each text")
 SEGMENTS = InputSpec("ct", "1 for tokens, 0 for padding", optional=True)
 
@@ -49,26 +49,26 @@ def tower_stack(width: int, heads: int, activation: Activation, epsilon: float) 
       width: width of the residual stream.
       heads: number of attention heads.
       activation: activation function of the MLPs.
-      epsilon: number added to the variance in norms.
+      epsilon: number added to the variance in norms, for numerical stability.
     """
     mlp, norm = Mlp(4 * width, activation), LayerNorm(epsilon)
     return Transformer(width, 12, heads, mlp=mlp, norm=norm, dropout=0.0, attention_dropout=0.0)
 
 
 class ImageTower(Model):
-    """Image encoder of CLIP. The defaults are those of CLIP ViT-B/32."""
+    """Image encoder of CLIP or SigLIP. The defaults are those of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(768, 12, "quick_gelu", 1e-5)
     """Stack of Transformer blocks."""
     image: int = 224
-    """Height and width of the images in pixels. Positions are interpolated for other sizes."""
+    """Height and width of the images in pixels. For images of other sizes, the position embeddings are interpolated."""
     patch: int = 32
     """Height and width of a patch in pixels."""
     channels: int = 3
     """Number of image channels: 1 for grayscale, 3 for RGB."""
     pooling: Literal["first", "attention"] = "first"
-    """How the image is reduced to one vector: `first` uses a class token (CLIP), and `attention` a learned query that
-    attends to all patches (SigLIP). Only `first` adds a class token.
+    """How an image is reduced to one vector: `first` uses the output at a class token (CLIP), and `attention` a learned
+    query that attends to all patches (SigLIP). Only `first` adds a class token.
     """
     embedding_norm: bool = True
     """Whether embeddings are normalized before the first block, as in CLIP."""
@@ -84,19 +84,25 @@ class ImageTower(Model):
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specification of the images."""
+        """Returns a dict that maps the input name `images` to the specification of its array: axes, data type and
+        meaning.
+        """
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack."""
+        """Returns the stack of encoder blocks, keyed by the path of its parameters."""
         return {"transformer": self.transformer}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images."""
+        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
+        letters.
+        """
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass that computes only `pooled`. `sizes` has the number of images `b`."""
+        """Returns the FLOPs of a forward pass that computes only the output `pooled`. `sizes["b"]` is the number of
+        images.
+        """
         stack, patches, width = self.transformer, (self.image // self.patch) ** 2, self.transformer.width
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
         if self.pooling == "first":
@@ -106,8 +112,8 @@ class ImageTower(Model):
         return sizes["b"] * (flops + stack.mlp.flops(width))
 
     def comparable(self) -> Self:
-        """Returns a copy whose pixel mean and standard deviation are the defaults, for comparing two models. They are
-        part of image preprocessing, so models that differ only in them count as equal.
+        """Returns a copy with the default pixel mean and standard deviation, for comparing two models. Models that
+        differ only in this preprocessing then count as equal.
         """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
@@ -146,7 +152,7 @@ class ImageTower(Model):
 
 
 class TextTower(Model):
-    """Text encoder of CLIP. The defaults are those of CLIP ViT-B/32."""
+    """Text encoder of CLIP or SigLIP. The defaults are those of CLIP ViT-B/32."""
 
     transformer: Transformer = tower_stack(512, 8, "quick_gelu", 1e-5)
     """Stack of Transformer blocks."""
@@ -157,12 +163,14 @@ class TextTower(Model):
     causal: bool = True
     """Whether each token attends only to itself and earlier tokens, as in CLIP."""
     pooling: TextPooling = "last"
-    """Token whose vector represents the text. CLIP uses the end token, which is the last token of each text."""
+    """Token whose output vector represents the text: `last` (the last token before padding), `end` (the first token
+    with id `end_id`) or `highest` (the first token with the highest id).
+    """
     end_id: int | None = None
-    """Id of the end token. Only used by the pooling `end`."""
+    """Id of the end token. Required if `pooling` is `end`, otherwise None."""
     pad_id: int | None = None
-    """Id of the padding token if tokens attend to padding, as in SigLIP. Rows then have `max_length` tokens, and the
-    pooling `last` uses the last position of the row. If None, padding is masked.
+    """Id of the padding token for models in which tokens also attend to padding, such as SigLIP. Texts are then padded
+    to `max_length`, and the pooling `last` uses the last position of the row. If None, padding is masked.
     """
 
     def __post_init__(self):
@@ -174,22 +182,24 @@ class TextTower(Model):
             raise InputError(f"model.text.pad_id={self.pad_id}: expected None, or causal=False and pooling=last")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the tokens, and of their segments if padding is masked."""
+        """Returns a dict that maps input names to the specifications of the arrays: `tokens` and, if padding is masked,
+        `segments`.
+        """
         return {"tokens": TOKENS} | ({"segments": SEGMENTS} if self.pad_id is None else {})
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack."""
+        """Returns the stack of encoder blocks, keyed by the path of its parameters."""
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of the input `tokens`."""
+        """Returns a dict that maps the input name `tokens` to its vocabulary size and maximum length."""
         return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass that computes only `pooled`.
+        """Returns the FLOPs of a forward pass that computes only the output `pooled`.
 
         Args:
-          sizes: numbers of texts `c` (default `b`) and of tokens per text `t`.
+          sizes: number of texts `c` (default `b`) and of tokens per text `t`, keyed by these letters.
         """
         texts = sizes["c"] if "c" in sizes else sizes["b"]
         return texts * stack_flops(self.transformer, sizes["t"], 1, causal=self.causal)
@@ -200,7 +210,7 @@ class TextTower(Model):
 
         Args:
           tokens: token ids, integers [texts, length].
-          segments: integers [texts, length]: 1 at text tokens, 0 at padding, which follows the text. Defaults to 1.
+          segments: 1 for tokens, 0 for padding after the text, integers [texts, length]. Defaults to 1, no padding.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         if tokens.shape[1] > self.max_length:
@@ -231,7 +241,8 @@ class TextTower(Model):
 
 
 class Clip(Model):
-    """Image and text encoders with projections to a common vector space.
+    """Model of CLIP and SigLIP: an image encoder and a text encoder, whose vectors are projected to a common vector
+    space.
 
     `Clip()` is CLIP ViT-B/32, and `siglip()` is SigLIP B/16.
     """
@@ -241,12 +252,18 @@ class Clip(Model):
     text: TextTower = TextTower()
     """Text encoder."""
     width: int | None = 512
-    """Size of the compared vectors, to which both encoders are projected by linear layers without bias. If None, it is
-    the width of the image encoder, and only texts are projected, by a layer with bias (SigLIP)."""
+    """Size of the common vector space, to which linear layers without bias project the vectors of both encoders. If
+    None, it is the width of the image encoder, and only text vectors are projected, by a linear layer with bias
+    (SigLIP).
+    """
     init_scale: float = 1 / 0.07
-    """Initial scale of the scores. The scale is a parameter, learned as its logarithm."""
+    """Initial value of the learned scale: the similarity score of an image and a text is the dot product of their
+    vectors times this scale.
+    """
     init_bias: float | None = None
-    """Initial bias of the scores, which the sigmoid loss needs. If None, there is no bias."""
+    """Initial value of the learned bias that is added to the similarity scores, which the sigmoid loss of SigLIP needs.
+    If None, there is no bias.
+    """
 
     def __post_init__(self):
         if self.text.transformer is self.vision.transformer:
@@ -260,27 +277,31 @@ class Clip(Model):
             raise InputError(f"model.init_scale={self.init_scale}: expected above 0")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of images and texts. A call may omit either of them."""
+        """Returns a dict that maps input names to the specifications of the arrays. A call may omit either the images
+        or the texts.
+        """
         return self.vision.inputs() | self.text.inputs()
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the stacks of both encoders."""
+        """Returns the stacks of Transformer blocks of both encoders, keyed by the paths of their parameters."""
         towers = {"vision": self.vision, "text": self.text}
         return {f"{name}/{path}": stack for name, tower in towers.items() for path, stack in tower.stacks().items()}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of the input `tokens`."""
+        """Returns a dict that maps the input name `tokens` to its vocabulary size and maximum length."""
         return self.text.token_inputs()
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images."""
+        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
+        letters.
+        """
         return self.vision.fixed_sizes()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass.
 
         Args:
-          sizes: numbers of images `b`, of texts `c` (default b) and of tokens per text `t`.
+          sizes: number of images `b`, of texts `c` (default b) and of tokens per text `t`, keyed by these letters.
         """
         images, texts = sizes["b"], sizes.get("c", sizes["b"])
         image_width, text_width = self.vision.transformer.width, self.text.transformer.width
@@ -291,26 +312,28 @@ class Clip(Model):
         return self.vision.flops(sizes) + self.text.flops(sizes) + maps + linear_flops(images, width, texts)
 
     def part(self, name: str) -> tuple[str, Model]:
-        """Returns the prefix of the parameter paths (`vision/` or `text/`) and the model for the encoder that takes the
-        input `name`.
+        """Returns the encoder that takes the input `name`: the prefix of its parameter paths (`vision/` or `text/`),
+        and its model.
         """
         return ("vision/", self.vision) if name in self.vision.inputs() else ("text/", self.text)
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """Names of the modules that contain the parameters of the two encoders. See `Model.backbone_parts`."""
+        """Names of the modules with the parameters of the two encoders, which a warm start requires. See
+        `Model.backbone_parts`.
+        """
         return "vision", "text"
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that do not affect the encoders: the size of the compared vectors, and the initial scale
-        and bias of the scores.
+        """Names of the fields that do not affect the two encoders: the size of the common vector space, and the initial
+        scale and bias of the scores. A warm start may use a pretrained model with other values in these fields.
         """
         return "width", "init_scale", "init_bias"
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models. Its pixel statistics and initial values are the defaults, so that
-        models which differ only in them count as equal.
+        """Returns a copy for comparing two models. Its pixel statistics and the initial scale and bias have standard
+        values, so that models which differ only in these count as equal.
         """
         bias = None if self.init_bias is None else 0.0
         return dataclasses.replace(self, vision=self.vision.comparable(), init_scale=1.0, init_bias=bias)
@@ -326,9 +349,10 @@ class Clip(Model):
         """Encodes images, texts or both.
 
         Args:
-          images: uint8 [images, height, width, channels], or floats that are already normalized. None for no images.
-          tokens: token ids, integers [texts, length]. None for no texts.
-          segments: integers [texts, length]: 1 at tokens, 0 at padding. Defaults to 1.
+          images: uint8 [images, height, width, channels], or floats that are already normalized. If None, only texts
+            are encoded.
+          tokens: token ids, integers [texts, length]. If None, only images are encoded.
+          segments: 1 for tokens, 0 for padding, integers [texts, length]. Defaults to 1, no padding.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         log_scale = self.param("log_scale", metadata.with_axes(_constant(math.log(self.init_scale)), ""), ())
@@ -359,8 +383,8 @@ class Clip(Model):
 
     @nn.nowrap
     def score_map(self, params: Any) -> tuple[jax.Array, jax.Array | None]:
-        """Returns the learned scale and bias that convert dot products of vectors to similarity scores. The bias may be
-        None.
+        """Returns the learned scale and bias that convert the dot product of an image vector and a text vector to a
+        similarity score: scale · product + bias. The bias is None if the model has none.
         """
         return jnp.exp(params["log_scale"]), params.get("bias")
 

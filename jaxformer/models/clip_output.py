@@ -1,4 +1,4 @@
-"""Output of models with an image encoder and a text encoder."""
+"""Output of models that have an image encoder and a text encoder, such as CLIP."""
 
 from typing import ClassVar
 
@@ -10,16 +10,16 @@ from jaxformer.models.base import ModelOutput
 
 @flax.struct.dataclass
 class ClipOutput(ModelOutput):
-    """Output of the image encoder and the text encoder."""
+    """Output of a model with an image encoder and a text encoder, such as CLIP."""
 
     image_vectors: jax.Array | None = None
-    """Image vectors with an L2 norm of 1, float32 [images, embed]. None without images."""
+    """Image vectors with an L2 norm of 1, float32 [images, embed]. None if no images were given."""
     text_vectors: jax.Array | None = None
-    """Text vectors with an L2 norm of 1, float32 [texts, embed]. None without texts."""
+    """Text vectors with an L2 norm of 1, float32 [texts, embed]. None if no texts were given."""
     scale: jax.Array | None = None
-    """Factor of the dot products of image and text vectors, a scalar."""
+    """Learned scalar by which dot products of image and text vectors are multiplied."""
     bias: jax.Array | None = None
-    """Bias added to the scaled dot products, a scalar. None if the model has no bias."""
+    """Learned scalar that is added to the scaled dot products. None if the model has no bias."""
 
     exported: ClassVar[tuple[str, ...]] = ("logits", "image_vectors", "text_vectors")
 
@@ -35,5 +35,5 @@ class ClipOutput(ModelOutput):
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use: image vectors, or text vectors if there are no images."""
+        """Vectors to use as features in other tasks: image vectors, or text vectors if no images were given."""
         return self.text_vectors if self.image_vectors is None else self.image_vectors

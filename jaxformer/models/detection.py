@@ -1,4 +1,4 @@
-"""Parts that models of object detection share: their base class, their output and their heads."""
+"""Base class, output and heads that all object detection models share."""
 
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,29 +14,31 @@ PIXEL_MASK = InputSpec("byx", "1 for pixels of the image, 0 for padding", option
 
 @flax.struct.dataclass
 class DetectionOutput(ModelOutput):
-    """Output of an object detection model: a box and class logits for each prediction. The last logit means no object.
+    """Output of an object detection model, which predicts a fixed number of boxes and the class of each. The last class
+    means no object.
 
-    `hidden` is the output of the last stack. It ends with one vector per prediction.
+    `hidden` is the output of the last stack of Transformer blocks. Its last vectors are those of the predictions, in
+    order.
     """
 
     logits: jax.Array | None = None
-    """Class logits, [batch, predictions, labels + 1]."""
+    """Class logits of each prediction, [batch, predictions, labels + 1]."""
     boxes: jax.Array | None = None
-    """Center x, center y, width and height of each box as fractions of the image without its padding,
-    [batch, predictions, 4].
+    """Predicted boxes, [batch, predictions, 4]: center x, center y, width and height as fractions of the image without
+    its padding.
     """
     layer_logits: jax.Array | None = None
-    """Class logits of every layer, including the last one, [layers, batch, predictions, labels + 1]. None unless
-    requested.
+    """Class logits predicted from the output of each decoder block, including the last one, [layers, batch,
+    predictions, labels + 1]. None unless requested.
     """
     layer_boxes: jax.Array | None = None
-    """Boxes of every layer, [layers, batch, predictions, 4]. None unless requested."""
+    """Boxes predicted from the output of each decoder block, [layers, batch, predictions, 4]. None unless requested."""
 
     exported: ClassVar[tuple[str, ...]] = ("logits", "boxes")
 
 
 class DetectionModel(Model):
-    """Base class of models of object detection: each image has a fixed number of predictions.
+    """Base class of object detection models, which make a fixed number of predictions per image.
 
     A subclass has the fields `labels`, `queries`, `channels`, `mean` and `std`, and a field or property `patch`. Its
     call has the argument `all_layers`, and returns a `DetectionOutput`.
@@ -49,17 +51,17 @@ class DetectionModel(Model):
 
         @property
         def patch(self) -> int:
-            """Number that the height and the width of images must be multiples of."""
+            """The height and the width of images must be multiples of this number of pixels."""
             ...
 
 
 class Mlp3(nn.Module):
-    """Head of three linear layers with ReLU between them: [..., embed] → [..., outputs]."""
+    """Prediction head of three linear layers with ReLU between them: [..., embed] → [..., outputs]."""
 
     outputs: int
-    """Number of outputs."""
+    """Number of values to predict, such as the 4 coordinates of a box."""
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type of the computation."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -70,5 +72,5 @@ class Mlp3(nn.Module):
 
 
 def head_flops(width: int, outputs: int) -> float:
-    """Returns the FLOPs of an `Mlp3` per prediction."""
+    """Returns the FLOPs of an `Mlp3` head for one prediction. `width` is the size of its input vector."""
     return 4.0 * width * width + 2.0 * width * outputs

@@ -1,4 +1,4 @@
-"""DETR: object detection as set prediction with an encoder and a decoder (Carion et al. 2020)."""
+"""DETR: an encoder–decoder that detects objects by set prediction (Carion et al. 2020)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -36,31 +36,33 @@ BASE = Transformer(
     norm_position="after",
     attention_dropout=0.0,
 )
-"""Encoder and decoder stack of the paper."""
+"""Stack of Transformer blocks with the sizes of the DETR paper, for the encoder and for the decoder."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Detr(DetectionModel):
-    """DETR. `Detr(labels=...)` has the sizes of DETR-R50.
+    """DETR model for object detection. `Detr(labels=...)` has the sizes of DETR-R50.
 
-    A backbone converts images to feature maps. The encoder attends to their positions, and each block of the decoder
-    refines a fixed number of predictions, which attend to the encoder output.
+    A backbone, such as a ResNet, converts an image to a feature map. The encoder attends to the positions of the
+    feature map. The decoder refines a fixed number of vectors, one per prediction, which attend to each other and to
+    the encoder output.
     """
 
     backbone: nn.Module = ResNet()
     """Network that converts images to feature maps: a `ResNet`, whose weights should be pretrained, or a
-    `PatchBackbone`, with which the encoder is a Vision Transformer that can be trained from random weights."""
+    `PatchBackbone`, which can be trained from random weights and makes the encoder a Vision Transformer.
+    """
     encoder: Transformer = BASE
-    """Blocks over the positions of the feature map."""
+    """Transformer blocks that attend to the positions of the feature map."""
     decoder: Transformer = BASE
-    """Blocks over the predictions, which also attend to the encoder output."""
+    """Transformer blocks over one vector per prediction. They also attend to the encoder output."""
     labels: tuple[str, ...] = ()
-    """Label names in index order, without the label for no object."""
+    """Class names in the order of their indices, without the class for no object."""
     queries: int = 100
     """Number of predictions per image."""
     image: int = 800
-    """Height and width in pixels of the images that exported programs take and plans assume. The model takes images of
-    any size.
+    """Height and width in pixels of the images that exported programs take and that `jaxformer plan` assumes. The model
+    itself takes images of any size.
     """
     channels: int = 3
     """Number of image channels: 1 for grayscale, 3 for RGB."""
@@ -88,23 +90,25 @@ class Detr(DetectionModel):
 
     @property
     def patch(self) -> int:
-        """Number that the height and the width of images must be multiples of."""
+        """The height and the width of images must be multiples of this number of pixels."""
         return self.backbone.multiple
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the images and of the mask of their pixels."""
+        """Returns a dict that maps the input names `images` and `pixel_mask` to the specifications of the arrays."""
         return {"images": IMAGES, "pixel_mask": PIXEL_MASK}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder and decoder stacks."""
+        """Returns the stacks of encoder and decoder blocks, keyed by the paths of their parameters."""
         return {"encoder": self.encoder, "decoder": self.decoder}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images."""
+        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
+        letters.
+        """
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes` has the number of images `b`."""
+        """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of images."""
         width, side = self.encoder.width, -(-self.image // self.backbone.stride)
         flops = self.backbone.flops(self.image, self.image, self.channels)
         flops += linear_flops(side**2, self.backbone.channels, width)
@@ -114,18 +118,22 @@ class Detr(DetectionModel):
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """First components of the paths of the backbone's parameters. A warm start from another model of this class
-        needs them.
+        """First path components of the parameters that belong to the backbone and the encoder. A warm start fails if
+        the pretrained model lacks any of them.
         """
         return "backbone", "input", "encoder"
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that only affect the predictions."""
+        """Names of the fields that affect only the predictions or the image size. A warm start may use a pretrained
+        model with other values in these fields.
+        """
         return "labels", "queries", "image"
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models, whose image preprocessing and image size are the defaults."""
+        """Returns a copy for comparing two models. Its image size, pixel statistics and backbone data type have
+        standard values, so that models which differ only in these count as equal.
+        """
         backbone = dataclasses.replace(self.backbone, dtype="auto")
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,), image=800, backbone=backbone)
 
@@ -133,14 +141,14 @@ class Detr(DetectionModel):
     def __call__(
         self, images: jax.Array, pixel_mask: jax.Array | None = None, train: bool = False, all_layers: bool = False
     ) -> DetectionOutput:
-        """Predicts boxes and labels.
+        """Predicts the boxes and labels of objects in images.
 
         Args:
           images: uint8 [batch, height, width, channels], or floats that are already normalized.
-          pixel_mask: 1 for pixels of the image, 0 for padding at the right and at the bottom,
-            [batch, height, width]. Boxes are relative to the image without padding. If None, there is no padding.
+          pixel_mask: 1 for pixels of the image, 0 for padding at the right and at the bottom, [batch, height, width].
+            Boxes are relative to the image without padding. If None, there is no padding.
           train: whether to apply dropout. Requires the rng stream `dropout`.
-          all_layers: whether to return the predictions of every layer of the decoder.
+          all_layers: whether to also return the predictions from the output of each decoder block.
         """
         pixels = normalise(images, self.mean, self.std)
         if pixel_mask is not None:
@@ -175,7 +183,7 @@ class Detr(DetectionModel):
         )
 
     def _encode(self, pixels: jax.Array, pixel_mask: jax.Array | None, train: bool) -> "Encoded":
-        """Runs the backbone and the encoder."""
+        """Runs the backbone and the encoder on normalized pixels."""
         config, features = self.encoder, self.backbone(pixels)
         batch, height, width, channels = features.shape
         shape, segments = (1, height, width), None
@@ -198,7 +206,12 @@ class Detr(DetectionModel):
         return Encoded(output.hidden, segments, positions, output.means)
 
     def _predict(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Returns class logits and boxes for the output of each layer, [layers, batch, predictions, embed]."""
+        """Applies the class head and the box head to the outputs of decoder blocks, [layers, batch, predictions,
+        embed].
+
+        Returns the class logits, [layers, batch, predictions, labels + 1], and the boxes, [layers, batch, predictions,
+        4].
+        """
         width, dtype = self.decoder.width, self.decoder.dtype
         head = Linear("bmd,dc->bmc", (width, len(self.labels) + 1), dtype=dtype, name="head")
         boxes = jax.nn.sigmoid(Mlp3(4, dtype, name="box")(hidden).astype(jnp.float32))
@@ -207,13 +220,13 @@ class Detr(DetectionModel):
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """Output of the encoder, and what the decoder needs to attend to it."""
+    """Output of the DETR encoder, with the mask and the positions that the decoder needs to attend to it."""
 
     hidden: jax.Array
-    """Output vectors, [batch, positions, embed]."""
+    """Output vectors, one per position of the feature map, [batch, positions, embed]."""
     segments: jax.Array | None
-    """1 for positions of the image, 0 for padding, integers [batch, positions]. None without padding."""
+    """1 for positions of the image, 0 for padding, integers [batch, positions]. None if there is no padding."""
     positions: jax.Array
-    """Sinusoidal positions, [batch or 1, positions, embed]."""
+    """Sinusoidal position embeddings, [batch or 1, positions, embed]."""
     means: dict
-    """Auxiliary losses and metrics of the encoder."""
+    """Auxiliary losses and metrics of the encoder, as weighted means keyed by name."""

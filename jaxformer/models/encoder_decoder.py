@@ -1,4 +1,4 @@
-"""Encoder–decoder model (Vaswani et al. 2017)."""
+"""Encoder–decoder model for text (Vaswani et al. 2017)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -26,23 +26,27 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class EncoderDecoderOutput(LMOutput):
-    """Output of an encoder–decoder. `hidden`, `lm_head` and `cache` belong to the decoder."""
+    """Output of an encoder–decoder. `hidden`, `lm_head` and `cache` are those of the decoder."""
 
     encoded: jax.Array | None = None
     """Output vectors of the encoder, [batch, input_length, embed]."""
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use: the encoder output, [batch, input_length, embed]."""
+        """Vectors to use as features in other tasks: the encoder output, [batch, input_length, embed]."""
         return self.encoded
 
 
 BASE = Transformer(512, 6, 8, mlp=Mlp(activation="relu"), norm=LayerNorm(1e-5), norm_position="after")
-"""Encoder and decoder stack of the base model in the paper."""
+"""Stack of Transformer blocks with the sizes of the base model of Vaswani et al. (2017), for the encoder and for the
+decoder.
+"""
 
 
 class EncoderDecoder(Model):
-    """Encoder–decoder: an encoder for the inputs, and a causal decoder that attends to the encoder output."""
+    """Encoder–decoder model: an encoder for input tokens, and a causal decoder for output tokens that attends to the
+    encoder output.
+    """
 
     is_generative: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
@@ -58,16 +62,17 @@ class EncoderDecoder(Model):
     max_length: int = 512
     """Maximum length of inputs and of outputs in tokens."""
     position_embedding: AddedPositions = "sinusoidal"
-    """How positions are added to token embeddings."""
+    """How positions are added to token embeddings: as a `learned` table, as `sinusoidal` vectors, or `none`."""
     scale_embeddings: bool = True
-    """Whether to multiply embeddings by the square root of the width, as in the paper."""
+    """Whether to multiply token embeddings by the square root of the width, as in the paper."""
     tie_embeddings: bool = True
-    """Whether the output layer shares the token embeddings."""
+    """Whether the kernel of the output layer is the token embedding table."""
     head_bias: bool = False
-    """Whether the output layer has a bias, as in Marian. The bias comes from pretrained weights and is not trained."""
+    """Whether the output layer has a bias, as in Marian. The bias is loaded from pretrained weights and is not trained.
+    """
     zero_start: bool = False
-    """Whether the first decoder input is a zero vector instead of the embedding of the start token, as in Marian. Only
-    models with a zero start can be exported in the format of Marian, which CTranslate2 supports.
+    """Whether the first decoder input is a zero vector instead of the embedding of the decoder start token, as in
+    Marian. Only models with this setting can be exported in the Marian format, which CTranslate2 supports.
     """
 
     def __post_init__(self):
@@ -80,7 +85,7 @@ class EncoderDecoder(Model):
             )
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the input arrays."""
+        """Returns a dict that maps input names to the specifications of the arrays: axes, data type and meaning."""
         return {
             "inputs": InputSpec("bs", "token ids of the encoder input"),
             "tokens": TOKENS,
@@ -91,18 +96,21 @@ class EncoderDecoder(Model):
         }
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder and decoder stacks."""
+        """Returns the stacks of encoder and decoder blocks, keyed by the paths of their parameters."""
         return {"encoder": self.encoder, "decoder": self.decoder}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of `inputs` and of `tokens`. They are equal."""
+        """Returns a dict that maps the input names `inputs` and `tokens` to their vocabulary size and maximum length,
+        which are the same for both.
+        """
         return dict.fromkeys(("inputs", "tokens"), TokenInput(vocabulary(self.vocab), self.max_length))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass.
 
         Args:
-          sizes: numbers of rows `b`, of input tokens per row `s`, and of output tokens per row `t`.
+          sizes: number of rows `b`, of input tokens per row `s`, and of output tokens per row `t`, keyed by these
+            letters.
         """
         encoder = stack_flops(self.encoder, sizes["s"])
         decoder = stack_flops(self.decoder, sizes["t"], memory=sizes["s"], causal=True)
@@ -136,17 +144,18 @@ class EncoderDecoder(Model):
         position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> EncoderDecoderOutput:
-        """Predicts each next token of the output.
+        """Runs the encoder and the decoder, to predict the next token after each token of the output.
 
         Args:
-          inputs: input token ids, integers [batch, input_length].
-          tokens: token ids of the decoder start token and the output, integers [batch, length].
-          input_segments: integers [batch, input_length]. Tokens attend within their segment, and 0 is padding. Defaults
-            to one segment.
-          segments: integers [batch, length]. Tokens attend to earlier tokens and to inputs of the same segment, and 0
-            is padding. Defaults to one segment.
+          inputs: token ids of the encoder input, integers [batch, input_length].
+          tokens: token ids of the decoder input, integers [batch, length]: the decoder start token, followed by the
+            output.
+          input_segments: integers [batch, input_length]. Inputs attend only to inputs with the same number, and 0 is
+            padding. Defaults to one segment per row, without padding.
+          segments: integers [batch, length]. Tokens attend only to earlier tokens and to inputs with the same number,
+            and 0 is padding. Defaults to one segment per row, without padding.
           input_position_ids: positions of the inputs, integers [batch, input_length]. Defaults to 0, 1, 2, ...
-          position_ids: positions of the outputs, integers [batch, length]. Defaults to 0, 1, 2, ...
+          position_ids: positions of `tokens`, integers [batch, length]. Defaults to 0, 1, 2, ...
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         encoded, means = self._encode(inputs, input_segments, input_position_ids, train)
@@ -169,20 +178,23 @@ class EncoderDecoder(Model):
         position_ids: jax.Array | None = None,
         train: bool = False,
     ) -> jax.Array:
-        """Returns the encoder output, [batch, input_length, embed]. The arguments correspond to `inputs`,
-        `input_segments` and `input_position_ids` of a call.
+        """Runs only the encoder. Returns its output, [batch, input_length, embed].
+
+        The arguments `segments` and `position_ids` correspond to `input_segments` and `input_position_ids` of a call.
         """
         return self._encode(inputs, segments, position_ids, train)[0]
 
     def _encode(self, inputs, segments, position_ids, train: bool) -> tuple[jax.Array, dict[str, Mean]]:
-        """Runs the encoder. Returns its output vectors, and its auxiliary losses and metrics."""
+        """Runs the encoder. Returns its output vectors, and its auxiliary losses and metrics keyed by name."""
         x, _ = self._embed(inputs, position_ids, train, "encoder")
         mask = None if segments is None else Mask.of_segments(segments, segments)
         output = self.encoder(x, BlockInputs(mask=mask, position_ids=position_ids, train=train))
         return self._end(output.hidden, train), output.means
 
     def encode_prompt(self, inputs: jax.Array, segments: jax.Array, position_ids: jax.Array | None = None) -> Memory:
-        """Encodes the inputs of prompts, such as texts to translate. Same arguments as `encode`."""
+        """Runs the encoder on the inputs of prompts, such as texts to translate. Same arguments as `encode`. Returns
+        the output with its mask, for `decode`.
+        """
         return Memory(self.encode(inputs, segments, position_ids), segments)
 
     def decode(
@@ -193,8 +205,10 @@ class EncoderDecoder(Model):
         memory: jax.Array | None = None,
         prefix: jax.Array | None = None,
     ) -> EncoderDecoderOutput:
-        """Predicts the tokens after `tokens`. Same arguments as `Model.decode`. The mask of the encoder output is in
-        `cache.memory_segments`.
+        """Predicts the next token after each of `tokens`, which follow the tokens in the cache. Same arguments as
+        `Model.decode`.
+
+        `cache.memory_segments` contains the mask of the encoder output.
         """
         if prefix is not None:
             raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
@@ -204,8 +218,8 @@ class EncoderDecoder(Model):
         return EncoderDecoderOutput(hidden=hidden, lm_head=lm_head, cache=output.cache)
 
     def _embed(self, tokens, position_ids, train: bool, side: Literal["encoder", "decoder"]):
-        """Embeds the tokens of the encoder or the decoder. Returns the input of the stack, and the token embedding
-        table.
+        """Embeds the tokens of the encoder or the decoder. Returns the embeddings, [batch, length, embed], and the
+        token embedding table, [vocab, embed].
         """
         if tokens.shape[1] > self.max_length:
             raise ValueError(f"{tokens.shape[1]} tokens: the model has positions for {self.max_length}")
@@ -218,17 +232,19 @@ class EncoderDecoder(Model):
         return self.embeddings(tokens, position_ids, train=train, blank=blank)
 
     def _token_init_std(self) -> float:
-        """Returns the standard deviation of the random initial token embeddings."""
+        """Returns the standard deviation of token embeddings at random initialization."""
         return self.encoder.width**-0.5
 
     def _end(self, hidden: jax.Array, train: bool) -> jax.Array:
-        """Transforms the output of a stack. Subclasses can override it, for example to apply dropout."""
+        """Transforms the output of the encoder or the decoder. By default, returns it unchanged. Subclasses may
+        override this method, for example to apply dropout.
+        """
         del train
         return hidden
 
     def _head(self, hidden: jax.Array, table: jax.Array, train: bool) -> tuple[jax.Array, LMHead]:
-        """Prepares the decoder output for prediction. Returns the vectors to compute logits from, and the output
-        layer.
+        """Returns the vectors to compute logits from, [batch, length, embed], and the output layer that maps them to
+        logits. `hidden` is the output of the decoder, and `table` the token embedding table.
         """
         table = table if self.tie_embeddings else self.head
         bias = jax.lax.stop_gradient(self.bias) if self.head_bias else None

@@ -1,4 +1,6 @@
-"""Computes the FLOPs of the matrix products in a forward pass. Each multiplication counts as two operations."""
+"""Functions that compute the FLOPs of the matrix products in a forward pass. Each multiply-add counts as two
+operations.
+"""
 
 from typing import Any
 
@@ -6,7 +8,9 @@ from jaxformer.layers.transformer import Transformer, Variant
 
 
 def linear_flops(*sizes: int) -> float:
-    """Returns the FLOPs of a matrix product. The arguments are the lengths of its axes: tokens, inputs and outputs."""
+    """Returns the FLOPs of multiplying vectors by a matrix: twice the product of `sizes`. These are the numbers of
+    vectors (if more than one), of inputs and of outputs.
+    """
     flops = 2.0
     for size in sizes:
         flops *= size
@@ -16,14 +20,14 @@ def linear_flops(*sizes: int) -> float:
 def stack_flops(
     stack: Transformer, tokens: int, outputs: int | None = None, memory: int = 0, causal: bool = False
 ) -> float:
-    """Returns the FLOPs of a stack of Transformer blocks on one row.
+    """Returns the FLOPs of a stack of Transformer blocks for one batch row.
 
     Args:
-      stack: the stack. The attention layer of its blocks has a method `sizes`, and the MLP has a method `flops`.
+      stack: stack of Transformer blocks. Its attention layer has a method `sizes`, and its MLP has a method `flops`.
       tokens: number of tokens in the row.
-      outputs: number of positions whose output is needed. The last block computes only keys and values at other
-        positions. If None, all positions.
-      memory: number of tokens that cross-attention attends to. 0 without cross-attention.
+      outputs: number of positions whose output is needed. At all other positions, the last block computes only keys and
+        values. If None, all positions are needed.
+      memory: number of encoder output vectors that cross-attention attends to. 0 without cross-attention.
       causal: whether attention is causal, so that a token attends to half of the tokens on average.
     """
     kinds = stack.period or (Variant(),)

@@ -1,7 +1,7 @@
-"""GPT: a causal decoder (Radford et al. 2019). With other settings, it is LLaMA or Gemma 3.
+"""GPT: a causal Transformer decoder (Radford et al. 2019), which also covers LLaMA and Gemma 3.
 
-With rotary positions, RMS norms and gated MLPs, it is LLaMA (Touvron et al. 2023). With alternating local and global
-blocks, it is Gemma 3 (Gemma Team 2025).
+With rotary positions, RMS norms and gated MLPs, it is LLaMA (Touvron et al. 2023). If blocks with local and with global
+attention alternate in addition, it is Gemma 3 (Gemma Team 2025).
 """
 
 from collections.abc import Mapping
@@ -26,11 +26,13 @@ from jaxformer.parallel import metadata
 
 @flax.struct.dataclass
 class GptOutput(LMOutput):
-    """Output of GPT: hidden vectors, the output layer, the cache, and optionally attention weights."""
+    """Output of GPT: hidden vectors, output layer, cache if one was given, and attention weights if requested."""
 
 
 class Gpt(Model):
-    """Causal language model. `Gpt()` is GPT-2. With `Rotary` positions in its stack, it is LLaMA."""
+    """Causal language model. `Gpt()` is GPT-2. With rotary positions, RMS norms and gated MLPs in its stack, it is
+    LLaMA.
+    """
 
     transformer: Transformer = Transformer(mlp=Mlp(activation="gelu_tanh"), norm=LayerNorm(1e-5))
     """Stack of Transformer blocks. Learned positions are added to the embeddings, unless the stack has a position
@@ -41,27 +43,29 @@ class Gpt(Model):
     max_length: int = 1024
     """Maximum input length in tokens."""
     tie_embeddings: bool = True
-    """Whether the output layer shares the token embeddings."""
+    """Whether the kernel of the output layer is the token embedding table."""
     scale_embeddings: bool = False
-    """Whether to multiply embeddings by the square root of the width, as in Gemma."""
+    """Whether to multiply token embeddings by the square root of the width, as in Gemma."""
 
     is_generative: ClassVar[bool] = True
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the input arrays."""
+        """Returns a dict that maps input names to the specifications of the arrays: axes, data type and meaning."""
         prefix = InputSpec("bt", "True for tokens that attend to each other in both directions", "bool", True, False)
         return {"tokens": TOKENS, "segments": SEGMENTS, "position_ids": POSITION_IDS, "prefix": prefix}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the decoder stack."""
+        """Returns the stack of decoder blocks, keyed by the path of its parameters."""
         return {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of the input `tokens`."""
+        """Returns a dict that maps the input name `tokens` to its vocabulary size and maximum length."""
         return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes` has the number of rows `b` and of tokens per row `t`."""
+        """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of rows, and `sizes["t"]` the number of
+        tokens per row.
+        """
         head = linear_flops(sizes["t"], self.transformer.width, vocabulary(self.vocab))
         return sizes["b"] * (stack_flops(self.transformer, sizes["t"], causal=True) + head)
 
@@ -76,16 +80,17 @@ class Gpt(Model):
         train: bool = False,
         return_attention: bool = False,
     ) -> GptOutput:
-        """Predicts each next token.
+        """Predicts the next token after each token.
 
         Args:
           tokens: token ids, integers [batch, length].
-          segments: integers [batch, length]. Tokens attend within their segment, and 0 is padding. Defaults to one
-            segment.
+          segments: integers [batch, length]. Tokens attend only to tokens with the same number, and 0 is padding.
+            Defaults to one segment per row, without padding.
           position_ids: positions, integers [batch, length]. Defaults to 0, 1, 2, ...
-          prefix: tokens that attend to each other in both directions, boolean [batch, length]. Defaults to no tokens.
-          cache: cache of earlier tokens. With a cache, `position_ids` is required, and `segments` is not used, because
-            the cache contains the segments.
+          prefix: True for tokens that attend to each other in both directions, boolean [batch, length]. If None, all
+            attention is causal.
+          cache: keys and values of earlier tokens, for decoding. With a cache, `position_ids` is required, and
+            `segments` is not used, because the cache contains the segments.
           train: whether to apply dropout. Requires the rng stream `dropout`.
           return_attention: whether to return the attention weights.
         """

@@ -1,6 +1,6 @@
-"""Masked autoencoder (He et al. 2022).
+"""Masked autoencoder for images (He et al. 2022).
 
-A ViT encodes a quarter of the patches, and a small decoder predicts the others.
+A ViT encodes a quarter of the patches, and a small decoder predicts the pixels of all other patches.
 """
 
 import dataclasses
@@ -30,25 +30,25 @@ from jaxformer.parallel import metadata
 class MaskedAutoencoderOutput(ModelOutput):
     """Output of a masked autoencoder.
 
-    `hidden` is the encoder output, [batch, 1 + visible patches, embed]: the class token, and the visible patches. Each
-    patch of an image has a random number (`noise`); the patches with the lowest numbers are visible, in the order of
-    these numbers.
+    The encoder gets only the visible patches: those with the lowest random numbers (`noise`). `hidden` is its output,
+    [batch, 1 + visible patches, embed]: the class token, and the visible patches by ascending `noise`.
     """
 
     masked: jax.Array | None = None
-    """Whether each patch is masked (1) or visible (0), float32 [batch, patches]."""
+    """1 for masked patches, 0 for visible patches, float32 [batch, patches]."""
     pixels: jax.Array | None = None
-    """Pixels of each patch as predicted by the decoder, float32 [batch, patches, patch · patch · channels]. None
-    without a decoder.
+    """Normalized pixels that the decoder predicts for each patch, float32 [batch, patches, patch · patch · channels].
+    None without a decoder.
     """
     targets: jax.Array | None = None
-    """Normalized pixels of each patch, float32, of the same shape as `pixels`."""
+    """Normalized pixels of each patch in the image, float32 [batch, patches, patch · patch · channels]."""
 
     exported: ClassVar[tuple[str, ...]] = ("hidden", "pixels", "masked")
 
 
 class MaskedAutoencoder(Model):
-    """Masked autoencoder: a ViT encoder, and a decoder that predicts pixels.
+    """Masked autoencoder: a ViT that encodes the visible patches, and a decoder that predicts the pixels of the masked
+    patches.
 
     The encoder parameters have the same paths as those of a `Vit` with the same stack and sinusoidal positions.
     """
@@ -62,9 +62,9 @@ class MaskedAutoencoder(Model):
     patch: int = 16
     """Height and width of a patch in pixels."""
     channels: int = 3
-    """Number of image channels."""
+    """Number of image channels: 1 for grayscale, 3 for RGB."""
     mask_rate: float = 0.75
-    """Share of the patches to mask."""
+    """Fraction of the patches to mask, that is, to leave out of the encoder input."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -87,39 +87,45 @@ class MaskedAutoencoder(Model):
 
     @property
     def visible(self) -> int:
-        """Number of patches per image that the encoder sees."""
+        """Number of patches per image that the encoder gets (those that are not masked)."""
         return int(self.patches * (1 - self.mask_rate))
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the images, and of the noise that selects the visible patches."""
+        """Returns a dict that maps input names to the specifications of the arrays: `images`, and the `noise` that
+        selects the visible patches.
+        """
         noise = InputSpec(
             "bp", "one number per patch; the patches with the lowest numbers are encoded", "float32", True
         )
         return {"images": IMAGES, "noise": noise}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack, and the decoder stack if there is one."""
+        """Returns the stack of encoder blocks and, if there is a decoder, that of decoder blocks, keyed by the paths of
+        their parameters.
+        """
         return {"transformer": self.transformer} | ({} if self.decoder is None else {"decoder": self.decoder})
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images, and the number of patches."""
+        """Returns the height `y`, the width `x` and the number of channels `n` of the images, and the number of patches
+        `p`, keyed by these axis letters.
+        """
         return {"y": self.image, "x": self.image, "n": self.channels, "p": self.patches}
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields in which a pretrained model may differ in a warm start (see `Model.head_fields`): the
-        share of masked patches, which does not affect the parameters.
+        """Names of the fields that do not affect the encoder parameters: the fraction of masked patches. A warm start
+        may use a pretrained model with other values in these fields.
         """
         return ("mask_rate",)
 
     def comparable(self) -> Self:
-        """Returns a copy whose pixel mean and standard deviation are the defaults, for comparing two models. They are
-        part of image preprocessing, so models that differ only in them count as equal.
+        """Returns a copy with the default pixel mean and standard deviation, for comparing two models. Models that
+        differ only in this preprocessing then count as equal.
         """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes` has the number of images `b`."""
+        """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of images."""
         pixels, width = self.patch**2 * self.channels, self.transformer.width
         flops = linear_flops(self.patches, pixels, width) + stack_flops(self.transformer, 1 + self.visible)
         if self.decoder is not None:
@@ -132,12 +138,12 @@ class MaskedAutoencoder(Model):
     def __call__(
         self, images: jax.Array, noise: jax.Array | None = None, train: bool = False
     ) -> MaskedAutoencoderOutput:
-        """Predicts the masked patches.
+        """Encodes the visible patches, and predicts the pixels of all patches.
 
         Args:
           images: uint8 [batch, height, width, channels], or floats that are already normalized.
-          noise: float32 [batch, patches]. The patches with the lowest values are visible. By default, the first patches
-            are visible.
+          noise: random numbers, float32 [batch, patches]. The patches with the lowest numbers are visible, and all
+            others are masked. If None, the first patches are visible.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         config = self.transformer
@@ -167,13 +173,13 @@ class MaskedAutoencoder(Model):
 
         Args:
           decoder: Transformer blocks of the decoder. In its input, the same learned vector replaces each masked patch.
-          hidden: encoder output.
+          hidden: encoder output, [batch, 1 + visible patches, embed].
           place: for each patch, its index in the list of all visible patches followed by all masked patches.
           train: whether to apply dropout.
 
         Returns:
           Pixels, float32 [batch, patches, patch · patch · channels], and the auxiliary losses and metrics of the
-          decoder.
+          decoder, keyed by name.
         """
         width, dtype, count = decoder.width, decoder.dtype, place.shape[1]
         x = Linear("bti,id->btd", (hidden.shape[-1], width), dtype=dtype, name="decoder_embedding")(hidden)

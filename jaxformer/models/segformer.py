@@ -1,4 +1,6 @@
-"""SegFormer: an encoder of four stages with overlapping patches, and a decoder of linear layers (Xie et al. 2021)."""
+"""SegFormer for semantic segmentation: an encoder of four stages, whose patches overlap, and a decoder of linear layers
+(Xie et al. 2021).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -25,26 +27,31 @@ from jaxformer.models.vit import IMAGES
 from jaxformer.parallel import metadata
 
 PATCHES = ((7, 4), (3, 2), (3, 2), (3, 2))
-"""Size and stride of the patches of each stage."""
+"""Height (equal to the width) and stride of the patches of each stage, in pixels for the first stage and in positions
+of the stage before for all others.
+"""
 STAGES = ("stage_1", "stage_2", "stage_3", "stage_4")
 
 
 def segformer_stage(width: int, depth: int, heads: int, reduction: int, **fields: Any) -> Transformer:
-    """Returns the stack of a stage.
+    """Returns the stack of Transformer blocks of one of the four encoder stages.
 
     Args:
-      width: size of the vectors.
+      width: size of the hidden vectors.
       depth: number of blocks.
       heads: number of attention heads.
-      reduction: height and width, in positions, of the patches that keys and values are made of.
-      fields: other fields of `Transformer`.
+      reduction: height and width of the square patches of positions that are merged before keys and values are
+        computed. With 1, positions are not merged.
+      fields: values of other fields of `Transformer`.
     """
     given: dict[str, Any] = {"norm": LayerNorm(1e-5), "dropout": 0.0, "attention_dropout": 0.0, "mlp": MixMlp()}
     return Transformer(width, depth, heads, ReducedAttention(reduction=reduction), **given | fields)
 
 
 class FixedBatchNorm(nn.Module):
-    """Batch norm (Ioffe & Szegedy 2015) with fixed statistics, over the last axis. Scale and bias are trained."""
+    """Batch norm (Ioffe & Szegedy 2015) over the last axis, whose mean and variance are fixed. Its scale and bias are
+    trained.
+    """
 
     epsilon: float = 1e-5
     """Number added to the variance for numerical stability."""
@@ -62,35 +69,35 @@ class FixedBatchNorm(nn.Module):
 
 
 class SegFormer(Model):
-    """SegFormer for square images, which are windows of larger pictures. `SegFormer(labels=...)` is SegFormer-B0."""
+    """SegFormer for square images, such as windows of larger pictures. `SegFormer(labels=...)` is SegFormer-B0."""
 
     stage_1: Transformer = segformer_stage(32, 2, 1, 8)
-    """Stack at a quarter of the resolution."""
+    """Transformer blocks of the first encoder stage, at a quarter of the image resolution."""
     stage_2: Transformer = segformer_stage(64, 2, 2, 4)
-    """Stack at an eighth of the resolution."""
+    """Transformer blocks of the second encoder stage, at an eighth of the image resolution."""
     stage_3: Transformer = segformer_stage(160, 2, 5, 2)
-    """Stack at a sixteenth of the resolution."""
+    """Transformer blocks of the third encoder stage, at a sixteenth of the image resolution."""
     stage_4: Transformer = segformer_stage(256, 2, 8, 1)
-    """Stack at a thirty-second of the resolution."""
+    """Transformer blocks of the fourth encoder stage, at a thirty-second of the image resolution."""
     labels: tuple[str, ...] = ()
-    """Label names in the order of their ids."""
+    """Class names in the order of their ids."""
     decoder_width: int = 256
-    """Size of the vectors of the decoder."""
+    """Size of the hidden vectors in the decoder."""
     image: int = 512
     """Height and width of the images in pixels."""
     channels: int = 3
     """Number of image channels: 1 for grayscale, 3 for RGB."""
     head_dropout: float = 0.1
-    """Dropout rate before the last layer."""
+    """Dropout rate of the input of the last linear layer."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     segments: ClassVar[bool] = True
-    """Whether the logits are those of the labels of pixels."""
+    """Marks a segmentation model: its logits classify the positions of a grid over the image, not the whole image."""
     patch: ClassVar[int] = 32
-    """Factor by which the encoder reduces the height and width of an image."""
+    """Factor by which the four stages together reduce the height and width of an image."""
 
     def __post_init__(self):
         super().__post_init__()
@@ -106,33 +113,43 @@ class SegFormer(Model):
                 raise InputError(f"model.{name}.attention.reduction={reduction}: {problem}")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specification of the images."""
+        """Returns a dict that maps the input name `images` to the specification of its array: axes, data type and
+        meaning.
+        """
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the stacks of the four stages."""
+        """Returns the stacks of Transformer blocks of the four stages, keyed by the paths of their parameters."""
         return {name: getattr(self, name) for name in STAGES}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images."""
+        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
+        letters.
+        """
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that only affect the decoder."""
+        """Names of the fields that affect only the decoder. A warm start may use a pretrained model with other values
+        in these fields.
+        """
         return "labels", "decoder_width", "head_dropout"
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """First components of the paths of the encoder's parameters."""
+        """First path components of the parameters that belong to the encoder. A warm start fails if the pretrained
+        model lacks any of them.
+        """
         return (*STAGES, *(f"{name}_patches" for name in STAGES))
 
     def comparable(self) -> Self:
-        """Returns a copy without dropout and with default pixel statistics, for comparing two models."""
+        """Returns a copy for comparing two models. Its pixel statistics and its dropout before the last layer have
+        standard values, so that models which differ only in these count as equal.
+        """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,), head_dropout=0.0)
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes` has the number of images `b`."""
+        """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of images."""
         flops, side, channels, inner = 0.0, self.image, self.channels, self.decoder_width
         for (size, stride), stack in zip(PATCHES, self.stacks().values(), strict=True):
             side //= stride
@@ -148,10 +165,10 @@ class SegFormer(Model):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> SegmentationOutput:
-        """Computes the logits of the labels on a grid of a quarter of the resolution.
+        """Computes class logits on a grid over the image, which has a quarter of the image resolution.
 
         Args:
-          images: uint8 [batch, height, width, channels], square, or floats that are already normalized.
+          images: square images, uint8 [batch, height, width, channels], or floats that are already normalized.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         x, means, levels, inner = normalise(images, self.mean, self.std), {}, [], self.decoder_width

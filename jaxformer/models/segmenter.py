@@ -1,4 +1,6 @@
-"""Segmenter: a ViT whose patches are decoded to the labels of pixels (Strudel et al. 2021)."""
+"""Segmenter for semantic segmentation: a ViT, and a decoder that computes class logits for each patch (Strudel et al.
+2021).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -24,44 +26,49 @@ from jaxformer.parallel import metadata
 
 STACK: dict[str, Any] = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dropout": 0.0}
 EPSILON = 1e-6
-"""Minimum length of a vector that is scaled to length 1."""
+"""Lower bound of the length by which a vector is divided to scale it to length 1."""
 
 
 @flax.struct.dataclass
 class SegmentationOutput(ModelOutput):
-    """Output of a segmentation model. `hidden` is the output of the encoder."""
+    """Output of a segmentation model. `hidden` contains the output vectors of the encoder."""
 
     logits: jax.Array | None = None
-    """Logits of the labels at each position of a grid over the image, float32 [batch, rows, columns, labels]."""
+    """Class logits at each position of a grid over the image, float32 [batch, rows, columns, labels]."""
 
 
 class Segmenter(Model):
-    """Segmentation model: a ViT, and a linear decoder or a mask transformer. `Segmenter(labels=...)` is Seg-B-Mask/16.
+    """Segmentation model: a ViT encoder, followed by a mask transformer or a linear decoder. `Segmenter(labels=...)` is
+    Seg-B-Mask/16.
 
     The encoder parameters have the same paths as those of a `Vit`.
     """
 
     transformer: Transformer = Transformer(**STACK)
-    """Stack of the encoder."""
+    """Transformer blocks of the encoder."""
     labels: tuple[str, ...] = ()
-    """Label names in the order of their ids."""
+    """Class names in the order of their ids."""
     decoder: Transformer | None = Transformer(depth=2, **STACK)
-    """Stack of the mask transformer, over the patches and one vector for each label. If None, the decoder is linear."""
+    """Transformer blocks of the mask transformer, which attend to the patches and to one learned vector per class. If
+    None, the decoder is a linear layer.
+    """
     image: int = 512
-    """Height and width of the images in pixels, which are the windows of larger pictures."""
+    """Height and width in pixels of the images, which are usually windows of larger pictures."""
     patch: int = 16
     """Height and width of a patch in pixels."""
     channels: int = 3
     """Number of image channels: 1 for grayscale, 3 for RGB."""
     position_embedding: ImagePositions = "learned"
-    """How positions are added to patch embeddings."""
+    """How positions are added to patch embeddings: as a `learned` table, or as `sinusoidal` vectors of the row and
+    column.
+    """
     mean: tuple[float, ...] = (0.5,)
     """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.5,)
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
     segments: ClassVar[bool] = True
-    """Whether the logits are those of the labels of pixels."""
+    """Marks a segmentation model: its logits classify the patches of an image, not the whole image."""
 
     def __post_init__(self):
         separate(self, "decoder", "transformer")
@@ -76,28 +83,38 @@ class Segmenter(Model):
         return self.image // self.patch
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specification of the images."""
+        """Returns a dict that maps the input name `images` to the specification of its array: axes, data type and
+        meaning.
+        """
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack, and that of the mask transformer."""
+        """Returns the stack of encoder blocks and, if there is a mask transformer, the stack of its blocks, keyed by
+        the paths of their parameters.
+        """
         return {"transformer": self.transformer} | ({} if self.decoder is None else {"decoder": self.decoder})
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images."""
+        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
+        letters.
+        """
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that only affect the decoder."""
+        """Names of the fields that affect only the decoder. A warm start may use a pretrained model with other values
+        in these fields.
+        """
         return "labels", "decoder"
 
     def comparable(self) -> Self:
-        """Returns a copy whose pixel mean and standard deviation are the defaults, for comparing two models."""
+        """Returns a copy with the default pixel mean and standard deviation, for comparing two models. Models that
+        differ only in this preprocessing then count as equal.
+        """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes` has the number of images `b`."""
+        """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of images."""
         width, patches, classes = self.transformer.width, self.side**2, len(self.labels)
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
         flops += stack_flops(self.transformer, 1 + patches)
@@ -109,7 +126,7 @@ class Segmenter(Model):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool = False) -> SegmentationOutput:
-        """Computes the logits of the labels of each patch.
+        """Computes the class logits of each patch.
 
         Args:
           images: uint8 [batch, height, width, channels], or floats that are already normalized.
@@ -135,9 +152,11 @@ class Segmenter(Model):
         return SegmentationOutput(encoded.hidden, logits=logits, means=means)
 
     def _masks(self, decoder: Transformer, patches: jax.Array, train: bool):
-        """Decodes patches with one learned vector for each label. The logits are products of their outputs.
+        """Runs the mask transformer on the patches and on one learned vector per class. The logits are the cosine
+        similarities between the projected outputs of patches and classes, normalized over the classes.
 
-        Returns the logits, float32 [batch, patches, labels], and the auxiliary means of the decoder.
+        Returns the logits, float32 [batch, patches, labels], and the auxiliary losses and metrics of the decoder, keyed
+        by name.
         """
         width, dtype, classes = decoder.width, decoder.dtype, len(self.labels)
         shape = (patches.shape[-1], width)
@@ -155,6 +174,6 @@ class Segmenter(Model):
 
 
 def _unit(vectors: jax.Array) -> jax.Array:
-    """Scales vectors to length 1, in float32."""
+    """Scales vectors [..., embed] to length 1, in float32. Zero vectors stay zero."""
     wide = vectors.astype(jnp.float32)
     return wide * jax.lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), EPSILON**2))

@@ -1,4 +1,4 @@
-"""T5: an encoder–decoder with relative positions (Raffel et al. 2020)."""
+"""T5: an encoder–decoder with relative position biases (Raffel et al. 2020)."""
 
 import jax
 
@@ -23,17 +23,19 @@ def t5_stack(
     bidirectional: bool = True,
     **fields,
 ) -> Transformer:
-    """Returns a T5 stack: pre-norm with RMS norms, no biases, unscaled attention scores, relative positions.
+    """Returns a stack of T5 blocks: pre-norm with RMS norms, no biases, unscaled attention scores, and relative
+    positions.
 
     Args:
       width: width of the residual stream.
       depth: number of blocks.
-      heads: number of attention heads of size `head_dim`, which need not divide the width.
-      mlp: inner width of the MLP.
-      head_dim: size of a head.
-      gated: whether to use a gated GELU, as in v1.1, instead of a ReLU.
-      bidirectional: True for an encoder, False for a decoder.
-      fields: other fields of `Transformer`.
+      heads: number of attention heads. Their total size, heads · head_dim, may differ from the width.
+      mlp: size of the hidden layer of the MLP.
+      head_dim: size of each attention head.
+      gated: True for a gated GELU MLP, as in T5 version 1.1, False for a ReLU MLP.
+      bidirectional: whether relative positions distinguish earlier and later keys: True for an encoder, False for a
+        decoder.
+      fields: values of other fields of `Transformer`.
     """
     return Transformer(
         width,
@@ -48,7 +50,7 @@ def t5_stack(
 
 
 class T5(EncoderDecoder):
-    """T5 model. The defaults are those of T5 base, version 1.0. Version 1.1 has gated stacks and
+    """T5 model. The defaults are those of T5 base, version 1.0. For version 1.1, use stacks with gated MLPs and
     `tie_embeddings=False`.
     """
 
@@ -57,13 +59,14 @@ class T5(EncoderDecoder):
     decoder: Transformer = t5_stack(768, 12, 12, 3072, bidirectional=False)
     """Transformer blocks of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 32_128
-    """Vocabulary size including sentinels, at least the size of the tokenizer's vocabulary. If None, it is equal to
-    that size.
+    """Vocabulary size including sentinel tokens, at least the size of the tokenizer's vocabulary. If None, it is equal
+    to that size.
     """
     position_embedding: AddedPositions = "none"
-    """How positions are added to token embeddings. T5 adds none, because its stacks have relative positions."""
+    """How positions are added to token embeddings. T5 uses `none`, because its attention layers use relative positions.
+    """
     scale_embeddings: bool = False
-    """Whether to multiply embeddings by the square root of the width."""
+    """Whether to multiply token embeddings by the square root of the width."""
 
     def setup(self):
         super().setup()

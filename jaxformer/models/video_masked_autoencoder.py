@@ -1,6 +1,7 @@
-"""VideoMAE, a masked autoencoder of clips (Tong et al. 2022).
+"""VideoMAE, a masked autoencoder of video clips (Tong et al. 2022).
 
-An encoder sees a tenth of the tubelets, the same places of all frames, and a small decoder predicts the others.
+Tubelets are patches that extend over several frames. The encoder gets a tenth of them, at the same positions in all
+frames, and a small decoder predicts the pixels of all others.
 """
 
 import dataclasses
@@ -28,23 +29,24 @@ from jaxformer.models.video_vit import CLIPS, video_mae_encoder
 from jaxformer.parallel import metadata
 
 NORM = 1e-5
-"""Epsilon of the norm after the decoder. The other norms have that of their stack."""
+"""Epsilon of the norm after the decoder. The norms inside the encoder and the decoder have the epsilon of their stack.
+"""
 
 
 @flax.struct.dataclass
 class VideoMaskedAutoencoderOutput(ModelOutput):
-    """Output of a masked autoencoder of clips.
+    """Output of a masked autoencoder of video clips.
 
-    `hidden` is the encoder output, [batch, visible tubelets, embed]. Each place of a frame has a random number
-    (`noise`); at the places with the lowest numbers, the tubelets of all moments are visible. Tubelets are in their
-    order, by time and row by row.
+    The encoder gets only the visible tubelets: each patch position in a frame has a random number (`noise`), and at the
+    positions with the lowest numbers, the tubelets of all time steps are visible. `hidden` is the encoder output,
+    [batch, visible tubelets, embed], ordered by time and then row by row.
     """
 
     masked: jax.Array | None = None
-    """Whether each tubelet is masked (1) or visible (0), float32 [batch, tubelets]."""
+    """1 for masked tubelets, 0 for visible tubelets, float32 [batch, tubelets]."""
     pixels: jax.Array | None = None
-    """Values that the decoder predicts for the masked tubelets, float32 [batch, masked tubelets,
-    tubelet · patch · patch · channels].
+    """Values that the decoder predicts for the pixels of masked tubelets, float32 [batch, masked tubelets, tubelet ·
+    patch · patch · channels].
     """
     targets: jax.Array | None = None
     """Pixels of the masked tubelets, from 0 to 1, float32 [batch, masked tubelets, tubelet · patch · patch, channels].
@@ -54,7 +56,8 @@ class VideoMaskedAutoencoderOutput(ModelOutput):
 
 
 class VideoMaskedAutoencoder(Model):
-    """Masked autoencoder of clips: an encoder, and a decoder that predicts pixels. The default is VideoMAE-B.
+    """Masked autoencoder of video clips: an encoder of the visible tubelets, and a decoder that predicts the pixels of
+    the masked ones. The default is VideoMAE-B.
 
     The encoder parameters have the same paths as those of a `VideoVit` with sinusoidal positions and no class token.
     """
@@ -62,7 +65,7 @@ class VideoMaskedAutoencoder(Model):
     transformer: Transformer = video_mae_encoder()
     """Transformer blocks of the encoder."""
     decoder: Transformer = video_mae_encoder(width=384, depth=4, heads=6)
-    """Transformer blocks of the decoder. It has no last norm, because a separate norm follows it."""
+    """Transformer blocks of the decoder. Their `last_norm` must be False, because a separate norm follows."""
     image: int = 224
     """Height and width of the frames in pixels."""
     frames: int = 16
@@ -74,7 +77,7 @@ class VideoMaskedAutoencoder(Model):
     channels: int = 3
     """Number of channels: 1 for grayscale, 3 for RGB."""
     mask_rate: float = 0.9
-    """Share of the places of a frame to mask."""
+    """Fraction of the patch positions in a frame to mask. Tubelets at these positions are masked at all times."""
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -97,47 +100,51 @@ class VideoMaskedAutoencoder(Model):
 
     @property
     def times(self) -> int:
-        """Number of moments of a clip, each of which is one tubelet long."""
+        """Number of time steps of a clip: its number of frames divided by the number of frames of a tubelet."""
         return self.frames // self.tubelet
 
     @property
     def patches(self) -> int:
-        """Number of places in a frame."""
+        """Number of patch positions in a frame, which is also the number of tubelets per time step."""
         return (self.image // self.patch) ** 2
 
     @property
     def visible(self) -> int:
-        """Number of places in a frame that the encoder sees."""
+        """Number of patch positions in a frame that are not masked."""
         return self.patches - int(self.mask_rate * self.patches)
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the clips, and of the noise that selects the visible places."""
+        """Returns a dict that maps input names to the specifications of the arrays: `clips`, and the `noise` that
+        selects the visible patch positions.
+        """
         meaning = "one number per place in a frame; the places with the lowest numbers are encoded"
         return {"clips": CLIPS, "noise": InputSpec("bp", meaning, "float32", True)}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder and the decoder stack."""
+        """Returns the stacks of encoder and decoder blocks, keyed by the paths of their parameters."""
         return {"transformer": self.transformer, "decoder": self.decoder}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the number of frames, their height, width and number of channels, and the places in a frame."""
+        """Returns the number of frames `z`, their height `y`, width `x` and number of channels `n`, and the number of
+        patch positions in a frame `p`, keyed by these axis letters.
+        """
         return {"z": self.frames, "y": self.image, "x": self.image, "n": self.channels, "p": self.patches}
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields in which a pretrained model may differ in a warm start (see `Model.head_fields`): the
-        share of masked places, which does not affect the parameters.
+        """Names of the fields that do not affect the parameters: the fraction of masked patch positions. A warm start
+        may use a pretrained model with other values in these fields.
         """
         return ("mask_rate",)
 
     def comparable(self) -> Self:
-        """Returns a copy with the default share of masked places, pixel mean and standard deviation, for comparing two
-        models. In transformers, masks and pixel statistics are inputs or preprocessing, and not part of a model.
+        """Returns a copy for comparing two models. Its mask rate and pixel statistics have standard values, so that
+        models which differ only in these count as equal: the transformers library does not store them in a model.
         """
         return dataclasses.replace(self, mask_rate=0.5, mean=(0.5,), std=(0.5,))
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes` has the number of clips `b`."""
+        """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of clips."""
         pixels, width = self.tubelet * self.patch**2 * self.channels, self.transformer.width
         every, seen = self.times * self.patches, self.times * self.visible
         flops = linear_flops(every, pixels, width) + stack_flops(self.transformer, seen)
@@ -149,12 +156,12 @@ class VideoMaskedAutoencoder(Model):
     def __call__(
         self, clips: jax.Array, noise: jax.Array | None = None, train: bool = False
     ) -> VideoMaskedAutoencoderOutput:
-        """Predicts the masked tubelets.
+        """Encodes the visible tubelets, and predicts the pixels of the masked tubelets.
 
         Args:
           clips: uint8 [batch, frames, height, width, channels], or floats that are already normalized.
-          noise: float32 [batch, patches]. The places with the lowest values are visible. By default, the first places
-            are visible.
+          noise: random numbers, float32 [batch, patches], one per patch position in a frame. The positions with the
+            lowest numbers are visible at all times. If None, the first positions are visible.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         config = self.transformer
@@ -178,12 +185,14 @@ class VideoMaskedAutoencoder(Model):
         )
 
     def _tubes(self, places: jax.Array) -> jax.Array:
-        """Returns the numbers of the tubelets at some places of all moments, in order, [batch, times · places]."""
+        """Returns the indices of the tubelets at the patch positions `places` ([batch, places]) of all time steps, in
+        ascending order, [batch, times · places].
+        """
         starts = self.patches * jnp.arange(self.times)
         return (starts[:, None] + jnp.sort(places, axis=1)[:, None]).reshape(places.shape[0], -1)
 
     def _targets(self, clips: jax.Array) -> jax.Array:
-        """Returns the pixels of all tubelets, from 0 to 1, [batch, tubelets, pixels, channels]."""
+        """Returns the pixels of all tubelets, from 0 to 1, [batch, tubelets, tubelet · patch · patch, channels]."""
         if clips.dtype == jnp.uint8:
             scaled = clips.astype(jnp.float32) / 255
         else:
@@ -192,16 +201,17 @@ class VideoMaskedAutoencoder(Model):
         return parts.reshape(*parts.shape[:2], -1, self.channels)
 
     def _paint(self, encoded: jax.Array, seen: jax.Array, hidden: jax.Array, train: bool):
-        """Predicts the pixels of the masked tubelets from the encoded visible ones.
+        """Predicts the pixels of the masked tubelets from the encoder output.
 
         Args:
-          encoded: encoder output.
-          seen: numbers of the visible tubelets, [batch, visible tubelets].
-          hidden: numbers of the masked tubelets, [batch, masked tubelets].
+          encoded: encoder output, [batch, visible tubelets, embed].
+          seen: indices of the visible tubelets, [batch, visible tubelets].
+          hidden: indices of the masked tubelets, [batch, masked tubelets].
           train: whether to apply dropout.
 
         Returns:
-          Pixels, float32 [batch, masked tubelets, pixels], and the auxiliary means of the decoder.
+          Pixels, float32 [batch, masked tubelets, tubelet · patch · patch · channels], and the auxiliary losses and
+          metrics of the decoder, keyed by name.
         """
         decoder, dtype = self.decoder, self.decoder.dtype
         width = decoder.width

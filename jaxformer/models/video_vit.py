@@ -1,5 +1,5 @@
-"""Vision Transformers of clips: ViViT (Arnab et al. 2021), with joint or factorised attention over space and time, and
-the encoder of VideoMAE (Tong et al. 2022).
+"""Vision Transformers for video clips: ViViT (Arnab et al. 2021), which attends over space and time jointly or one
+after the other, and the encoder of VideoMAE (Tong et al. 2022).
 """
 
 import dataclasses
@@ -32,8 +32,8 @@ STACK: dict[str, Any] = {"norm": LayerNorm(1e-6), "dropout": 0.0, "attention_dro
 class VideoVitOutput(ModelOutput):
     """Output of a `VideoVit`.
 
-    `hidden` is the output of the last stack: the class token, if there is one, and the tubelets by time and row by row,
-    or one vector for each moment with a temporal encoder. `pooled` is [batch, embed].
+    `hidden` contains the class token, if there is one, and then one vector per tubelet, by time and row by row. With a
+    temporal encoder, it contains one vector per time step instead of one per tubelet. `pooled` is [batch, embed].
     """
 
     logits: jax.Array | None = None
@@ -41,19 +41,22 @@ class VideoVitOutput(ModelOutput):
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use: one per clip, [batch, embed]."""
+        """Vectors to use as features in other tasks: one per clip, [batch, embed]."""
         return self.pooled
 
 
 class VideoVit(Model):
-    """Vision Transformer of clips: an encoder, and a classifier if it has labels. `VideoVit()` is ViViT-B/16x2.
+    """Vision Transformer for video clips: an encoder of tubelets (patches that extend over several frames), and a
+    classifier if it has labels. `VideoVit()` is ViViT-B/16x2.
 
     With sinusoidal positions, no class token and mean pooling, it is the encoder of a `VideoMaskedAutoencoder`, whose
     parameters have the same paths.
     """
 
     transformer: Transformer = Transformer(**STACK)
-    """Stack over all tubelets of a clip or, with `temporal`, over the tubelets of one moment."""
+    """Transformer blocks that attend to all tubelets of a clip or, if there is a `temporal` encoder, to the tubelets of
+    one time step.
+    """
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids. If empty, the model has no classification head."""
     image: int = 224
@@ -67,17 +70,23 @@ class VideoVit(Model):
     channels: int = 3
     """Number of channels: 1 for grayscale, 3 for RGB."""
     temporal: Transformer | None = None
-    """Temporal encoder of the factorised form: a stack over one vector for each moment, the output of `transformer`
-    reduced by `pooling`. It has the same width. If None, `transformer` attends over space and time jointly."""
+    """Temporal encoder: Transformer blocks that attend to one vector per time step, which is the pooled output of
+    `transformer` for this time step. It has the same width. If None, `transformer` attends over space and time jointly.
+    """
     position_embedding: ImagePositions = "learned"
-    """How positions are added to tubelets: learned, or sinusoids of their number in the clip."""
+    """How positions are added to tubelet embeddings: as a `learned` table, or as `sinusoidal` vectors of the index of a
+    tubelet in its clip.
+    """
     class_token: bool = True
-    """Whether to add a class token before the tubelets, and before the moments."""
+    """Whether to prepend a class token to the tubelets and, in the temporal encoder, to the time steps."""
     pooling: Literal["first", "mean"] = "first"
-    """How vectors are reduced to one: the first one (the class token), or their mean without the class token."""
+    """How output vectors are reduced to one: `first` (the output at the class token) or `mean` (the mean of all
+    others).
+    """
     pooled_norm: nn.Module | None = None
-    """Normalization of the pooled vector, as in VideoMAE, whose stack then has no last norm. If None, it is not
-    normalized."""
+    """Normalization of the pooled vector, as in VideoMAE, where it replaces the norm at the end of the stack. If None,
+    the pooled vector is not normalized.
+    """
     mean: tuple[float, ...] = (0.5,)
     """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.5,)
@@ -100,28 +109,36 @@ class VideoVit(Model):
 
     @property
     def times(self) -> int:
-        """Number of moments of a clip, each of which is one tubelet long."""
+        """Number of time steps of a clip: its number of frames divided by the number of frames of a tubelet."""
         return self.frames // self.tubelet
 
     @property
     def patches(self) -> int:
-        """Number of tubelets of each moment."""
+        """Number of tubelets per time step."""
         return (self.image // self.patch) ** 2
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specification of the clips."""
+        """Returns a dict that maps the input name `clips` to the specification of its array: axes, data type and
+        meaning.
+        """
         return {"clips": CLIPS}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack, and the temporal stack of the factorised form."""
+        """Returns the stack of encoder blocks and, if there is a temporal encoder, the stack of its blocks, keyed by
+        the paths of their parameters.
+        """
         return {"transformer": self.transformer} | ({} if self.temporal is None else {"temporal": self.temporal})
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the number of frames, and their height, width and number of channels."""
+        """Returns the number of frames `z`, and their height `y`, width `x` and number of channels `n`, keyed by these
+        axis letters.
+        """
         return {"z": self.frames, "y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass that computes only `pooled`. `sizes` has the number of clips `b`."""
+        """Returns the FLOPs of a forward pass that computes only the outputs `pooled` and `logits`. `sizes["b"]` is the
+        number of clips.
+        """
         width, token = self.transformer.width, int(self.class_token)
         needed = 1 if self.pooling == "first" else None
         flops = linear_flops(self.times * self.patches, self.tubelet * self.patch**2 * self.channels, width)
@@ -134,12 +151,14 @@ class VideoVit(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that only affect pooling and classification."""
+        """Names of the fields that affect only pooling and classification. A warm start may use a pretrained model with
+        other values in these fields.
+        """
         return "labels", "pooling", "pooled_norm"
 
     def comparable(self) -> Self:
-        """Returns a copy whose pixel mean and standard deviation are the defaults, for comparing two models. They are
-        part of preprocessing, so models that differ only in them count as equal.
+        """Returns a copy with the default pixel mean and standard deviation, for comparing two models. Models that
+        differ only in this preprocessing then count as equal.
         """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
@@ -152,8 +171,10 @@ class VideoVit(Model):
         Args:
           clips: uint8 [batch, frames, height, width, channels], or floats that are already normalized.
           train: whether to apply dropout. Requires the rng stream `dropout`.
-          return_attention: whether to return the attention weights of the last stack.
-          pooled_only: whether the last block may skip everything that `pooled` does not need.
+          return_attention: whether to return the attention weights of the temporal encoder or, without one, of the
+            encoder.
+          pooled_only: whether only `pooled` and the logits are needed, so that the last block may skip all positions
+            that they do not depend on.
         """
         config, pixels = self.transformer, normalise(clips, self.mean, self.std)
         batch, means = pixels.shape[0], {}
@@ -188,7 +209,9 @@ class VideoVit(Model):
         return VideoVitOutput(hidden=hidden, pooled=pooled, logits=logits, attention=output.attention, means=means)
 
     def _run(self, stack: Transformer, x: jax.Array, inputs: BlockInputs, pooled_only: bool) -> TransformerOutput:
-        """Runs a stack. Only computes the first output if that is all that pooling needs."""
+        """Runs a stack of Transformer blocks. If `pooled_only` and the pooling is `first`, computes only the output at
+        the first position, unless attention weights are requested.
+        """
         if pooled_only and self.pooling == "first" and not inputs.return_attention:
             inputs = dataclasses.replace(inputs, at=jnp.zeros((x.shape[0], 1), jnp.int32))
         return stack(Dropout(stack.dropout)(x, inputs.train), inputs)
@@ -200,9 +223,10 @@ class VideoVit(Model):
 
 
 def video_mae_encoder(**fields: Any) -> Transformer:
-    """Returns a stack of VideoMAE (Tong et al. 2022): keys without biases, and no last norm.
+    """Returns the stack of Transformer blocks of VideoMAE (Tong et al. 2022), without key biases and without a norm at
+    the end.
 
     Args:
-      fields: other fields of `Transformer`, such as width and depth.
+      fields: values of other fields of `Transformer`, such as width and depth.
     """
     return Transformer(**STACK | {"attention": Attention(key_bias=False), "last_norm": False} | fields)

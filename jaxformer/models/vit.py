@@ -1,4 +1,4 @@
-"""ViT: a Transformer encoder for images (Dosovitskiy et al. 2021).
+"""ViT (Vision Transformer): a Transformer encoder for images (Dosovitskiy et al. 2021).
 
 With LayerScale, it is DINOv2 (Oquab et al. 2024).
 """
@@ -29,10 +29,10 @@ IMAGES = InputSpec("byxn", "pixels, from 0 to 255", "uint8")
 
 @flax.struct.dataclass
 class VitOutput(ModelOutput):
-    """Output of a ViT.
+    """Output of a `Vit`.
 
-    `hidden` contains the class token, the registers, and the patches row by row. `pooled` is [batch, embed], or
-    [batch, 2 · embed] with the pooling `first_and_mean`.
+    `hidden` contains the class token, the registers, and the patches row by row, [batch, tokens, embed]. `pooled` is
+    [batch, embed] or, with the pooling `first_and_mean` and no pooler, [batch, 2 · embed].
     """
 
     logits: jax.Array | None = None
@@ -40,35 +40,39 @@ class VitOutput(ModelOutput):
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use: one per image, [batch, embed]."""
+        """Vectors to use as features in other tasks: the output `pooled`, one vector per image."""
         return self.pooled
 
 
 class Vit(Model):
-    """Vision Transformer: an image encoder, and a classifier if it has labels. `Vit()` is ViT-B/16."""
+    """Vision Transformer: an image encoder, and a linear classifier if it has labels. `Vit()` is ViT-B/16."""
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-6), dropout=0.0, attention_dropout=0.0)
     """Stack of Transformer blocks."""
     labels: tuple[str, ...] = ()
     """Class names in the order of their ids. If empty, the model has no classification head."""
     image: int = 224
-    """Height and width of the images in pixels. Learned positions are interpolated for other sizes."""
+    """Height and width of the images in pixels. For images of other sizes, learned position embeddings are
+    interpolated.
+    """
     patch: int = 16
     """Height and width of a patch in pixels."""
     channels: int = 3
     """Number of image channels: 1 for grayscale, 3 for RGB."""
     position_embedding: ImagePositions = "learned"
-    """How positions are added to patch embeddings."""
+    """How positions are added to patch embeddings: as a `learned` table, or as `sinusoidal` vectors of the row and
+    column.
+    """
     class_token: bool = True
     """Whether to add a class token before the patches."""
     registers: int = 0
-    """Number of registers (additional learned tokens) between the class token and the patches."""
+    """Number of register tokens: additional learned tokens between the class token and the patches."""
     pooling: Pooling = "first"
-    """How the image is reduced to one vector: `first` (the class token), `mean` (the mean of the patches, Beyer et al.
-    2022), or `first_and_mean` (both, concatenated).
+    """How output vectors are reduced to one per image: `first` (the output at the class token), `mean` (the mean of the
+    patches, Beyer et al. 2022), or `first_and_mean` (both, concatenated).
     """
     pooler: bool = False
-    """Whether to apply a linear layer and tanh to the pooled vector."""
+    """Whether to apply a linear layer and tanh to the pooled vector, as in BERT."""
     mean: tuple[float, ...] = (0.5,)
     """Mean to subtract from pixels scaled to 0–1: one number per channel, or one for all channels."""
     std: tuple[float, ...] = (0.5,)
@@ -87,19 +91,25 @@ class Vit(Model):
             raise InputError(f"transformer.width={self.transformer.width}: sinusoidal positions need a multiple of 4")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specification of the images."""
+        """Returns a dict that maps the input name `images` to the specification of its array: axes, data type and
+        meaning.
+        """
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack."""
+        """Returns the stack of encoder blocks, keyed by the path of its parameters."""
         return {"transformer": self.transformer}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images."""
+        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
+        letters.
+        """
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass that computes only `pooled`. `sizes` has the number of images `b`."""
+        """Returns the FLOPs of a forward pass that computes only the outputs `pooled` and `logits`. `sizes["b"]` is the
+        number of images.
+        """
         width, patches = self.transformer.width, (self.image // self.patch) ** 2
         tokens = int(self.class_token) + self.registers + patches
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
@@ -111,18 +121,20 @@ class Vit(Model):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that only affect pooling and classification."""
+        """Names of the fields that affect only pooling and classification. A warm start may use a pretrained model with
+        other values in these fields.
+        """
         return "labels", "pooler", "pooling"
 
     def comparable(self) -> Self:
-        """Returns a copy whose pixel mean and standard deviation are the defaults, for comparing two models. They are
-        part of image preprocessing, so models that differ only in them count as equal.
+        """Returns a copy with the default pixel mean and standard deviation, for comparing two models. Models that
+        differ only in this preprocessing then count as equal.
         """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     @property
     def has_pooler(self) -> bool:
-        """Whether the output `pooled` is computed by a trained layer."""
+        """Whether the output `pooled` is computed by a trained layer (`pooler`)."""
         return self.pooler
 
     @nn.compact
@@ -135,8 +147,9 @@ class Vit(Model):
           images: uint8 [batch, height, width, channels], or floats that are already normalized. Height and width must
             be multiples of the patch size.
           train: whether to apply dropout. Requires the rng stream `dropout`.
-          return_attention: whether to return the attention weights.
-          pooled_only: whether the last block may skip everything that `pooled` does not need.
+          return_attention: whether to return the attention weights of all blocks.
+          pooled_only: whether only `pooled` and the logits are needed, so that the last block may skip all positions
+            that they do not depend on.
         """
         config = self.transformer
         embeddings = ImageEmbeddings(

@@ -1,4 +1,4 @@
-"""Whisper: an encoder–decoder that writes down what is said in a sound (Radford et al. 2022)."""
+"""Whisper: an encoder–decoder that transcribes or translates speech (Radford et al. 2022)."""
 
 from collections.abc import Mapping
 from typing import ClassVar
@@ -26,43 +26,50 @@ from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
 
 TAPS, STRIDE = 3, 2
-"""Number of neighboring frames that a convolution of the stem combines, and stride of the second one."""
+"""Kernel size in frames of both convolutions before the encoder (`AudioStem`), and stride of the second convolution."""
 
 
 def whisper_stack(width: int, depth: int, heads: int, **fields) -> Transformer:
-    """Returns an encoder or decoder stack of Whisper. `fields` are further fields of the stack."""
+    """Returns a Transformer stack with the settings of Whisper's encoder and decoder: no dropout and no bias of the
+    keys. `fields` are further arguments of `Transformer`, which override these settings.
+    """
     settings = {"dropout": 0.0, "attention_dropout": 0.0, "mlp": Mlp(), "norm": LayerNorm(1e-5)}
     return Transformer(width, depth, heads, attention=Attention(key_bias=False), **(settings | fields))
 
 
 TINY = whisper_stack(384, 4, 6)
-"""Encoder and decoder stack of the smallest model in the paper."""
+"""Transformer stack of Whisper tiny, the smallest model in the paper. Its encoder and its decoder have the same sizes.
+"""
 
 
 @flax.struct.dataclass
 class WhisperOutput(LMOutput):
-    """Output of Whisper. `hidden`, `lm_head` and `cache` belong to the decoder."""
+    """Output of Whisper. The inherited fields `hidden`, `lm_head` and `cache` are outputs of the decoder."""
 
     encoded: jax.Array | None = None
     """Output vectors of the encoder, [batch, frames / 2, embed]."""
     memory_attention: jax.Array | None = None
-    """Weights of cross-attention, float32 [layers, batch, heads, tokens, frames / 2]. None unless requested."""
+    """Attention weights of the decoder's cross-attention, float32 [layers, batch, heads, tokens, frames / 2]. None
+    unless requested.
+    """
 
     @property
     def features(self) -> jax.Array | None:
-        """Vectors for downstream use: one per two frames of the sound, [batch, frames / 2, embed]."""
+        """Vectors for downstream use: the encoder output, one vector per two frames of the spectrogram,
+        [batch, frames / 2, embed].
+        """
         return self.encoded
 
 
 class AudioStem(nn.Module):
-    """Two convolutions over frames, each with GELU; the second halves their number: [batch, frames, mels] →
-    [batch, frames / 2, embed].
+    """First layers of the encoder: two convolutions over time, each followed by GELU. The second convolution has stride
+    2: [batch, frames, mels] → [batch, frames / 2, embed].
     """
 
     width: int
     """Size of the output vectors."""
     dtype: DType = "auto"
-    """Type to compute in."""
+    """Data type of the computation. `auto` is bfloat16 on accelerators and float32 on CPU."""
 
     @nn.compact
     def __call__(self, log_mel: jax.Array) -> jax.Array:
@@ -77,16 +84,16 @@ class AudioStem(nn.Module):
 
 
 def _neighbors(x: jax.Array, stride: int) -> jax.Array:
-    """Returns every `stride`-th frame together with the frames before and after it, zeros at the ends:
-    [batch, frames / stride, 3, size]. A product with these is a convolution.
+    """Returns the windows of three successive frames that a convolution with this stride combines,
+    [batch, frames / stride, 3, size]. Frames outside the input are zeros.
     """
     padded = jnp.pad(x, [(0, 0), (1, 1), (0, 0)])
     return jnp.stack([padded[:, tap : tap + x.shape[1] : stride] for tap in range(TAPS)], axis=2)
 
 
 def sinusoids(shape: tuple[int, ...]) -> np.ndarray:
-    """Computes the encoder's positions, float32 of shape [positions, embed]: sines, followed by cosines, with
-    wavelengths from 2π to 10,000 · 2π.
+    """Computes the encoder's fixed sinusoidal position embeddings for `shape` = (positions, embed), float32. The first
+    half of each vector contains sines and the second half cosines, with wavelengths from 2π to 10,000 · 2π.
     """
     length, width = shape
     rates = np.exp(-np.log(10_000) / (width // 2 - 1) * np.arange(width // 2, dtype=np.float32))
@@ -95,12 +102,13 @@ def sinusoids(shape: tuple[int, ...]) -> np.ndarray:
 
 
 class AudioPositions(nn.Module):
-    """Adds fixed positions to [batch, positions, embed], and applies dropout. Positions are parameters that are not
-    trained, because pretrained weights contain them in lower precision. Their gradient is 0 if `train` is set.
+    """Adds fixed sinusoidal position embeddings to vectors [batch, positions, embed], and applies dropout. The position
+    embeddings are stored as a parameter that is not trained, so that they can be loaded from a checkpoint, whose values
+    are rounded. The parameter's gradient is 0 if `train` is True.
     """
 
     dropout: float
-    """Dropout rate of the sum."""
+    """Dropout rate, applied to the sum of the vectors and the position embeddings."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -116,7 +124,9 @@ class AudioPositions(nn.Module):
 
 
 class Whisper(Model):
-    """Whisper model: an encoder of log-mel spectrograms, and a causal decoder of text that attends to its output."""
+    """Whisper model: an encoder of log-mel spectrograms, and a causal decoder that generates text and attends to the
+    encoder output.
+    """
 
     is_generative: ClassVar[bool] = True
     is_encoder_decoder: ClassVar[bool] = True
@@ -124,13 +134,17 @@ class Whisper(Model):
     encoder: Transformer = TINY
     """Transformer blocks of the encoder."""
     decoder: Transformer = TINY
-    """Stack of the decoder. Each block also attends to the output of the encoder."""
+    """Transformer blocks of the decoder. Each block also attends to the output of the encoder."""
     vocab: int | None = 51_865
-    """Vocabulary size, at least that of the tokenizer and its timestamps. If None, uses that of the tokenizer."""
+    """Vocabulary size. It must be at least the number of tokens of the tokenizer, including the timestamp tokens. If
+    None, a training run sets it to the tokenizer's number of tokens.
+    """
     max_length: int = 448
-    """Maximum length of outputs in tokens, with their prefix."""
+    """Maximum number of decoder tokens, including the tokens before the transcript: the special tokens for language and
+    task, and the previous text if there is one.
+    """
     frames: int = 3000
-    """Number of frames of each input. A frame has 10 ms, so the default is 30 seconds."""
+    """Number of spectrogram frames per input. There is one frame every 10 ms, so the default is 30 seconds."""
     mels: int = 80
     """Number of mel bands of a frame."""
 
@@ -152,7 +166,7 @@ class Whisper(Model):
             raise InputError(f"model.frames={self.frames}: expected an even number")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specifications of the input arrays."""
+        """Returns a dict that maps the name of each input argument to the specification of its array."""
         return {
             "log_mel": InputSpec("ban", "log-mel spectrograms, as computed by `LogMel`", "float32"),
             "tokens": TOKENS,
@@ -161,15 +175,15 @@ class Whisper(Model):
         }
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the number of frames and of mel bands."""
+        """Returns the lengths of the input axes that are the same in every call: `a` (frames) and `n` (mel bands)."""
         return {"a": self.frames, "n": self.mels}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder and decoder stacks."""
+        """Returns the Transformer stacks, keyed by their field names `encoder` and `decoder`."""
         return {"encoder": self.encoder, "decoder": self.decoder}
 
     def token_inputs(self) -> dict[str, TokenInput]:
-        """Returns the vocabulary size and maximum length of `tokens`."""
+        """Returns the vocabulary size and the maximum length of the input argument `tokens`, keyed by its name."""
         return {"tokens": TokenInput(vocabulary(self.vocab), self.max_length)}
 
     @property
@@ -179,14 +193,16 @@ class Whisper(Model):
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """All parts of the model: it has no heads that a warm start may initialize."""
+        """Names of the top-level modules whose parameters a warm start takes from the pretrained model. Includes all
+        modules, because Whisper has no task-specific heads, which a warm start could initialize randomly.
+        """
         return ("stem", "audio_positions", "embeddings", "encoder", "decoder")
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass.
+        """Returns the number of floating-point operations of a forward pass.
 
         Args:
-          sizes: numbers of rows `b`, and of output tokens per row `t`.
+          sizes: the batch size `b` and the number of decoder tokens per example `t`.
         """
         width = self.encoder.width
         stem = linear_flops(self.frames, TAPS * self.mels, width) + linear_flops(self.positions, TAPS * width, width)
@@ -212,11 +228,12 @@ class Whisper(Model):
         train: bool = False,
         return_memory_attention: bool = False,
     ) -> WhisperOutput:
-        """Predicts each next token of the output.
+        """Predicts each next token of the transcript.
 
         Args:
           log_mel: log-mel spectrograms, [batch, frames, mels].
-          tokens: prefix and words, integers [batch, length].
+          tokens: decoder tokens (special tokens for language and task, followed by the transcript), integers
+            [batch, length].
           segments: 1 for tokens, 0 for padding, integers [batch, length]. If None, there is no padding.
           position_ids: positions of the tokens, integers [batch, length]. Defaults to 0, 1, 2, ...
           train: whether to apply dropout. Requires the rng stream `dropout`.
@@ -241,7 +258,7 @@ class Whisper(Model):
         )
 
     def encode(self, log_mel: jax.Array) -> jax.Array:
-        """Returns the encoder output of spectrograms [batch, frames, mels]: [batch, frames / 2, embed]."""
+        """Returns the encoder output, [batch, frames / 2, embed], for log-mel spectrograms [batch, frames, mels]."""
         return self._encode(log_mel, False).hidden
 
     def _encode(self, log_mel: jax.Array, train: bool) -> TransformerOutput:
@@ -250,7 +267,9 @@ class Whisper(Model):
         return self.encoder(self.audio_positions(self.stem(log_mel), train), BlockInputs(train=train))
 
     def encode_prompt(self, log_mel: jax.Array | None = None, encoded: jax.Array | None = None) -> Memory:
-        """Encodes spectrograms, [batch, frames, mels], or uses encoder outputs that `encode` has computed."""
+        """Returns the encoder output that the decoder attends to. It is computed from log-mel spectrograms
+        [batch, frames, mels] or, if given, taken from `encoded` (the result of `encode`).
+        """
         if encoded is None:
             if log_mel is None:
                 raise ValueError("expected log_mel or encoded")
@@ -265,7 +284,7 @@ class Whisper(Model):
         memory: jax.Array | None = None,
         prefix: jax.Array | None = None,
     ) -> WhisperOutput:
-        """Predicts the tokens after `tokens`. See `Model.decode`."""
+        """Predicts the token after each of `tokens`. See `Model.decode`. `prefix` must be None."""
         if prefix is not None:
             raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
         x, table = self.embeddings(tokens, position_ids)

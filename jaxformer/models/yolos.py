@@ -24,9 +24,11 @@ from jaxformer.parallel import metadata
 
 
 class Yolos(DetectionModel):
-    """YOLOS: a ViT whose last tokens are detection tokens. `Yolos(labels=...)` has the sizes of YOLOS-Base.
+    """YOLOS: a ViT whose last tokens are detection tokens, each of which predicts one box and its label. By default,
+    the sizes are those of YOLOS-Base.
 
-    Only the input has position embeddings. The padding of an image is not masked, as in the paper.
+    Position embeddings are added only to the input of the first block. The padding of images in a batch is not masked,
+    as in the paper.
     """
 
     transformer: Transformer = Transformer(norm=LayerNorm(1e-12), dropout=0.0, attention_dropout=0.0)
@@ -34,7 +36,7 @@ class Yolos(DetectionModel):
     labels: tuple[str, ...] = ()
     """Label names in index order, without the label for no object."""
     queries: int = 100
-    """Number of detection tokens, and so of predictions per image."""
+    """Number of detection tokens. Each of them makes one prediction per image."""
     image: int = 512
     """Height of the images in pixels. Learned positions are interpolated for other sizes."""
     image_width: int | None = None
@@ -60,23 +62,27 @@ class Yolos(DetectionModel):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Number of rows and of columns of patches for which positions are learned."""
+        """Number of patch rows and of patch columns for which position embeddings are learned."""
         return self.image // self.patch, (self.image_width or self.image) // self.patch
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns the specification of the images."""
+        """Returns a dict that maps the name of the input argument, `images`, to the specification of its array."""
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the encoder stack."""
+        """Returns the Transformer stack, keyed by its field name `transformer`."""
         return {"transformer": self.transformer}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height, width and number of channels of the images."""
+        """Returns the lengths of the input axes that are the same in every call: `y` (height), `x` (width) and `n`
+        (channels).
+        """
         return {"y": self.image, "x": self.image_width or self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes` has the number of images `b`."""
+        """Returns the number of floating-point operations of a forward pass. `sizes` contains the number of images,
+        `b`.
+        """
         width, patches = self.transformer.width, self.grid[0] * self.grid[1]
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
         flops += stack_flops(self.transformer, 1 + patches + self.queries)
@@ -85,11 +91,15 @@ class Yolos(DetectionModel):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that only affect the predictions."""
+        """Names of the model's fields that only affect the heads. In a warm start, the pretrained model may have other
+        values in these fields.
+        """
         return ("labels",)
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models, whose image preprocessing is the default."""
+        """Returns a copy for comparing two models. Its image preprocessing (`mean`, `std`) has fixed values, and
+        `image_width` is explicit, so that models which differ only in these fields count as equal.
+        """
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,), image_width=self.image_width or self.image)
 
     @nn.compact
@@ -115,7 +125,9 @@ class Yolos(DetectionModel):
 
 
 class Embeddings(nn.Module):
-    """Embeds images as a class token, patches and detection tokens with learned positions."""
+    """Input layer: embeds images as a class token, one token per patch, and detection tokens, and adds learned position
+    embeddings. Returns [batch, tokens, embed].
+    """
 
     width: int
     grid: tuple[int, int]
@@ -137,7 +149,9 @@ class Embeddings(nn.Module):
         return jnp.concatenate([rows[0].astype(x.dtype), x, rows[1].astype(x.dtype)], axis=1) + table.astype(x.dtype)
 
     def _positions(self, rows: int, columns: int) -> jax.Array:
-        """Returns the positions of all tokens, [tokens, embed]. Those of the patches are interpolated."""
+        """Returns the position embeddings of all tokens, [tokens, embed], for images with this number of rows and
+        columns of patches. Those of the patches are interpolated if the learned grid has another size.
+        """
         high, wide = self.grid
 
         def init(key, shape):
@@ -155,7 +169,9 @@ class Embeddings(nn.Module):
 
 
 def first_table_of(rows: int, columns: int, width: int) -> jax.Array:
-    """Returns the initial positions of a grid of patches, [rows · columns, width]: those of a square grid, cut off."""
+    """Returns initial position embeddings for a grid of patches, [rows · columns, width]. They are sinusoidal
+    embeddings of the smallest square grid that contains this grid, without the other rows or columns.
+    """
     side = max(rows, columns)
     table = first_table(jax.random.key(0), (side * side, width), 0).reshape(side, side, width)
     return table[:rows, :columns].reshape(rows * columns, width)

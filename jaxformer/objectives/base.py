@@ -1,5 +1,5 @@
-"""Base classes of objectives. An objective computes the loss of training: it is a pure function of (model, params,
-batch, key).
+"""Base classes of objectives. An objective computes the training loss, as a pure function of (model, params, batch,
+key).
 """
 
 import abc
@@ -21,9 +21,9 @@ ModelT = TypeVar("ModelT", bound=Model)
 
 
 class Objective(abc.ABC, Generic[ModelT]):
-    """Base class of training objectives. A subclass is a frozen dataclass; its fields can be set by flags.
+    """Base class of training objectives. A subclass is a frozen dataclass; its fields can be set by command line flags.
 
-    A new objective needs `__call__`, and lists the arrays of a batch in `model_inputs` and `required`:
+    A new objective needs `__call__`, and lists the batch arrays that it uses in `model_inputs` and `required`:
 
         @dataclasses.dataclass(frozen=True)
         class Brightness(Objective[Vit]):
@@ -37,14 +37,15 @@ class Objective(abc.ABC, Generic[ModelT]):
     """
 
     model_inputs: ClassVar[tuple[str, ...]] = ()
-    """Names of the batch arrays that are passed to the model as keyword arguments. Arrays that a batch does not have
-    are left out.
+    """Names of the batch arrays that are passed to the model as keyword arguments. Names that a batch does not contain
+    are skipped.
     """
     required: ClassVar[tuple[str, ...]] = ()
     """Names of the batch arrays that the task (which converts documents into batches) must provide."""
     example_task: ClassVar[str] = ""
-    """Text that error messages insert to suggest a task whose rows have the arrays in `required`: the name of the only
-    such task, such as "TagTokens", or an example of several, such as "one such as NextToken".
+    """Text that error messages insert after "use" to suggest a task whose batches have the arrays in `required`: the
+    name of the only such task, such as "TagTokens", or "one such as NextToken" if there are several. If empty, error
+    messages suggest no task.
     """
     in_transformers: ClassVar[bool] = True
     """Whether the Hugging Face transformers library has model classes for this objective. If not, runs cannot be
@@ -52,8 +53,8 @@ class Objective(abc.ABC, Generic[ModelT]):
     """
 
     decoding: ClassVar[Decoding | None] = None
-    """Settings for generating text. Objectives of generative models have a field of this name. None if the model does
-    not generate text.
+    """Settings for generating text. Objectives of generative models override it with a field of the same name. None if
+    the model does not generate text.
     """
 
     problem_type: ClassVar[str | None] = None
@@ -72,9 +73,10 @@ class Objective(abc.ABC, Generic[ModelT]):
           key: PRNG key for dropout. If None, the model is evaluated.
 
         Returns:
-          A weighted mean for each name in `loss_weights`, the model's auxiliary losses (`means.auxiliary`), which are
-          added to the loss, and further values for the metrics. In training all values are weighted means, which are
-          merged over micro-batches. In an evaluation, they may also be other arrays.
+          A dict of named values: a weighted mean (`Mean`) for each name in `loss_weights`, the model's auxiliary losses
+          (`means.auxiliary`), which are added to the loss, and further values that the metrics need. In training, all
+          values are instances of `Mean`, which are merged over micro-batches. In an evaluation, they may also be other
+          arrays.
         """
 
     @property
@@ -83,7 +85,7 @@ class Objective(abc.ABC, Generic[ModelT]):
         return {"loss": 1.0}
 
     def metrics(self, model: ModelT) -> tuple[Metric, ...]:
-        """Returns the metrics to report for training steps and evaluations. Defaults to the loss."""
+        """Returns the metrics to report for training steps and evaluations. The default is only the loss."""
         return (Loss.of(self.loss_weights),)
 
     def all_metrics(self, model: ModelT) -> tuple[Metric, ...]:
@@ -93,7 +95,7 @@ class Objective(abc.ABC, Generic[ModelT]):
         return (*self.metrics(model), *(Average(auxiliary_name(name)) for name in model.mean_names))
 
     def check(self, model: ModelT, row: Mapping[str, Any]) -> None:
-        """Checks that batches of a task can train the model.
+        """Checks that the model can be trained with this objective on the batches of a task.
 
         Args:
           model: the model.
@@ -113,16 +115,16 @@ class Objective(abc.ABC, Generic[ModelT]):
         return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")
 
     def check_row(self, row: Collection[str]) -> None:
-        """Raises InputError if the task provides no array with a name in `required`. `row` contains the names of the
-        arrays that it provides.
+        """Raises InputError if the task does not provide all arrays in `required`. `row` contains the names of the
+        arrays in the task's batches.
         """
         if missing := [name for name in self.required if name not in row]:
             use = f"; use {self.example_task}" if self.example_task else ""
             raise InputError(f"objective={type(self).__name__}: the task's rows have no {missing[0]}{use}")
 
     def predictor(self, model: ModelT, params: Any, tokenizer: Tokenizer | None) -> Predictor | None:
-        """Creates the predictor, which computes the results of the command `jaxformer predict`. Returns None, the
-        default, if there is nothing to predict.
+        """Creates the object that computes predictions for the command `jaxformer predict`. Returns None (the default)
+        if models with this objective make no predictions for users.
 
         Args:
           model: the model.
@@ -132,11 +134,11 @@ class Objective(abc.ABC, Generic[ModelT]):
         return None
 
     def start_id(self, tokenizer: Tokenizer) -> int | None:
-        """Returns the id of the token that a decoder starts from. None, the default, for models without an encoder."""
+        """Returns the id of the decoder start token, or None (the default) for models that are not encoder–decoders."""
         return None
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Selects the model's keyword arguments from the arrays of a batch."""
+        """Selects the arrays of a batch that are passed to the model. Returns them as keyword arguments."""
         return {name: batch[name] for name in self.model_inputs if name in batch}
 
     def apply_model(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any) -> Any:
@@ -162,15 +164,17 @@ class BatchObjective(Objective[ModelT]):
 
     @abc.abstractmethod
     def vectors(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any) -> dict[str, Any]:
-        """Computes the vectors that the loss compares. Returns a dict of arrays [batch, ...] with one entry per batch
-        row, and of the model's auxiliary losses.
+        """Computes the vectors that the loss compares. Returns a dict that contains the vectors, as arrays
+        [batch, ...], and the model's auxiliary losses, as instances of `Mean`.
         """
 
     @abc.abstractmethod
     def compare(
         self, model: ModelT, params: Any, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, Any]:
-        """Computes the losses and the inputs of the metrics, as in `__call__`, from the vectors of the whole batch."""
+        """Computes the losses and the values that the metrics need, from the vectors of the whole batch. Returns the
+        same dict as `__call__`.
+        """
 
     def __call__(self, model: ModelT, params: Any, batch: Mapping[str, jax.Array], key: Any = None) -> dict[str, Any]:
         return self.compare(model, params, self.vectors(model, params, batch, key), batch)

@@ -25,20 +25,23 @@ class CausalLM(Objective[Gpt]):
     """Causal language modeling: predicts each token from the tokens before it."""
 
     label_smoothing: float = 0.0
-    """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016)."""
+    """Share of the target probability that is distributed uniformly over the vocabulary (Szegedy et al. 2016)."""
     z_loss: float = 0.0
     """Weight of the squared logarithm of the softmax denominator, which keeps logits small. PaLM uses 1e-4."""
     prompt: Literal["text", "prefix", "inputs"] = "text"
-    """Kind of prompt: `text` is the start of a text; `prefix` is the same with bidirectional attention (for a prefix
-    language model); `inputs` has bidirectional attention and ends in an EOS token (for a text-to-text model)."""
+    """Kind of prompt. `text`: the start of a text. `prefix`: the start of a text, with bidirectional attention within
+    the prompt (prefix language model). `inputs`: a text that ends in an EOS token, with bidirectional attention within
+    the prompt (text-to-text model).
+    """
     beginning: bool = False
     """Whether prompts begin with the BOS token. Set it if the training texts begin with it."""
     template: DialogueTemplate | None = None
-    """Template that formats dialogues as text, the same as in the `Dialogue` task. A prompt is then a dialogue or a
-    user message, and the model generates the answer. If None, the model continues texts.
+    """Template that formats dialogues as text. Must be the template of the `Dialogue` task that the model was trained
+    on. A prompt is then a dialogue or a user message, and the model generates the answer. If None, the model continues
+    texts.
     """
     decoding: Decoding = Decoding(temperature=0.8, top_p=0.95)
-    """Generation settings. They have no effect on training."""
+    """Settings for generating text with the trained model. They have no effect on training."""
 
     def __post_init__(self):
         fields.check(self)
@@ -67,7 +70,8 @@ class CausalLM(Objective[Gpt]):
         return found | {"prefix": found["prefix"] > 0} if "prefix" in found else found
 
     def __call__(self, model: Gpt, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss and the cross-entropy (nats) and the accuracy of a batch, as weighted means.
+        """Computes the loss and the cross-entropy (both in nats) and the accuracy of a batch, as weighted means. Only
+        the loss includes label smoothing and the z-loss.
 
         Args:
           model: a GPT.

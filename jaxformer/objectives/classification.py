@@ -22,12 +22,14 @@ from jaxformer.predictors.text_labels import TextLabels
 
 @dataclasses.dataclass(frozen=True)
 class Classification(Objective[Classifier]):
-    """Text classification by softmax cross-entropy or, if `many`, by binary cross-entropy of each label."""
+    """Text classification: softmax cross-entropy over the labels or, if `many` is True, the binary cross-entropy of
+    each label.
+    """
 
     many: bool = False
     """Whether an example may have any number of labels, as with the task `Classify(kind="multi_label")`."""
     label_smoothing: float = 0.0
-    """Probability mass that is distributed uniformly over the labels (Szegedy et al. 2016)."""
+    """Share of the target probability that is distributed uniformly over the labels (Szegedy et al. 2016)."""
 
     def __post_init__(self):
         fields.check(self)
@@ -35,7 +37,7 @@ class Classification(Objective[Classifier]):
 
     @property
     def problem_type(self) -> str:
-        """Value of `problem_type` in the config.json of an exported Hugging Face model."""
+        """Value of `problem_type` in the config.json of an exported Hugging Face model. It depends on `many`."""
         return "multi_label_classification" if self.many else "single_label_classification"
 
     model_inputs = INPUTS
@@ -56,10 +58,11 @@ class Classification(Objective[Classifier]):
         Args:
           model: a text classifier.
           params: model parameters.
-          batch: inputs of the model by name, `targets` (the labels) and `weights` [batch, examples]. A row may contain
-            several examples. Targets are integers [batch, examples] or, if `many`, multi-hot float32
-            [batch, examples · labels].
-          key: PRNG key for dropout. If None, the model is evaluated and the counts of each label are added.
+          batch: the input arrays of the model, and `targets` and `weights` (1 for examples, 0 for padding)
+            [batch, examples]. A row may contain several examples. Targets are integers [batch, examples] or, if `many`,
+            multi-hot float32 [batch, examples · labels].
+          key: PRNG key for dropout. If None, the model is evaluated, and the result also contains the counts for the
+            scores per label (`label_counts`).
         """
         output = self.apply_model(model, params, batch, key)
         logits = output.logits
@@ -79,8 +82,8 @@ class Classification(Objective[Classifier]):
         return means if key is not None else means | label_counts(model.labels, targets, guesses, weights)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Returns the loss and the accuracy, and for evaluations also scores per label. If `many`, an example is
-        correct if all its labels are.
+        """Returns the loss and the accuracy, and for evaluations also scores per label. If `many` is True, the accuracy
+        counts an example as correct only if all its labels are correct.
         """
         matthews = () if self.many else (Matthews(model.labels),)
         return Loss(), Average("accuracy", higher_is_better=True), *matthews, LabelScores(model.labels)

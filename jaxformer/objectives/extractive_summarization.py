@@ -27,9 +27,9 @@ from jaxformer.predictors.summary_sentences import SummaryPredictor
 class ExtractiveSummarization(Objective[Classifier]):
     """Extractive summarization: predicts whether each sentence is part of the summary, by binary cross-entropy.
 
-    The model classifies tokens and has one label. The score of a sentence is the logit at its first token, as in
-    BERTSum with a linear layer on top and no layers between sentences. With `sentence_pooling="mean"`, it is the mean
-    of the logits at all its tokens.
+    The model classifies tokens and has one label. The score of a sentence is the logit at its first token, as in the
+    variant of BERTSum whose only summarization layer is a linear classifier. With `sentence_pooling="mean"`, it is the
+    mean of the logits at all its tokens.
     """
 
     num_sentences: int = 3
@@ -39,15 +39,17 @@ class ExtractiveSummarization(Objective[Classifier]):
     2018).
     """
     alternate_types: bool = True
-    """Whether the token types of successive sentences alternate between 0 and 1. If False, all are 0."""
+    """Whether the token types (segment ids) of successive sentences alternate between 0 and 1, as in BERTSum. If False,
+    all are 0.
+    """
     sentence_pooling: Literal["first", "mean"] = "first"
     """Score of a sentence: `first` uses the logit of its first token, [CLS] (Liu & Lapata 2019), and `mean` the mean of
     the logits of all its tokens. Use `mean` for pretrained models in which the vectors of all [CLS] tokens of a row are
     almost equal, such as MiniLM.
     """
     scored: int | None = None
-    """Number of held-out documents, from the first one on, that an evaluation summarizes and scores. If None, all are
-    scored; if 0, none.
+    """Number of held-out documents, from the start of the data, that an evaluation summarizes and scores with ROUGE. If
+    None, all are scored; if 0, none.
     """
 
     def __post_init__(self):
@@ -61,7 +63,9 @@ class ExtractiveSummarization(Objective[Classifier]):
     in_transformers = False
 
     def inputs(self, batch: Mapping[str, Any]) -> dict[str, Any]:
-        """Selects the model inputs in a batch. Omits token types if `alternate_types` is False."""
+        """Selects the arrays of a batch that are passed to the model. Leaves out the token types if `alternate_types`
+        is False.
+        """
         found = super().inputs(batch)
         return found if self.alternate_types else {name: found[name] for name in found if name != "token_types"}
 
@@ -71,8 +75,8 @@ class ExtractiveSummarization(Objective[Classifier]):
             raise InputError(f"model.labels={model.labels}: expected one name for objective=ExtractiveSummarization")
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats) per sentence, and how often the sentence with the highest score of a document is in
-        the target summary.
+        """Computes the loss (nats) per sentence, and `top_accuracy`: the share of documents whose highest-scoring
+        sentence belongs to the target summary.
 
         Args:
           model: a token classifier with one label.
@@ -95,7 +99,9 @@ class ExtractiveSummarization(Objective[Classifier]):
         } | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Returns the loss, the accuracy of the best sentence and, for evaluations, ROUGE of summaries."""
+        """Returns the loss, the share of documents whose highest-scoring sentence belongs to the target summary and,
+        for evaluations, ROUGE of the predicted summaries.
+        """
         of_documents = () if self.scored == 0 else (SummaryScores(self._summaries, self.num_sentences, self.scored),)
         return Loss(), Average("top_accuracy", higher_is_better=True), *of_documents
 
@@ -117,13 +123,13 @@ class ExtractiveSummarization(Objective[Classifier]):
 
 
 def sentence_tokens(positions: jax.Array, weights: jax.Array, segments: jax.Array) -> jax.Array:
-    """Returns which tokens belong to each sentence, boolean [batch, sentences, length]. A sentence ends before the
-    first token of the next one.
+    """Returns a mask of the tokens that belong to each sentence, boolean [batch, sentences, length]. A sentence ends
+    before the first token of the next one.
 
     Args:
       positions: index of the first token of each sentence in ascending order, integers [batch, sentences].
       weights: 1 for sentences, 0 after the last sentence of a row, [batch, sentences].
-      segments: integers [batch, length]: 0 is padding.
+      segments: number of the document that each token belongs to, from 1, or 0 for padding; integers [batch, length].
     """
     starts = (jnp.arange(segments.shape[1]) == positions[..., None]) & (weights[..., None] > 0)  # [b, n, t]
     numbers = jnp.where(segments > 0, jnp.cumsum(starts.any(1), -1), 0)

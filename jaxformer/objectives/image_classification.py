@@ -1,4 +1,6 @@
-"""Image classification, including mixed images (Dosovitskiy et al. 2021; Mixup, Zhang et al. 2018)."""
+"""Image classification. Also trains on images that are mixed from two images (Dosovitskiy et al. 2021; Mixup, Zhang et
+al. 2018).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,21 +21,24 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.image_labels import ImageLabels
 
 TOP = 5
-"""Number of classes with the highest logits that `top_5_accuracy` counts as predictions. It is correct if one of them
-is the label.
+"""Number k of the metric `top_5_accuracy`: an image counts as correct if its label is among the k classes with the
+highest logits.
 """
 MOST_SCORED = 100
-"""Maximum number of labels for which an evaluation reports scores per label. With more labels, it reports none."""
+"""Maximum number of labels of a model for which an evaluation reports scores per label. With more labels, it reports
+only scores over all labels.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageClassification(Objective[Vit]):
     """Image classification by softmax cross-entropy. The target of an image that is mixed from two images consists of
-    both labels, weighted by their shares.
+    the labels of both, weighted by the shares of the two images.
     """
 
     label_smoothing: float = 0.0
-    """Probability mass that is distributed uniformly over the labels in training (Szegedy et al. 2016)."""
+    """Share of the target probability that is distributed uniformly over the labels in training (Szegedy et al. 2016).
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -61,10 +66,10 @@ class ImageClassification(Objective[Vit]):
         Args:
           model: a ViT with labels.
           params: model parameters.
-          batch: images [batch, height, width, channels]; labels, integers [batch, 2], the two labels of a mixed image;
-            weights [batch, 2], the share of each label.
-          key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the counts of each
-            label are added.
+          batch: images [batch, height, width, channels]; labels, integers [batch, 2], of the two images that each image
+            is mixed from; weights [batch, 2], the shares of the two images.
+          key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the result also
+            contains the counts for the scores per label (`label_counts`).
         """
         output = self.apply_model(model, params, batch, key, pooled_only=True)
         labels, shares = batch["labels"], batch["weights"]
@@ -91,13 +96,13 @@ class ImageClassification(Objective[Vit]):
 
         Args:
           output: output of the model.
-          labels: labels of the batch, [batch, 2].
+          labels: labels of the batch, [batch, 2]. Not used for images; the subclass for videos needs their number.
         """
         return jax.nn.log_softmax(output.logits)
 
     def metrics(self, model: Vit) -> tuple[Metric, ...]:
-        """Returns the loss and the accuracies, and for evaluations also scores per label. `recall/NAME` is the accuracy
-        on images with the label NAME.
+        """Returns the loss and the accuracies, and for evaluations also scores per label. The score `recall/NAME` is
+        the accuracy on the images with the label NAME.
         """
         accuracies = ("accuracy", "top_5_accuracy")[: 2 if len(model.labels) > TOP else 1]
         of_labels = (LabelScores(model.labels),) if len(model.labels) <= MOST_SCORED else ()

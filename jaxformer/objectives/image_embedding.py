@@ -1,4 +1,4 @@
-"""Objective of image encoders that were pretrained without labels, such as DINOv2 (Oquab et al. 2024).
+"""Objective for using image encoders that were pretrained without labels, such as DINOv2 (Oquab et al. 2024).
 
 It has no loss: a run with this objective computes image embeddings, but cannot be trained.
 """
@@ -22,11 +22,11 @@ class ImageEmbedding(Objective[Vit]):
     model_inputs = ("images",)
 
     def check(self, model: Vit, row: Mapping[str, Any]) -> NoReturn:
-        """Raises InputError, since this objective cannot train."""
+        """Raises InputError, because a model cannot be trained with this objective."""
         self._refuse()
 
     def __call__(self, model: Vit, params, batch: Mapping[str, jax.Array], key=None) -> NoReturn:
-        """Raises InputError, since this objective cannot train."""
+        """Raises InputError, because this objective has no loss."""
         self._refuse()
 
     def predictor(self, model: Vit, params: Any, tokenizer: None) -> ImageVectors:

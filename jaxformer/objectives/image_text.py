@@ -25,15 +25,18 @@ LOSSES = {"softmax": softmax_contrastive, "sigmoid": sigmoid_contrastive}
 
 @dataclasses.dataclass(frozen=True)
 class ImageTextContrastive(BatchObjective[Clip]):
-    """Contrastive learning of images and texts: compares the pairs of a batch with all other combinations of its images
-    and texts.
+    """Contrastive learning of images and texts: pairs of an image and its text should have higher scores than all other
+    combinations of an image and a text in the batch.
     """
 
     loss: Literal["softmax", "sigmoid"] = "softmax"
-    """Loss: `softmax` identifies the text of each image and the image of each text (CLIP); `sigmoid` classifies every
-    combination as a pair or not (SigLIP) and needs a model with a score bias."""
+    """Kind of loss. `softmax` (CLIP) identifies the text of each image and the image of each text. `sigmoid` (SigLIP)
+    classifies every combination of an image and a text as a pair or not, and needs a model whose scores have a learned
+    bias.
+    """
     max_scale: float = 100.0
-    """Upper limit of the learned scale of the scores in the loss (Radford et al. 2021, §2.5)."""
+    """Upper limit of the learned factor by which the loss multiplies cosine similarities (Radford et al. 2021, §2.5).
+    """
 
     model_inputs = ("images", "tokens", "segments")
     required = ("images", "tokens", "weights")
@@ -51,14 +54,15 @@ class ImageTextContrastive(BatchObjective[Clip]):
             raise InputError("objective.loss=sigmoid: needs a bias of the scores; expected model.init_bias=-10")
 
     def vectors(self, model: Clip, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """Computes the vectors to compare: `image_vectors` and `text_vectors`, float32 [batch, embed] with an L2 norm
-        of 1.
+        """Computes the vectors that the loss compares. Returns a dict with `image_vectors` and `text_vectors`, float32
+        [batch, embed] with an L2 norm of 1, and the model's auxiliary losses.
 
         Args:
           model: a model of images and texts.
           params: model parameters.
           batch: images [batch, height, width, channels]; tokens, segments [batch, length]; weights [batch, 1].
-          key: PRNG key for dropout. If None, the model is evaluated.
+          key: PRNG key for dropout. If None, the model is evaluated, and the dict also contains `text_keys`: the tokens
+            of each text, which identify equal texts.
         """
         output = self.apply_model(model, params, batch, key)
         found: dict[str, Any] = {"image_vectors": output.image_vectors, "text_vectors": output.text_vectors}
@@ -70,7 +74,9 @@ class ImageTextContrastive(BatchObjective[Clip]):
     def compare(
         self, model: Clip, params, vectors: Mapping[str, Any], batch: Mapping[str, jax.Array]
     ) -> dict[str, Any]:
-        """Computes the loss (nats), and the in-batch retrieval accuracy, averaged over both directions."""
+        """Computes the loss (nats) and the accuracy of retrieving the text of each image and the image of each text
+        within the batch (mean of both).
+        """
         weights = batch["weights"].reshape(-1)
         scale, bias = model.score_map(params)
         scores = jnp.minimum(scale, self.max_scale) * (vectors["image_vectors"] @ vectors["text_vectors"].T)

@@ -21,12 +21,14 @@ EPSILON = 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class MaskedAutoencoding(Objective[MaskedAutoencoder]):
-    """Reconstruction of masked patches by the mean squared error of their pixels. If targets are normalised, predicting
-    the mean pixel of each patch has an error of about 1.
+    """Reconstruction of masked patches. The loss is the mean squared error of their pixels. If targets are normalised,
+    a prediction of the mean pixel of each patch has a loss of about 1.
     """
 
     normalised: bool = True
-    """Whether target patches are normalised by their own mean and standard deviation, which improves fine-tuning."""
+    """Whether the target pixels of each patch are normalised by the patch's own mean and standard deviation, which
+    improves fine-tuning.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -53,8 +55,8 @@ class MaskedAutoencoding(Objective[MaskedAutoencoder]):
         Args:
           model: a masked autoencoder.
           params: model parameters.
-          batch: images [batch, height, width, channels], noise [batch, patches], and weights [batch, 1], 1 for each
-            image.
+          batch: images [batch, height, width, channels], noise [batch, patches], random numbers that select the masked
+            patches (those with the highest numbers), and weights [batch, 1], 1 for each image.
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)

@@ -59,8 +59,10 @@ class MaskedLM(Objective[Bert]):
           model: a BERT.
           params: model parameters.
           batch: tokens, segments, position_ids, token_types [batch, length]; masked_positions, targets, weights
-            [batch, predictions]; cls_positions, next_sentence, next_sentence_weights [batch, pairs].
-          key: PRNG key for dropout. If None, the model is evaluated and the count of each target token is added.
+            [batch, predictions]; cls_positions, next_sentence (label), next_sentence_weights [batch, pairs], where
+            pairs are the sentence pairs of a row.
+          key: PRNG key for dropout. If None, the model is evaluated and the result also contains `target_counts`, how
+            often each token of the vocabulary is a target.
         """
         output = self.apply_model(model, params, batch, key)
         targets, weights = batch["targets"], batch["weights"]
@@ -76,8 +78,8 @@ class MaskedLM(Objective[Bert]):
         return means
 
     def metrics(self, model: Bert) -> tuple[Metric, ...]:
-        """Returns the losses and accuracies, and for comparison the accuracy of always predicting the most frequent
-        target.
+        """Returns the losses and accuracies, and as a baseline the accuracy of always predicting the most frequent
+        target token.
         """
         found = [Loss.of(self.loss_weights)]
         for kind in ("masked_lm", "next_sentence")[: 2 if self.next_sentence else 1]:

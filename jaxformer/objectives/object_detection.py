@@ -1,4 +1,6 @@
-"""Object detection: sets of boxes and labels, matched with the objects of an image (Carion et al. 2020)."""
+"""Objective of object detection: predicts a set of boxes and labels, which are matched with the objects of an image
+(Carion et al. 2020).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -21,29 +23,33 @@ from jaxformer.predictors.boxes import BoxPredictor
 
 LOSSES = ("class_loss", "l1_loss", "giou_loss")
 LAYERS = "layers/"
-"""Prefix of the names of the losses of all layers before the last one."""
+"""Prefix of the names of the losses of intermediate decoder layers (all layers except the last one)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ObjectDetection(Objective[DetectionModel]):
-    """Object detection as set prediction. Each object is matched with one prediction; all other predictions should be
-    no object.
+    """Object detection as set prediction. Each object of an image is matched with one prediction. All other predictions
+    should have the class "no object".
     """
 
     class_weight: float = 1.0
-    """Weight of the class loss."""
+    """Weight of the classification loss in the total loss."""
     l1_weight: float = 5.0
-    """Weight of the L1 loss of boxes."""
+    """Weight of the L1 loss of the predicted boxes in the total loss."""
     giou_weight: float = 2.0
-    """Weight of the loss of the generalized intersection over union."""
+    """Weight of the generalized-IoU loss of the predicted boxes in the total loss."""
     no_object_weight: float = 0.1
-    """Weight of predictions without an object in the class loss."""
+    """Weight, in the classification loss, of predictions that are not matched with an object."""
     costs: Costs = Costs()
-    """Weights of the parts of the cost by which predictions are matched with objects."""
+    """Weights of the terms (label, L1 and generalized IoU) in the cost that is minimised to match predictions with
+    objects.
+    """
     layer_losses: bool = True
-    """Whether the predictions of every layer of a decoder have the same losses, each with a match of its own."""
+    """Whether the loss also includes the predictions of intermediate decoder layers. Predictions and objects are
+    matched separately for each layer.
+    """
     threshold: float = 0.5
-    """Minimum probability of a label for which `predict` shows an object."""
+    """Minimum probability of a predicted object for `jaxformer predict` to show it."""
     average_precision: bool = True
     """Whether evaluations report the average precision, which needs pycocotools."""
 
@@ -76,18 +82,19 @@ class ObjectDetection(Objective[DetectionModel]):
     def apply_model(
         self, model: DetectionModel, params: Any, batch: Mapping[str, jax.Array], key: Any, **options: Any
     ) -> Any:
-        """Applies the model to the arrays of a batch that it takes."""
+        """Applies the model to a batch. Only arrays that are inputs of the model are passed to it."""
         taken = {name: array for name, array in batch.items() if name in model.inputs()}
         return super().apply_model(model, params, taken, key, **options)
 
     def __call__(self, model: DetectionModel, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """Computes the losses of a batch.
+        """Computes the losses of a batch, as weighted means.
 
         Args:
-          model: a model of object detection.
+          model: an object detection model.
           params: model parameters.
-          batch: arrays of `LabelledBoxes`.
-          key: PRNG key for dropout. If None, the model is evaluated, and the inputs of the average precision are added.
+          batch: arrays of the task `LabelledBoxes`.
+          key: PRNG key for dropout. If None, the model is evaluated, and the inputs of the average precision are added
+            (see `scenes`).
         """
         output = self.apply_model(model, params, batch, key, all_layers=self.layer_losses)
         targets = Targets(batch["boxes"], batch["labels"], batch["box_weights"], batch["weights"][:, 0])
@@ -99,8 +106,8 @@ class ObjectDetection(Objective[DetectionModel]):
         return terms | auxiliary(output)
 
     def _of_layers(self, output: DetectionOutput, targets: Targets, last: Mapping[str, Mean]) -> dict[str, Mean]:
-        """Computes the losses of all layers before the last one. Each is a sum over layers, whose means have the same
-        weight.
+        """Computes the losses of the intermediate decoder layers, keyed by their names with the prefix `LAYERS`. Each
+        loss is the sum over these layers, or 0 if there are none. `last` contains the losses of the last layer.
         """
         logits, boxes = output.layer_logits, output.layer_boxes
         if logits is None or boxes is None or len(logits) == 1:
@@ -124,7 +131,9 @@ class ObjectDetection(Objective[DetectionModel]):
 
 
 def scenes(output: DetectionOutput, batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """Returns the inputs of `AveragePrecision`: the predictions and the objects of the images."""
+    """Returns the arrays that the metric `AveragePrecision` needs, by name: the target objects of each image, and the
+    box, label and score of each prediction.
+    """
     names = ("boxes", "labels", "box_weights", "crowd", "areas", "image_size", "weights")
     probabilities = jax.nn.softmax(jnp.asarray(output.logits))[..., :-1]
     return {name: batch[name] for name in names} | {

@@ -1,4 +1,6 @@
-"""Extractive question answering with a start and an end logit per token (Devlin et al. 2019, §4.2 and §4.3)."""
+"""Objective of extractive question answering: a start logit and an end logit per token (Devlin et al. 2019, §4.2 and
+§4.3).
+"""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -20,7 +22,9 @@ from jaxformer.objectives.tagging import check_tokens
 from jaxformer.predictors.answer_spans import INPUTS, SpanPredictor
 
 LABELS = ("start", "end")
-"""Label names of the classifier: each token has a logit for being the start and one for being the end of the answer."""
+"""Label names that the model must have: each token has one logit for being the first token of the answer (`start`), and
+one for being the last (`end`).
+"""
 NAMES = ("loss", "start_accuracy", "end_accuracy")
 
 
@@ -29,12 +33,16 @@ class QuestionAnswering(Objective[Classifier]):
     """Extractive question answering: predicts the first and the last token of an answer."""
 
     longest: int = 30
-    """Maximum number of tokens in an answer."""
+    """Maximum number of tokens in a predicted answer."""
     no_answer: float | None = None
-    """Predicts no answer if the score at [CLS] exceeds the score of the best span by more than this threshold, for
-    example 0 (SQuAD 2.0). If None, every question gets an answer (SQuAD 1.1)."""
+    """Threshold for predicting that a question has no answer, for example 0 (SQuAD 2.0): there is no answer if the
+    score at [CLS] exceeds the score of the best span by more than it. If None, every question gets an answer (SQuAD
+    1.1).
+    """
     scored: int | None = None
-    """Number of held-out questions that an evaluation answers and scores. If None, all are scored; if 0, none."""
+    """Number of held-out questions, from the start of the data, that an evaluation answers and scores. If None, all are
+    scored; if 0, none.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -52,10 +60,10 @@ class QuestionAnswering(Objective[Classifier]):
         self.check_row(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats), averaged over start and end, and the accuracies of start and end. Each example is a
-        window: a question with a part of its context.
+        """Computes the loss (nats), averaged over start and end, and the accuracies of start and end.
 
-        Tokens outside the context, such as those of the question, have probability 0.
+        Each example is a question with a window of its context. Tokens outside the context, such as those of the
+        question, have probability 0.
 
         Args:
           model: a token classifier with the labels start and end.
@@ -81,7 +89,9 @@ class QuestionAnswering(Objective[Classifier]):
         return means | auxiliary(output)
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Returns the loss and the accuracies of start and end, and for evaluations also the SQuAD scores."""
+        """Returns the loss and the accuracies of start and end, and for evaluations also the SQuAD scores (exact match
+        and F1).
+        """
         accuracies = (Average(name, higher_is_better=True) for name in ("start_accuracy", "end_accuracy"))
         of_documents = () if self.scored == 0 else (AnswerScores(self._answers, self.scored),)
         return Loss(), *accuracies, *of_documents

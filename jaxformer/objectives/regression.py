@@ -1,4 +1,4 @@
-"""Regression: predicts a number for a text or a text pair, such as the similarity of two sentences."""
+"""Objective of regression: predicts a number for a text or a text pair, such as the similarity of two sentences."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -22,8 +22,8 @@ from jaxformer.predictors.text_numbers import TextNumbers
 
 @dataclasses.dataclass(frozen=True)
 class Regression(Objective[Classifier]):
-    """Predicts a number per example, by the squared error. The model has one label, the name of the predicted
-    number.
+    """Predicts one number per example. The loss is the squared error. The only label of the model is the name of the
+    predicted number.
     """
 
     model_inputs = INPUTS
@@ -48,9 +48,9 @@ class Regression(Objective[Classifier]):
         Args:
           model: a classifier with one label.
           params: model parameters.
-          batch: inputs of the model by name, `targets` (the numbers to predict) and `weights`. The last two are float32
-            [batch, examples], because a row may contain several examples.
-          key: PRNG key for dropout. If None, the model is evaluated and the covariance of predictions and targets is
+          batch: the input arrays of the model, and `targets` (the numbers to predict) and `weights` (1 for examples, 0
+            for padding), both float32 [batch, examples]. A row may contain several examples.
+          key: PRNG key for dropout. If None, the model is evaluated, and the covariance of predictions and targets is
             added.
         """
         output = self.apply_model(model, params, batch, key)
@@ -67,7 +67,9 @@ class Regression(Objective[Classifier]):
         return means
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Returns the mean squared error, the mean absolute error and, for evaluations, correlations."""
+        """Returns the mean squared error, the mean absolute error and, for evaluations, the Pearson and Spearman
+        correlations.
+        """
         return Loss(), Average("absolute_error"), Pearson(), Spearman(_predictions)
 
     def predictor(self, model: Classifier, params: Any, tokenizer: Tokenizer) -> TextNumbers:
@@ -75,8 +77,8 @@ class Regression(Objective[Classifier]):
 
 
 def _predictions(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Pairs:
-    """Predicts a number for each document with an index in `indices` and at least one token. Returns pairs of the
-    predicted and the target number.
+    """Predicts a number for each document with an index in `indices`. Documents without tokens are left out. Returns
+    pairs (predicted number, target number).
     """
     texts = read_each(documents, lambda one: context.task.encode(one, context.tokenizer), indices)
     texts = [text for text in texts if len(text.first)]

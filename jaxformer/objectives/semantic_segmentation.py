@@ -1,4 +1,4 @@
-"""Semantic segmentation: the label of each pixel (Strudel et al. 2021; Xie et al. 2021)."""
+"""Objective of semantic segmentation: predicts a label for each pixel (Strudel et al. 2021; Xie et al. 2021)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -19,21 +19,25 @@ from jaxformer.objectives.base import Objective
 from jaxformer.predictors.segmentation import Segmentations
 
 IGNORED = 255
-"""Value of pixels without a label in a mask."""
+"""Value of pixels without a label in a target mask. The loss and the metrics ignore them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SemanticSegmentation(Objective[Any]):
     """Softmax cross-entropy of the label of each pixel. Pixels without a label are ignored.
 
-    Evaluations also report the mean intersection over union of whole pictures in their own size, which are segmented in
-    sliding windows.
+    Evaluations also report the mean intersection over union, which is measured on whole pictures at their original
+    size. The pictures are segmented in sliding windows.
     """
 
     scored: int | None = None
-    """Number of held-out pictures for the mean intersection over union. 0 disables it. If None, all are scored."""
+    """Number of held-out pictures on which evaluations measure the mean intersection over union. If None, all; if 0, it
+    is not measured.
+    """
     overlap: float = 1 / 3
-    """Minimum share of a window, along each side, that the next window covers too."""
+    """Minimum overlap of neighbouring windows when a whole picture is segmented in sliding windows, as a share of the
+    window size.
+    """
 
     def __post_init__(self):
         fields.check(self)

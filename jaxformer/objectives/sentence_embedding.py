@@ -27,26 +27,31 @@ from jaxformer.predictors.sentence_vectors import SentenceVectors, TextRows, poo
 
 @dataclasses.dataclass(frozen=True)
 class SentenceEmbedding(BatchObjective[Model]):
-    """Sentence embeddings: embeds each text as one vector, close to the vectors of texts with the same meaning."""
+    """Sentence embeddings: embeds each text as one vector. Texts with the same meaning should have similar vectors."""
 
     pooling: Pooling = "mean"
-    """How the token vectors are reduced to one vector: their mean or maximum per dimension, the vector of the first or
-    the last token, or the output of the pooler."""
+    """How the token vectors of a text are reduced to one vector: the mean or the maximum per dimension, the vector of
+    the first or the last token, or the output of the model's pooler.
+    """
     normalized: bool = True
-    """Whether vectors are normalized to length 1."""
+    """Whether the vectors that `jaxformer predict` returns are normalized to an L2 norm of 1. Training always
+    normalizes.
+    """
     longest: int | None = None
     """Maximum number of input tokens, including [CLS] and [SEP]. If None, the model's maximum length."""
     temperature: float = 0.05
     """Temperature that divides the cosine similarities in training. A lower temperature puts more weight on the most
     similar negatives."""
     prompts: tuple[tuple[str, str], ...] = ()
-    """Prompts that a request can choose, as pairs (name, text). The text is added before each text to embed, but not
-    before training texts.
+    """Named prompts for embedding texts, as pairs (name, prompt). A request chooses one by its name. The prompt is
+    prepended to each text to embed, but not to training texts.
     """
     default_prompt_name: str | None = None
-    """Name of the prompt that is used if a request names none. If None, no prompt is used."""
+    """Name of the prompt that is used if a request does not choose one. If None, no prompt is used."""
     include_prompt: bool = True
-    """Whether pooling includes the tokens of the prompt and the [CLS] token before it."""
+    """Whether pooling includes the tokens of the prompt and the [CLS] token before it. If False, only the tokens of the
+    text after the prompt are pooled.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -73,16 +78,16 @@ class SentenceEmbedding(BatchObjective[Model]):
             raise InputError("objective=SentenceEmbedding: the task's rows are for an encoder-decoder; use TextPairs")
 
     def vectors(self, model: Model, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Any]:
-        """Computes the vectors of both texts of each pair, `firsts` and `seconds`: float32 [batch, pairs, embed], with
-        an L2 norm of 1.
+        """Computes the vectors of both texts of each pair. Returns a dict with `firsts` and `seconds`, float32
+        [batch, pairs, embed] with an L2 norm of 1, and the model's auxiliary losses.
 
-        The auxiliary losses of the model, such as the balance of experts, are averaged over both texts.
+        The auxiliary losses, such as the load balance of experts, are averaged over both texts.
 
         Args:
           model: a text encoder.
           params: model parameters.
-          batch: inputs, input_segments, input_position_ids, tokens, segments, position_ids [batch, length]; weights
-            [batch, pairs].
+          batch: inputs, input_segments, input_position_ids (first texts), tokens, segments, position_ids (second texts)
+            [batch, length]; weights [batch, pairs]. A row may contain several pairs.
           key: PRNG key for dropout. If None, the model is evaluated.
         """
         keys = (None, None) if key is None else jax.random.split(key)
@@ -99,7 +104,8 @@ class SentenceEmbedding(BatchObjective[Model]):
     ) -> dict[str, Mean]:
         """Computes the loss (nats), and the accuracy of retrieving the second text of each pair within the batch.
 
-        The second texts of all devices and micro-batches are candidates.
+        The candidates are the second texts of the whole batch, including those on other devices and in other
+        micro-batches.
         """
         firsts, seconds = (vectors[name].reshape(-1, vectors[name].shape[-1]) for name in ("firsts", "seconds"))
         loss, accuracy = info_nce(firsts @ seconds.T / self.temperature, batch["weights"].reshape(-1))

@@ -1,4 +1,4 @@
-"""Objective of encoder–decoders: next-token prediction of the output, given the inputs (Vaswani et al. 2017)."""
+"""Objective of encoder–decoders: predicts the tokens of the output text from the input text (Vaswani et al. 2017)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -26,25 +26,28 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
     """Sequence-to-sequence learning: predicts each output token from the inputs and the previous output tokens."""
 
     label_smoothing: float = 0.0
-    """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016). The paper uses 0.1."""
+    """Share of the target probability that is distributed uniformly over the vocabulary (Szegedy et al. 2016). Vaswani
+    et al. (2017) use 0.1.
+    """
     z_loss: float = 0.0
     """Weight of the squared logarithm of the softmax denominator, which keeps logits small. T5 uses 1e-4."""
     decoding: Decoding = Decoding(max_new_tokens=128, num_beams=4)
-    """Generation settings. They have no effect on training."""
+    """Settings for generating text with the trained model. They have no effect on training."""
     scored: int = 0
-    """Number of held-out documents for which an evaluation generates and scores texts. If `scores` has several
-    prefixes, this is the number of documents per prefix.
+    """Number of held-out documents for which an evaluation generates texts and scores them. If `scores` selects inputs
+    by several prefixes, this is the number of documents per prefix.
     """
     scores: tuple[Scores, ...] = (Scores(),)
-    """Metrics of generated texts. If the inputs of each task begin with a different prefix, tasks can have different
-    metrics.
+    """Metrics of generated texts. Each entry scores the inputs that begin with its prefix, such as "summarize: ", so
+    that different tasks can have different metrics.
     """
     start: Start = "padding"
-    """Token that the decoder starts from: the padding token, as in the rows of `TextToText`, or another token, as in
-    BART.
+    """Decoder start token: `padding` (as in T5 and in the rows of the task `TextToText`), `end` (EOS, as in BART) or
+    `beginning` (BOS).
     """
     beginning: bool = False
-    """Whether inputs begin with the BOS token. Set it if the training inputs begin with it."""
+    """Whether inputs of predictions begin with the BOS token. Set it if the training inputs begin with the BOS token.
+    """
 
     def __post_init__(self):
         fields.check(self)
@@ -66,7 +69,8 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
             raise self.wrong_model(model, "an EncoderDecoder")
 
     def __call__(self, model: EncoderDecoder, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss and the cross-entropy (nats) and the accuracy of a batch, as weighted means.
+        """Computes the loss and the cross-entropy (both in nats) and the accuracy of a batch, as weighted means. Only
+        the loss includes label smoothing and the z-loss.
 
         Args:
           model: an encoder–decoder.
@@ -78,7 +82,9 @@ class Seq2SeqLM(Objective[EncoderDecoder]):
         return token_means(self, model, params, batch, key)
 
     def metrics(self, model: EncoderDecoder) -> tuple[Metric, ...]:
-        """Returns token metrics and, if `scored` is set, metrics of generated texts."""
+        """Returns the loss and the metrics of next-token prediction and, if `scored` is not 0, metrics of generated
+        texts.
+        """
         found = [*token_metrics()]
         for part in self.scores if self.scored else ():
             found += [TextScores(part, self.scored, self._generated), CutTexts(part, self.scored)]

@@ -1,4 +1,4 @@
-"""Objective of speech recognizers: next-token prediction of a transcript, given the sound (Radford et al. 2022)."""
+"""Objective of speech recognizers: predicts each next token of a transcript, given the audio (Radford et al. 2022)."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -25,20 +25,20 @@ from jaxformer.predictors.transcription import Transcriber
 
 @dataclasses.dataclass(frozen=True)
 class SpeechToText(Objective[Whisper]):
-    """Speech recognition and translation: predicts each token of a transcript from the sound and the tokens before
-    it.
-    """
+    """Speech recognition and translation: predicts each token of a transcript from the audio and the tokens before."""
 
     label_smoothing: float = 0.0
-    """Probability mass that is distributed uniformly over the vocabulary (Szegedy et al. 2016)."""
+    """Share of the target probability that is distributed uniformly over the vocabulary (Szegedy et al. 2016)."""
     z_loss: float = 0.0
     """Weight of the squared logarithm of the softmax denominator, which keeps logits small."""
     decoding: Decoding = Decoding(max_new_tokens=None, max_length=448)
-    """Settings for generating the tokens of a window. They have no effect on training."""
+    """Settings for generating the transcript of one audio window (30 seconds by default). They have no effect on
+    training.
+    """
     transcribing: Transcribing = Transcribing()
-    """Settings of transcription. They have no effect on training."""
+    """Settings for transcribing whole recordings, such as language and timestamps. They have no effect on training."""
     scored: int = 0
-    """Number of held-out sounds that an evaluation transcribes, to compute error rates."""
+    """Number of held-out recordings that an evaluation transcribes to compute error rates."""
 
     model_inputs = ("log_mel", "tokens", "segments", "position_ids")
     required = ("log_mel", "tokens", "targets", "weights")
@@ -62,7 +62,8 @@ class SpeechToText(Objective[Whisper]):
             raise InputError(f"data.task.audio: rows have {given} frames; expected the model's, {frames}")
 
     def __call__(self, model: Whisper, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss and the cross-entropy (nats) and the accuracy of a batch, as weighted means.
+        """Computes the loss and the cross-entropy (both in nats) and the accuracy of a batch, as weighted means. Only
+        the loss includes label smoothing and the z-loss.
 
         Args:
           model: a Whisper.
@@ -73,7 +74,9 @@ class SpeechToText(Objective[Whisper]):
         return token_means(self, model, params, batch, key)
 
     def metrics(self, model: Whisper) -> tuple[Metric, ...]:
-        """Returns token metrics and, if `scored` is set, error rates."""
+        """Returns the loss and the metrics of next-token prediction and, if `scored` is not 0, word and character error
+        rates.
+        """
         rates = (ErrorRates(self.scored, self._transcribed),) if self.scored else ()
         return *token_metrics(), *rates
 

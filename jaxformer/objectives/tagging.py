@@ -1,4 +1,4 @@
-"""Tagging of words, for example with parts of speech or named entities (Devlin et al. 2019, §5.3)."""
+"""Objective of word tagging, for example with parts of speech or named entities (Devlin et al. 2019, §5.3)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ from jaxformer.predictors.word_tags import INPUTS, WordTags, token_tags
 
 @dataclasses.dataclass(frozen=True)
 class Tagging(Objective[Classifier]):
-    """Predicts the tag of each word, at the first token of the word."""
+    """Predicts a tag for each word of a sentence, at the first token of the word."""
 
     model_inputs = INPUTS
     required = ("tokens", "targets", "weights")
@@ -34,11 +34,11 @@ class Tagging(Objective[Classifier]):
         self.check_row(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
-        """Computes the loss (nats) and the accuracy over the words of a batch. In an evaluation of entity tags, also
-        counts correct, predicted and true entities.
+        """Computes the loss (nats) and the accuracy over the words of a batch. In an evaluation, if the tags mark
+        entities, also returns the numbers of correct, predicted and target entities.
 
         Args:
-          model: a classifier that reads tokens.
+          model: a classifier with logits for each token.
           params: model parameters.
           batch: tokens, segments, position_ids, targets, weights [batch, length].
           key: PRNG key for dropout; if None, the model is evaluated.
@@ -54,7 +54,7 @@ class Tagging(Objective[Classifier]):
         return means
 
     def metrics(self, model: Classifier) -> tuple[Metric, ...]:
-        """Returns the loss and the accuracy. If the tags mark entities, evaluations also have entity scores."""
+        """Returns the loss and the accuracy and, for evaluations of tags that mark entities, also entity scores."""
         of_entities = (EntityScores(model.labels, _long_counts),) if has_entities(model.labels) else ()
         return Loss(), Average("accuracy", higher_is_better=True), *of_entities
 
@@ -63,8 +63,8 @@ class Tagging(Objective[Classifier]):
 
 
 def _long_counts(context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> dict[str, Mean]:
-    """Counts the true and predicted entities of long sentences that are split into several rows, because an entity may
-    span two rows.
+    """Counts the correct, predicted and target entities of the sentences that do not fit in one row. They are counted
+    separately, because an entity may extend over two rows. Returns the counts per entity type (see `counts`).
     """
     task, tokenizer, labels = context.task, context.tokenizer, context.model.labels
 
@@ -94,7 +94,7 @@ def _long_counts(context: Context, documents: Sequence[Mapping[str, Any]], indic
 
 
 def check_tokens(model: Any, objective: str) -> None:
-    """Raises InputError if a model does not classify tokens."""
+    """Raises InputError if a model is not a classifier with logits for each token. The message contains `objective`."""
     if not model.is_text_classifier:
         raise InputError(f"objective={objective}: needs a Classifier; the model is a {type(model).__name__}")
     if model.pooling != "none":

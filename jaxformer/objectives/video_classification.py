@@ -1,4 +1,6 @@
-"""Classification of clips, averaged over the views of a video in evaluation (Arnab et al. 2021; Tong et al. 2022)."""
+"""Objective of video classification. Evaluations average the predictions for several views (clips and crops) of a video
+(Arnab et al. 2021; Tong et al. 2022).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,8 +17,8 @@ from jaxformer.predictors.clip_labels import ClipLabels
 
 @dataclasses.dataclass(frozen=True)
 class VideoClassification(ImageClassification):
-    """Classification of clips by softmax cross-entropy. If the rows of an evaluation contain several views of a video,
-    their probabilities are averaged.
+    """Classification of video clips by softmax cross-entropy. If the batches of an evaluation contain several views
+    (clips and crops) of each video, the predicted probabilities are averaged over them.
     """
 
     model_inputs = ("clips",)
@@ -33,12 +35,13 @@ class VideoClassification(ImageClassification):
         """Computes the loss (nats) and the accuracies of a batch, as weighted means.
 
         Args:
-          model: a classifier of clips.
+          model: a classifier of video clips.
           params: model parameters.
-          batch: clips [batch, views · frames, height, width, channels]; labels, integers [batch, 2], and their weights,
-            [batch, 2].
-          key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the counts of each
-            label are added.
+          batch: clips [batch, views · frames, height, width, channels]; labels, integers [batch, 2], and their weights
+            [batch, 2], because a clip may be mixed from two clips. A row contains the views (clips and crops) of one
+            video.
+          key: PRNG key for dropout. If None, the model is evaluated without label smoothing, and the result also
+            contains the counts for the scores per label (`label_counts`).
         """
         clips, classifier = batch["clips"], cast(Any, model)  # Of clips, not of images.
         return super().__call__(classifier, params, {**batch, "clips": views_of(clips, model.frames)}, key)
@@ -53,5 +56,7 @@ class VideoClassification(ImageClassification):
 
 
 def views_of(clips: jax.Array, frames: int) -> jax.Array:
-    """Divides rows of several views [batch, views · frames, ...] into views [batch · views, frames, ...]."""
+    """Reshapes videos with several views each, [batch, views · frames, ...], to one row per view,
+    [batch · views, frames, ...].
+    """
     return clips.reshape(-1, frames, *clips.shape[2:])

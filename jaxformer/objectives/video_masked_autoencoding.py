@@ -1,4 +1,6 @@
-"""Objective of VideoMAE: reconstruct the pixels of masked tubes (Tong et al. 2022)."""
+"""Objective of VideoMAE: reconstructs the pixels of masked tubes, which are image regions masked in all frames (Tong et
+al. 2022).
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,13 +17,13 @@ from jaxformer.models.video_masked_autoencoder import VideoMaskedAutoencoder
 from jaxformer.objectives.base import Objective
 
 EPSILON = 1e-6
-"""Number added to the standard deviation of a tubelet's pixels before dividing by it."""
+"""Number added to the standard deviation of a tubelet's pixels before dividing by it, to avoid division by zero."""
 
 
 @dataclasses.dataclass(frozen=True)
 class VideoMaskedAutoencoding(Objective[VideoMaskedAutoencoder]):
-    """Reconstruction of masked tubes by the mean squared error of their pixels. With normalised tubelets, predicting
-    the mean has an error of 1.
+    """Reconstruction of masked tubelets (patches of a few successive frames). The loss is the mean squared error of
+    their pixels. If targets are normalised, a prediction of the mean pixel has a loss of about 1.
     """
 
     normalised: bool = True
@@ -49,10 +51,10 @@ class VideoMaskedAutoencoding(Objective[VideoMaskedAutoencoder]):
         """Computes the loss of a batch, as a weighted mean over masked tubelets.
 
         Args:
-          model: a masked autoencoder of clips.
+          model: a masked autoencoder of video clips.
           params: model parameters.
-          batch: clips [batch, frames, height, width, channels], noise [batch, patches], and weights [batch, 1], 1 for
-            each clip.
+          batch: clips [batch, frames, height, width, channels], noise [batch, patches], random numbers that select the
+            masked patches (those with the highest numbers), and weights [batch, 1], 1 for each clip.
           key: PRNG key for dropout; if None, the model is evaluated.
         """
         output = self.apply_model(model, params, batch, key)
@@ -63,8 +65,8 @@ class VideoMaskedAutoencoding(Objective[VideoMaskedAutoencoder]):
 
 
 def normalised(tubelets: jax.Array) -> jax.Array:
-    """Normalises each channel of each tubelet, [..., pixels, channels], to mean 0 and variance 1. Uses Bessel's
-    correction, as in the paper's code.
+    """Normalises each channel of each tubelet, [..., pixels, channels], to mean 0 and variance 1. Uses the unbiased
+    standard deviation (Bessel's correction), as in the paper's code.
     """
     mean, deviation = tubelets.mean(-2, keepdims=True), tubelets.std(-2, keepdims=True, ddof=1)
     return (tubelets - mean) / (deviation + EPSILON)

@@ -1,8 +1,8 @@
-"""Finds the index of this process, the number of processes and the address of process 0.
+"""Finds the index of this process, the number of processes of the run, and the address of process 0.
 
-They come from flags, from environment variables or from the cluster. For TPU pods, Slurm and Open MPI this module uses
-the detection of JAX (`jax._src.clusters`). It also reads the environment variables of PyTorch launchers, SkyPilot and
-indexed Kubernetes jobs, without access to the Kubernetes API.
+These values come from command line flags, from environment variables or from the cluster. For TPU pods, Slurm and Open
+MPI this module uses the detection of JAX (`jax._src.clusters`). It also reads the environment variables of PyTorch
+launchers, SkyPilot and indexed Kubernetes jobs, without access to the Kubernetes API.
 """
 
 import dataclasses
@@ -16,37 +16,37 @@ from jaxformer.errors import InputError
 
 ADDRESS, COUNT, NUMBER = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 FLAGS = {"coordinator": ADDRESS, "processes": COUNT, "process": NUMBER}
-"""Maps command line flags to the environment variables with the same meaning."""
+"""Maps command line flags (without `--`) to the environment variables with the same meaning."""
 PORT = 8476
-"""Default port of the coordinator, which is process 0."""
+"""Default port at which process 0, the coordinator, listens."""
 
 Environment = Mapping[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Identifies this process among those of a run: its index, the number of processes, and the address of process 0
-    (the coordinator).
-    """
+    """Identifies this process among the processes of a run."""
 
     coordinator: str
-    """Address `HOST:PORT` at which process 0 listens."""
+    """Address `HOST:PORT` at which process 0, the coordinator, listens."""
     processes: int
-    """Number of processes."""
+    """Number of processes of the run."""
     process: int
-    """Index of this process, from 0."""
+    """Index of this process in the run, from 0."""
     gpus: tuple[int, ...] | None = None
     """Indices of the visible GPUs that this process uses. If None, it uses all of them."""
 
     @property
     def address(self) -> tuple[str, int]:
-        """Host and port of the coordinator."""
+        """Host and port of process 0, the coordinator."""
         host, _, port = self.coordinator.rpartition(":")
         return host.strip("[]"), int(port)
 
     @property
     def is_local(self) -> bool:
-        """Whether all processes are on this host, judging by the coordinator's address."""
+        """Whether all processes of the run are on this host, which is the case if the coordinator's address is a
+        loopback address.
+        """
         return self.address[0] in ("localhost", "127.0.0.1", "::1")
 
     def __str__(self) -> str:
@@ -54,8 +54,8 @@ class Place:
 
 
 def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
-    """Finds the index of this process, the number of processes and the coordinator's address. Returns None if it is the
-    only process.
+    """Finds the index of this process, the number of processes and the coordinator's address, from environment
+    variables or from the cluster. Returns None if this is the only process.
 
     Args:
       environ: environment variables to read.
@@ -77,8 +77,8 @@ def find(environ: Environment = os.environ, wait: float = 300) -> Place | None:
 
 @dataclasses.dataclass(frozen=True)
 class _Found:
-    """Values for a `Place` that were detected in a cluster's environment. None for values that the cluster does not
-    define.
+    """Values for the fields of `Place` that were detected in a cluster's environment. A value that the cluster does not
+    define is None.
     """
 
     coordinator: str | None = None
@@ -92,12 +92,15 @@ class _Found:
 
 
 def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Place | None:
-    """Checks the index of this process, the number of processes and the coordinator's address, and returns them as a
-    `Place`. Returns None for a single process.
+    """Checks values from flags or from the cluster, and converts them to a `Place`. Returns None if there is only one
+    process.
 
     Args:
-      given: maps `coordinator`, `processes` and `process` to their values. Keys may be missing.
-      gpus: indices of the GPUs that this process uses.
+      given: maps `coordinator`, `processes` and `process` to their values as text. Keys may be missing.
+      gpus: indices of the GPUs that this process uses. If None, it uses all visible GPUs.
+
+    Raises:
+      InputError: If a value is invalid, or missing although there are several processes.
     """
     numbers = {}
     for flag in ("processes", "process"):
@@ -122,9 +125,10 @@ def _checked(given: dict[str, str], gpus: tuple[int, ...] | None = None) -> Plac
 
 
 def _on_slurm(environ: Environment) -> _Found | None:
-    """Reads the index of a task that Slurm's `srun` started, and the number of tasks.
+    """If Slurm's `srun` started this process as one of several tasks, returns its index, the number of tasks, the
+    address of process 0 and its GPUs. Otherwise returns None.
 
-    Returns None in the script of `sbatch`, which is not a task although it also has SLURM_NTASKS.
+    Also returns None in the script that `sbatch` runs, which has SLURM_NTASKS too, but is not one of the tasks.
     """
     if int(environ.get("SLURM_STEP_NUM_TASKS", "1")) < 2 or "SLURM_PROCID" not in environ:
         return None
@@ -137,8 +141,8 @@ def _on_slurm(environ: Environment) -> _Found | None:
 
 
 def left_out(environ: Environment = os.environ) -> str:
-    """Returns a warning if this is a single process in a Slurm job with several tasks. Otherwise returns an empty
-    string.
+    """Returns a warning if this process is the only one of a Slurm job for several tasks, because the job script does
+    not start it with `srun`. Otherwise returns an empty string.
     """
     tasks = environ.get("SLURM_NTASKS", "1")
     if tasks != "1" and "SLURM_PROCID" in environ and "SLURM_STEP_NUM_TASKS" not in environ and COUNT not in environ:
@@ -147,7 +151,9 @@ def left_out(environ: Environment = os.environ) -> str:
 
 
 def _tasks_of_node(counts: str, node: int) -> int:
-    """Returns the number of tasks on the node with index `node`, from Slurm's list for all nodes, such as `8(x2),4`."""
+    """Returns the number of tasks on the node with index `node`. `counts` is Slurm's list of the numbers for all nodes,
+    such as `8(x2),4` for 8, 8 and 4 tasks.
+    """
     expanded = []
     for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts):
         expanded += [int(count)] * int(times or 1)
@@ -155,10 +161,11 @@ def _tasks_of_node(counts: str, node: int) -> int:
 
 
 def _on_open_mpi(environ: Environment) -> _Found | None:
-    """Reads the index of a process that `mpirun` of Open MPI started, and the number of processes.
+    """If `mpirun` of Open MPI started this process as one of several, returns its index, the number of processes, the
+    address of process 0 and its GPUs. Otherwise returns None.
 
-    The address is that of the host that runs mpirun, where process 0 must be. Open MPI 5 and later do not report this
-    host, so the address must be given as a flag.
+    Process 0 must be on the host that runs `mpirun`. Open MPI 5 and later do not report this host, so the address must
+    be given as a flag.
     """
     if int(environ.get("OMPI_COMM_WORLD_SIZE", "1")) < 2:
         return None
@@ -172,8 +179,8 @@ def _on_open_mpi(environ: Environment) -> _Found | None:
 
 
 def _of_torch(environ: Environment) -> _Found | None:
-    """Reads the index of a process that torchrun (or a Kubernetes operator with the same variables) started, the number
-    of processes, and the address.
+    """If torchrun, or a Kubernetes operator that sets the same variables, started this process as one of several,
+    returns its index, the number of processes, the address of process 0 and its GPUs. Otherwise returns None.
     """
     if int(environ.get("WORLD_SIZE") or 1) < 2 or not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= environ.keys():
         return None
@@ -184,7 +191,9 @@ def _of_torch(environ: Environment) -> _Found | None:
 
 
 def _on_sky_pilot(environ: Environment) -> _Found | None:
-    """Reads the index of a SkyPilot node, the number of nodes, and the address. There is one process per node."""
+    """If this is one of several nodes of a SkyPilot task, returns the index of the node, the number of nodes, and the
+    address of the first node. Otherwise returns None. There is one process per node.
+    """
     nodes = environ.get("SKYPILOT_NODE_IPS", "").split()
     if len(nodes) < 2 or "SKYPILOT_NODE_RANK" not in environ:
         return None
@@ -192,9 +201,11 @@ def _on_sky_pilot(environ: Environment) -> _Found | None:
 
 
 def _of_indexed_job(environ: Environment) -> _Found | None:
-    """Reads the index of a pod in an indexed Kubernetes job, such as a JobSet.
+    """If this is a pod of an indexed Kubernetes job, such as a JobSet, returns the index of the pod. Otherwise returns
+    None.
 
-    The job defines only the index. The address and the number of processes must be given as flags or variables.
+    The job defines only the index. The address of process 0 and the number of processes must be given as flags or
+    variables.
     """
     if "JOB_COMPLETION_INDEX" not in environ or ADDRESS not in environ:
         return None
@@ -211,9 +222,11 @@ _CLUSTERS: tuple[Callable[[Environment], _Found | None], ...] = (
 
 
 def _on_tpu(environ: Environment, wait: float) -> _Found | None:
-    """Reads the index of a host of a TPU pod (or of several slices), the number of hosts, and the address.
+    """If this host belongs to a TPU pod, or to several TPU slices, returns the index of the host, the number of hosts,
+    and the address of host 0. Otherwise returns None.
 
-    They come from environment variables on GKE, and from the metadata server on Compute Engine.
+    On GKE the values come from environment variables, and on Compute Engine from the metadata server. `wait` is the
+    maximum number of seconds to wait for the address.
     """
     if not has_tpu(environ):
         return None
@@ -236,7 +249,7 @@ def _on_tpu(environ: Environment, wait: float) -> _Found | None:
 
 
 def has_tpu(environ: Environment = os.environ) -> bool:
-    """Returns whether this host has TPUs that JAX would use."""
+    """Returns whether this host has TPUs, the package libtpu is installed, and JAX_PLATFORMS does not exclude TPUs."""
     platforms = environ.get("JAX_PLATFORMS", "")
     if platforms and "tpu" not in platforms.split(","):
         return False
@@ -245,7 +258,9 @@ def has_tpu(environ: Environment = os.environ) -> bool:
 
 
 def visible_gpus(environ: Environment = os.environ) -> list[str]:
-    """Returns the names of the NVIDIA GPUs that this process can see, as in CUDA_VISIBLE_DEVICES."""
+    """Returns the indices or names of the NVIDIA GPUs that this process can see: the entries of CUDA_VISIBLE_DEVICES
+    or, if it is not set, all GPUs of the host.
+    """
     listed = environ.get("CUDA_VISIBLE_DEVICES")
     if listed is not None:
         return [name for name in listed.split(",") if name.strip()]
@@ -253,10 +268,11 @@ def visible_gpus(environ: Environment = os.environ) -> list[str]:
 
 
 def own_gpus(environ: Environment, local: int, here: int) -> tuple[int, ...] | None:
-    """Returns the indices of the GPUs for one of several processes on a host. None if it uses all visible GPUs.
+    """Returns the indices of the visible GPUs that one of several processes on a host should use. Returns None if it
+    should use all visible GPUs.
 
-    Some schedulers make only its own GPUs visible to each process. If all GPUs of the host are visible to every
-    process, they are divided evenly. (By default, JAX would use one GPU per process.)
+    Some schedulers make only the process's own GPUs visible to it. If instead all GPUs of the host are visible to every
+    process, the processes divide them evenly. (By default, JAX would use one GPU per process.)
 
     Args:
       environ: environment variables of the process.

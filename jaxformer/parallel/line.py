@@ -2,8 +2,8 @@
 
 Before JAX is initialised, every process connects to the coordinator's address, identifies itself, and waits until all
 processes have connected. The connections stay open when JAX's own service takes over the port. When a process ends for
-any reason, its kernel closes its connection. Then process 0 notifies the others, and all processes end with a one-line
-error. JAX by itself needs minutes to notice, and does not report the cause.
+any reason, the operating system closes its connection. Then process 0 notifies the others, and all processes end with a
+one-line error. JAX by itself needs minutes to notice, and does not report the cause.
 
 Messages are JSON objects, one per line.
 """
@@ -23,7 +23,9 @@ from jaxformer.parallel.meeting import GRACE, GREETING, Channel, Message, attend
 
 
 class Line:
-    """Open connections of one process: in process 0 to every other process, and in every other process to process 0."""
+    """Open connections of one process of a run: in process 0, to every other process, and in any other process, to
+    process 0.
+    """
 
     def __init__(self, place: Place, channels: dict[int, Channel], names: dict[int, str]):
         self.place, self._channels, self._names = place, channels, names
@@ -34,10 +36,11 @@ class Line:
 
     @classmethod
     def open(cls, place: Place, facts: dict[str, str], wait: float) -> "Line":
-        """Connects the processes of a run, and waits until all have connected.
+        """Connects this process with process 0 (or process 0 with all others), and waits until all processes have
+        connected.
 
         Args:
-          place: index of this process, number of processes and address.
+          place: index of this process, number of processes and address of process 0.
           facts: names and values that must be the same in all processes, such as package versions.
           wait: number of seconds to wait for the other processes.
 
@@ -49,12 +52,14 @@ class Line:
         return cls(place, *meet(place, {GREETING: 1, **own}, wait))
 
     def done(self) -> None:
-        """Reports that this process has succeeded, so that the end of its connection does not count as a failure."""
+        """Notifies the connected processes that this process has succeeded, so that they do not treat the end of its
+        connection as a failure.
+        """
         self._done.add(self.place.process)
         self._send({"done": True})
 
     def fail(self, why: str, status: int, shown: bool = False) -> NoReturn:
-        """Ends this process and all others with an error.
+        """Ends this process and all other processes of the run with an error. Does not return.
 
         Args:
           why: one-line reason that all processes report.
@@ -87,7 +92,7 @@ class Line:
             channel.connection.close()
 
     def _watch(self) -> None:
-        """Handles messages from other processes, and detects when they end. Runs in a thread."""
+        """Handles messages from the connected processes, and detects when they end. Runs in a thread of its own."""
         with selectors.DefaultSelector() as waiting:
             for number, channel in self._channels.items():
                 waiting.register(channel.connection, selectors.EVENT_READ, number)
@@ -125,7 +130,9 @@ class Line:
         return f"process {number} of {self.place.processes} ({self._names[number]})"
 
     def _end(self, why: str, status: int) -> None:
-        """Ends this process because another one has failed. Process 0 also notifies all others."""
+        """Ends this process because another process, described in `why`, has failed. Process 0 also notifies all other
+        processes.
+        """
         if not self._ending.acquire(blocking=False):
             return
         report(self.place, why)
@@ -135,7 +142,7 @@ class Line:
 
 
 def report(place: Place, why: str) -> None:
-    """Prints an error to standard error, with the index of this process before it."""
+    """Prints an error on one line to standard error, preceded by the index of this process."""
     restore = "\x1b[?25h" if sys.stderr.isatty() else ""  # A progress bar may have hidden the cursor.
     with contextlib.suppress(OSError, ValueError):  # Standard error may be closed.
         print(f"{restore}jaxformer: {place}: {why}", file=sys.stderr, flush=True)

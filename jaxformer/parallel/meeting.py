@@ -1,5 +1,5 @@
-"""Connects the processes of a run to process 0 at the start of the run, and reports which processes are missing or
-differ in their versions.
+"""Connects the processes of a run to process 0 at the start of the run, and reports which processes are missing, or run
+other versions of packages or code.
 """
 
 import contextlib
@@ -18,19 +18,19 @@ from jaxformer.parallel.cluster import Place
 
 Message = dict[str, Any]
 GREETING = "jaxformer"
-"""Name of the field that identifies the first message of a process. The value of the field is the version of this
-protocol.
-"""
+"""Key that identifies the first message of a process, a JSON object. Its value is the version of this protocol."""
 LONGEST = 1 << 20
 """Maximum size of a message in bytes."""
 PATIENCE = 10.0
-"""Number of seconds before the first line about missing processes is printed. The time triples for each further
-line.
+"""Number of seconds of waiting before a line about missing processes is printed for the first time. The waiting time
+triples for each further line.
 """
 RETRY = 0.2
 """Number of seconds between two attempts to connect."""
 GRACE = 15.0
-"""Number of seconds by which other processes wait longer than process 0, so that they receive its error message."""
+"""Number of additional seconds that the other processes wait after the time limit of process 0, so that they receive
+its error message.
+"""
 
 
 class Channel:
@@ -54,7 +54,8 @@ class Channel:
             self.connection.sendall(json.dumps(message).encode() + b"\n")
 
     def receive(self) -> list[Message]:
-        """Waits for data and returns the messages that are complete, which may be none.
+        """Waits for data, and returns the messages that have arrived completely. The list is empty if only a part of a
+        message has arrived.
 
         Raises:
           EOFError: If the connection is closed.
@@ -78,8 +79,8 @@ class Channel:
 
 
 def finish(channels: Collection[Channel]) -> None:
-    """Closes the sending side of the connections. Waits up to two seconds until the other processes close their
-    sides.
+    """Ends the connections: closes their sending side, and waits up to two seconds for the other processes to close
+    theirs, so that these receive all messages.
     """
     ending = time.monotonic() + 2
     for channel in channels:
@@ -93,15 +94,16 @@ def finish(channels: Collection[Channel]) -> None:
 
 
 def gather(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel], dict[int, str]]:
-    """Waits until all other processes have connected to process 0. Runs in process 0.
+    """Waits in process 0 until all other processes have connected, and checks that they belong to the same run.
 
     Args:
-      place: index of this process, number of processes and address.
-      own: first message of this process.
+      place: index of this process, number of processes and address of process 0.
+      own: first message of process 0, with its name and its facts (values that must be the same in all processes).
       wait: number of seconds to wait.
 
     Returns:
-      A dict of connections and a dict of process names (host and pid). The keys are process indices.
+      A dict of connections and a dict of process names (host and pid), both keyed by process index. The second one
+      includes process 0.
     """
     met: dict[int, Channel] = {}
     names = {0: own["name"]}
@@ -126,8 +128,8 @@ def gather(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel],
 
 @contextlib.contextmanager
 def _listening(place: Place) -> Iterator[socket.socket]:
-    """Context manager that opens a socket which listens at the coordinator's address. The `with` block must end before
-    JAX uses the same port.
+    """Context manager that opens a socket at the coordinator's address, and listens for connections. The `with` block
+    must end before JAX uses the same port.
     """
     host, port = place.address
     try:
@@ -148,10 +150,11 @@ def _listening(place: Place) -> Iterator[socket.socket]:
 def _arrivals(
     place: Place, server: socket.socket, wait: float, met: dict[int, Channel]
 ) -> Iterator[tuple[Channel, Message]]:
-    """Yields the connection and the first message of each process that connects, until all are in `met`.
+    """Yields the connection and the first message of each process that connects to process 0, until all processes are
+    in `met`.
 
     Args:
-      place: index of this process, number of processes and address.
+      place: index of this process, number of processes and address of process 0.
       server: socket that listens for connections.
       wait: number of seconds to wait.
       met: maps the indices of connected processes to their connections. The caller adds to it.
@@ -195,8 +198,8 @@ def _arrivals(
 
 
 def _missing(place: Place, met: dict[int, Channel]) -> str:
-    """Describes which processes have not connected yet: lists up to ten indices. `met` contains the processes that have
-    connected.
+    """Names the processes that have not connected yet, such as "processes 2, 5 of 8". Lists up to ten indices. The keys
+    of `met` are the indices of the processes that have connected.
     """
     missing = [number for number in range(1, place.processes) if number not in met]
     numbers = ", ".join(map(str, missing[:10])) + (f" and {len(missing) - 10} more" if len(missing) > 10 else "")
@@ -204,8 +207,8 @@ def _missing(place: Place, met: dict[int, Channel]) -> str:
 
 
 def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> None:
-    """Raises InputError if the index or the number of processes in the first message of a process does not fit this
-    run.
+    """Raises InputError if the first message of another process (`greeting`) contains an index that is invalid or
+    already taken, or another number of processes. `names` contains the processes that have connected, by index.
     """
     number, count, name = greeting.get("process"), greeting.get("processes"), greeting.get("name")
     if count != place.processes:
@@ -217,8 +220,8 @@ def _check_greeting(place: Place, greeting: Message, names: dict[int, str]) -> N
 
 
 def _difference(own: Message, other: Message) -> str:
-    """Describes how the facts in the first message of another process (such as package versions) differ from those of
-    process 0. Empty if all are the same.
+    """Describes how the facts in the first message of another process (values such as package versions) differ from the
+    facts of process 0, whose first message is `own`. Returns an empty string if all are the same.
     """
     ours, others = own["facts"], other.get("facts")
     if not isinstance(others, dict):
@@ -227,8 +230,8 @@ def _difference(own: Message, other: Message) -> str:
 
 
 def differing(number: int, facts: dict[str, str], other: int, others: dict[str, str]) -> str:
-    """Describes on one line up to three facts, such as package versions, that differ between two processes. Empty if
-    all are the same.
+    """Describes on one line how the facts of two processes (values such as package versions) differ. Lists up to three
+    of them. Returns an empty string if all are the same.
 
     Args:
       number: index of the first process.
@@ -245,8 +248,8 @@ def differing(number: int, facts: dict[str, str], other: int, others: dict[str, 
 
 
 def attend(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel], dict[int, str]]:
-    """Connects this process to process 0, and waits until all processes have connected. Same arguments and result as
-    `gather`.
+    """Connects this process to process 0, and waits until all processes have connected. Takes the same arguments as
+    `gather`, and returns two dicts of the same form, which contain only the connection to process 0 and its name.
     """
     channel = Channel(_connect(place, wait))
     channel.send(own)
@@ -269,7 +272,7 @@ def attend(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel],
 
 
 def _connect(place: Place, wait: float) -> socket.socket:
-    """Connects to process 0. Tries again until `wait` seconds are over, then raises InputError."""
+    """Connects to process 0. Repeats failed attempts for up to `wait` seconds, then raises InputError."""
     problem = ""
     waits = _Waits(wait, f"{place}: waiting for", lambda: f"process 0 at {place.coordinator}: {problem}")
     while True:
@@ -287,7 +290,9 @@ def _connect(place: Place, wait: float) -> socket.socket:
 
 
 class _Waits:
-    """Time limit for waiting. Prints lines about missing processes to standard error at growing intervals."""
+    """Time limit for connecting the processes. Until then, prints lines about missing processes to standard error at
+    growing intervals.
+    """
 
     def __init__(self, wait: float, what: str, whom: Callable[[], str]):
         self._began, self._wait, self._what, self._whom, self._next = time.monotonic(), wait, what, whom, PATIENCE
@@ -304,8 +309,8 @@ class _Waits:
 
     @property
     def next(self) -> float:
-        """Number of seconds until the next line about missing processes or the time limit. First prints such a line if
-        one is due.
+        """Number of seconds to wait: until the next line about missing processes is due, or until the time limit if
+        that is earlier. Reading the property prints a line if one is due now.
         """
         self.say()
         return max(0.01, min(self.left, self._next - (self._wait - self.left)))

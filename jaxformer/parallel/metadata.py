@@ -1,8 +1,8 @@
 """Metadata of parameters: the names of their axes, and which of these axes a linear layer sums over.
 
 The metadata are defined when a parameter is initialised: initializers wrapped by `with_axes` return parameters in a
-`Boxed`. Sharding, optimizers and LoRA read the boxes, or the `ParameterInfo` created from them, so that nothing about a
-parameter is guessed from its name.
+`Boxed`. Sharding, optimizers and LoRA read the metadata of each `Boxed`, or a `ParameterInfo` created from it, so that
+they do not guess the role of an axis from the parameter's name.
 """
 
 import dataclasses
@@ -15,25 +15,25 @@ import flax.struct
 import jax
 
 BATCH = "le"
-"""Letters of the layer axis (`l`) and the expert axis (`e`). Along these axes, an array contains the separate
-parameters of layers or experts.
+"""Letters of the layer axis (`l`) and the expert axis (`e`). Along these axes, a parameter array stacks the independent
+parameters of several layers or experts.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class ParameterInfo:
-    """Names of a parameter's axes, and which of them a linear layer sums over."""
+    """Names of a parameter's axes, and how many of them a linear layer sums over."""
 
     axes: str
     """One letter per dimension, for example `ldhk` for layers, embed, heads and head_dim. See `sharding.AXES`."""
     contracted: int = 0
-    """Number of axes that a linear layer sums over. They follow the axes of layers and experts. 0 if the parameter is
-    not a kernel.
+    """Number of axes that a linear layer sums over (its input axes). They are the first axes after those of layers and
+    experts. 0 if the parameter is not a kernel.
     """
 
     @property
     def is_stacked(self) -> bool:
-        """Whether the first axis is the layer axis."""
+        """Whether the first axis is the layer axis, so that the array contains the parameters of several layers."""
         return self.axes.startswith("l")
 
     @property
@@ -43,22 +43,25 @@ class ParameterInfo:
 
     @property
     def batch(self) -> int:
-        """Number of leading axes for layers and experts."""
+        """Number of leading axes that stack the parameters of several layers or experts."""
         return len(self.axes) - len(self.axes.lstrip(BATCH))
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Indices of the axes that a linear layer sums over: the rows of the kernel as a matrix."""
+        """Indices of a kernel's input axes, which a linear layer sums over. They form the rows if the kernel is viewed
+        as a matrix.
+        """
         return tuple(range(self.batch, self.batch + self.contracted))
 
     @property
     def columns(self) -> tuple[int, ...]:
-        """Indices of the output axes of a kernel: its columns as a matrix."""
+        """Indices of a kernel's output axes. They form the columns if the kernel is viewed as a matrix."""
         return tuple(range(self.batch + self.contracted, len(self.axes)))
 
     def matrix_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Returns the shape of a kernel as a matrix, with all contracted axes merged into one, and all output axes into
-        another.
+        """Returns the shape of a kernel as a matrix, (layers, experts, rows, columns): all input axes are merged into
+        one, and all output axes into another. Axes of layers and experts are kept if there are any. Other parameters
+        keep their shape.
         """
         if not self.is_kernel:
             return shape
@@ -68,7 +71,7 @@ class ParameterInfo:
 
 @flax.struct.dataclass
 class Boxed(nn.meta.AxisMetadata):
-    """Parameter with the names of its axes, one letter each.
+    """Parameter array with the names of its axes, one letter per axis.
 
     Replaces Flax's `nn.Partitioned`, which would request shardings over mesh axes with these names.
     """
@@ -76,7 +79,7 @@ class Boxed(nn.meta.AxisMetadata):
     value: Any
     """Array with the values of the parameter."""
     letters: str = flax.struct.field(pytree_node=False)
-    """Names of the parameter's dimensions, one letter of `sharding.AXES` each."""
+    """Names of the array's axes: one letter per axis, as defined in `sharding.AXES`."""
     contracted: int = flax.struct.field(pytree_node=False, default=0)
     """Number of axes that a linear layer sums over. See `ParameterInfo.contracted`."""
 
@@ -110,14 +113,15 @@ def with_axes(init: nn.initializers.Initializer, letters: str, contracted: int =
     Args:
       init: the initializer.
       letters: one letter per dimension (see `sharding.AXES`).
-      contracted: number of input axes, which the linear layer contracts, if the parameter is a kernel.
+      contracted: number of input axes, which the linear layer sums over, if the parameter is a kernel. 0 for other
+        parameters.
     """
     return lambda *args: Boxed(init(*args), letters, contracted)
 
 
 def parameter_info(boxed: Any) -> dict[str, ParameterInfo]:
-    """Returns a dict that maps the path of each parameter, such as `embeddings/token`, to its axes, from a tree of
-    `Boxed` parameters.
+    """Converts a tree of `Boxed` parameters to a dict that maps the path of each parameter, such as `embeddings/token`,
+    to its `ParameterInfo`. Raises ValueError if a leaf is not a `Boxed`.
     """
     found = {}
     for keys, box in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_boxed):

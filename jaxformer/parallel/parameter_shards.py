@@ -1,5 +1,5 @@
-"""Chooses how parameters are sharded over the device mesh: by the rules in `sharding`, but such that shards fill the
-tiles (8 rows) in which TPUs store arrays.
+"""Chooses how parameters are sharded over the device mesh. Applies the rules in `sharding`, but changes the dimension
+that is split if shards would otherwise not fill the tiles (8 rows) in which TPUs store arrays.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from jaxformer.parallel.metadata import is_boxed
 from jaxformer.parallel.sharding import AXES, names, partition_spec, parts, replicated, rules
 
 TILE = 8
-"""Number of rows per tile. TPUs store arrays in tiles, and pad shards whose number of rows is not a multiple of it, in
-memory and in communication. The number of columns does not matter, because the compiler uses another dimension of the
-parameter as columns.
+"""Number of rows per tile. TPUs store arrays in tiles, and pad shards whose number of rows is not a multiple of this
+number, both in memory and when they are sent. The number of columns does not matter, because the compiler uses another
+dimension of the parameter as columns.
 """
 STORAGE = "fsdp"
-"""Mesh axis that only splits the storage of parameters. They are gathered along it before use, so it may split any of
-their dimensions.
+"""Mesh axis that only splits the storage of parameters. Parameters are gathered along it before they are used, so any
+of their dimensions may be split over it.
 """
 
 
@@ -27,9 +27,10 @@ def parameter_spec(
     """Returns the partition spec of a parameter: the one from `partition_spec`, changed if its shards do not fill tiles
     of TPU memory (`TILE` rows).
 
-    If the length of a shard along the dimension that the mesh axis `fsdp` splits is not a multiple of `TILE`, `fsdp`
-    splits another dimension, along which it is. If there is no such dimension, the spec does not change. The spec of
-    expert kernels never changes, because the dispatch of tokens to experts depends on it.
+    The mesh axis `fsdp` splits one dimension of the parameter. If the length of the shards along it is not a multiple
+    of `TILE`, another dimension is split over `fsdp`, such that the length is a multiple. If there is no such
+    dimension, the spec does not change. The spec of expert kernels never changes, because the dispatch of tokens to
+    experts depends on it.
 
     Args:
       letters: one letter of `AXES` per dimension.
@@ -53,16 +54,16 @@ def parameter_spec(
 
 
 def fills_tiles(spec: PartitionSpec, shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> bool:
-    """Returns whether the shards of a parameter along the dimension that `fsdp` splits consist of complete tiles of
-    `TILE` rows. True if `fsdp` splits no dimension.
+    """Returns whether shards of a parameter fill tiles of TPU memory: whether their length along the dimension that is
+    split over the mesh axis `fsdp` is a multiple of `TILE`. True if no dimension is split over `fsdp`.
     """
     split = next((index for index, entry in enumerate(spec) if STORAGE in names((entry,))), None)
     return split is None or shape[split] // parts(spec[split], mesh) % TILE == 0
 
 
 def state_shardings(abstract_state, mesh: jax.sharding.Mesh):
-    """Returns a tree with the sharding of each array. `Boxed` arrays (parameters with named axes) are sharded by their
-    axes, and all others are replicated.
+    """Returns a tree with the `NamedSharding` of each array of an abstract training state. `Boxed` arrays (parameters
+    with named axes) are sharded by their axes, and all others are replicated.
     """
 
     def sharding(leaf):

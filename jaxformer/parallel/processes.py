@@ -1,4 +1,6 @@
-"""Divides work among the processes of a run: each computes a part on its own devices, and all receive all results."""
+"""Divides work among the processes of a run: each process computes a part of it on its own devices, and all processes
+receive all results.
+"""
 
 import pickle
 from collections.abc import Callable
@@ -15,16 +17,18 @@ Result = TypeVar("Result")
 
 
 ONE_DEVICE_BELOW = 4 << 30
-"""Size of parameters in bytes below which `local_mesh` uses only one device. Larger parameters are split over all local
-devices.
+"""Size of the parameters, in bytes, from which `local_mesh` uses all devices of the process. For smaller parameters it
+uses only one device.
 """
 
 
 def local_mesh(mesh: jax.sharding.Mesh, size: int) -> jax.sharding.Mesh:
-    """Returns a mesh of this process's own devices, with the axis names of another mesh.
+    """Returns a mesh for computing without other processes: it contains only devices of this process, and has the axis
+    names of `mesh`.
 
-    The mesh has one device if the parameters are small: decoding a few rows takes as long on one device as on several,
-    and splitting the computation changes rounding, and with it the order of results that are almost equal.
+    The mesh has only one device if the parameters are smaller than `ONE_DEVICE_BELOW`. Decoding a few rows takes as
+    long on one device as on several, and splitting the computation would change rounding errors, which could change the
+    order of results with almost equal scores.
 
     Args:
       mesh: mesh of all processes.
@@ -44,7 +48,7 @@ def to_local(tree: Any, abstract: Any) -> Any:
 
     Args:
       tree: arrays on the mesh of all processes.
-      abstract: tree of the same structure, whose leaves have the new shardings as `sharding`.
+      abstract: tree of the same structure. The attribute `sharding` of each leaf is the sharding of the copy.
     """
 
     def copy(array, leaf):
@@ -56,10 +60,10 @@ def to_local(tree: Any, abstract: Any) -> Any:
 
 
 def gather(function: Callable[[], Result]) -> list[Result]:
-    """Calls a function in every process, and returns all results, ordered by process index.
+    """Calls a function in every process. Returns the results of all processes to each of them, ordered by process
+    index.
 
-    Every process must call `gather`. Results are sent as pickles between the processes of one run, which trust each
-    other.
+    Every process must call `gather`. Results are pickled to send them to the other processes.
 
     Raises:
       InputError: If the function raised InputError in any process. All processes raise it, so that none waits forever.

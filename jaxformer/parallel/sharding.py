@@ -42,9 +42,10 @@ AXES: Mapping[str, str] = {
     "w": "taps",
     "_": "whole",
 }
-"""Glossary of array axes: maps each letter to the kind of axis. `r` is the axis of positions between layers, in norms
-and residual sums. `i` is the input axis of a width × width kernel, `w` the axis of neighboring positions that the
-kernel of a convolution combines, and `_` an axis that is never split over devices.
+"""Glossary of the array axes in jaxformer: maps the letter of each axis to its meaning. `r` is the axis of token
+positions between layers (in norms and residual sums), `i` the input axis of a kernel whose input and output have the
+same width, `w` the axis of neighboring positions that a convolution kernel combines, and `_` an axis that is never
+split over devices.
 """
 
 RULES: Mapping[str, tuple[str, ...]] = {
@@ -73,54 +74,59 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "whole": (),
 }
 """Maps each array axis to the mesh axes that it is split over. If several dimensions of an array are mapped to the same
-mesh axis, only the first of them is split over it. If the number of devices along the mesh axes does not divide a
-dimension, the last of these mesh axes are left out until it does.
+mesh axis, only the first of them is split over it. If the number of devices along the mesh axes does not divide the
+length of a dimension, mesh axes are left out, from the last one on, until it does.
 """
 
 
 IMPLEMENTED = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tensor")
-"""Mesh axes that are supported. For any other axis, a size above 1 is refused."""
+"""Names of the mesh axes that are supported. The size of any other axis must be 1."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Mesh:
-    """Sizes of the device mesh by axis. Neighbouring devices are along the axis `tensor`, which therefore has the
-    fastest connections.
+    """Number of devices along each axis of the device mesh. Devices that are next to each other along the axis `tensor`
+    have the fastest connections.
 
-    Exactly one size may be -1, which means all remaining devices.
+    At most one size may be -1, which stands for the number of devices that the other axes leave.
     """
 
     data: int = -1
     """Number of copies of the model, each of which trains on its share of the batch (data parallelism). The default,
-    -1, means all devices that the other axes leave.
+    -1, is the number of devices that the other axes leave.
     """
     fsdp: int = 1
     """Number of devices across which parameters, optimizer state and the batch are sharded."""
     tensor: int = 1
-    """Number of devices across which attention heads, MLP width and vocabulary are sharded. Between layers, they shard
-    the positions of each row (Korthikanti et al. 2022)."""
+    """Number of devices across which attention heads, MLP width and vocabulary are sharded. Between layers, the token
+    positions are sharded across the same devices (Korthikanti et al. 2022).
+    """
     sequence: int = 1
-    """Number of devices across which the positions of each row, the parameters and the optimizer state are sharded."""
+    """Number of devices across which the token positions of each batch row are sharded. Parameters and optimizer state
+    are sharded across them too.
+    """
     expert: int = 1
-    """Number of devices across which the experts of each `ExpertMlp` and the batch are sharded."""
+    """Number of devices across which the experts of each `ExpertMlp` layer are sharded. The batch is sharded across
+    them too.
+    """
     pipeline: int = 1
-    """Number of stages: devices across which the blocks of each stack are distributed. Layers outside the stacks divide
-    the batch among these devices.
+    """Number of pipeline stages: devices across which the Transformer blocks of each stack are distributed. For layers
+    outside the stacks, the batch is sharded across these devices.
     """
     slices: int = 1
-    """Number of slices or nodes of a job, connected by the slower network. Each slice or node has its own copies of the
-    model.
+    """Number of TPU slices or GPU nodes that train together, connected by a slower network. Each of them has its own
+    copies of the model.
     """
     pipeline_microbatches: int | None = None
-    """Number of micro-batches that pass through the stages one after the other, a multiple of `pipeline`. With more
-    micro-batches, devices wait less. Defaults to `pipeline`.
+    """Number of micro-batches into which the pipeline splits a batch, a multiple of `pipeline`. With more
+    micro-batches, devices wait less for each other. Defaults to `pipeline`.
     """
     pipeline_repeats: int = 1
-    """Number of times that a micro-batch passes through all stages (circular schedule). With more repeats, devices wait
-    less, but communicate more.
+    """Number of times that a micro-batch passes through all pipeline stages (circular schedule). With more repeats,
+    devices wait less for each other, but communicate more.
     """
     rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    """Overrides of `RULES`: pairs of an array axis and the mesh axes across which it is sharded, such as
+    """Overrides of `RULES`: pairs of the name of an array axis and the mesh axes across which it is sharded, such as
     `(("vocab", ("fsdp", "tensor")),)`.
     """
 
@@ -149,10 +155,11 @@ class Mesh:
         return {name: getattr(self, name) for name in AXIS_NAMES}
 
     def sizes(self, devices: int) -> dict[str, int]:
-        """Returns the size of each axis for a number of devices, outermost first.
+        """Returns the size of each mesh axis if there are `devices` devices, outermost axis first.
 
         Raises:
-          InputError: If the sizes do not fit that number.
+          InputError: If the product of the sizes exceeds or (for an axis of size -1) does not divide the number of
+            devices.
         """
         sizes = self._given()
         fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -166,21 +173,22 @@ class Mesh:
 
 
 AXIS_NAMES = ("slices", "data", "pipeline", "fsdp", "expert", "sequence", "tensor")
-"""Mesh axes, ordered from the least to the most communication."""
+"""Names of the mesh axes, from the one with the least communication (outermost) to the one with the most."""
 
 
 def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-    """Creates the device mesh.
+    """Creates a JAX mesh of devices with the axis sizes of a mesh config.
 
-    Neighbours along a mesh axis are neighbours in the TPU network. If there are several slices, only the mesh axis
-    `slices` extends across them.
+    Devices that are neighbours along a mesh axis are also neighbours in the TPU network. If there are several slices,
+    only devices along the mesh axis `slices` are in different slices.
 
     Args:
-      mesh: sizes of the mesh axes.
+      mesh: config with the sizes of the mesh axes.
       devices: devices of the mesh. Defaults to all devices.
 
     Raises:
-      InputError: If the mesh does not fit the devices or their slices, or if several processes do not use all devices.
+      InputError: If the sizes do not fit the number of devices or slices, or if there are several processes and the
+        mesh does not contain all devices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh.sizes(len(devices))
@@ -193,7 +201,9 @@ def make_mesh(mesh: Mesh, devices: Sequence[Any] | None = None) -> jax.sharding.
 
 
 def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
-    """Arranges devices in an array with one dimension per mesh axis. `sizes` maps mesh axes to their sizes."""
+    """Arranges devices in an array with one dimension per mesh axis, such that neighbours in the array are close in the
+    network. `sizes` maps mesh axes to their sizes.
+    """
     slices = len({getattr(device, "slice_index", None) for device in devices})
     if devices[0].platform != "tpu" or slices == 1:
         # An axis may take part of a dimension of the network: 32 devices of a torus of 4×4×4, for example.
@@ -206,11 +216,13 @@ def _laid_out(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
 
 
 _config = jax.make_user_context(default_value=None)
-"""Config of the current mesh, a JAX user context: `jax.jit` compiles a function again if it changes."""
+"""Config of the current mesh (see `use`). It is a JAX user context: if it changes, functions under `jax.jit` are
+compiled again.
+"""
 
 
 def config() -> Mesh:
-    """Returns the config of the current mesh, or a default config if none is set."""
+    """Returns the config of the current mesh (see `use`), or the default `Mesh()` if none is set."""
     return _config.value or Mesh()
 
 
@@ -221,19 +233,23 @@ def rules() -> dict[str, tuple[str, ...]]:
 
 @contextlib.contextmanager
 def use(mesh: jax.sharding.Mesh, config: Mesh) -> Iterator[None]:
-    """Context manager that makes `mesh` the current mesh, and applies the sharding rules of its config."""
+    """Context manager that makes `mesh` JAX's current mesh, and `config` its config, which determines the sharding
+    rules.
+    """
     with jax.set_mesh(mesh), overridden(config):
         yield
 
 
 def overridden(config: Mesh) -> contextlib.AbstractContextManager:
-    """Context manager that applies the config of a mesh, such as its sharding rules, but keeps the current mesh."""
+    """Context manager that changes the config of the current mesh, and with it the sharding rules, but keeps JAX's
+    current mesh.
+    """
     return _config(config)
 
 
 def mesh_text(sizes: Mapping[str, int], one: str = "data 1") -> str:
-    """Formats the mesh axes with more than one device, such as `data 2 × tensor 4`. `one` is the text if there are
-    none.
+    """Formats the sizes of the mesh axes with more than one device, such as `data 2 × tensor 4`. If there are none,
+    returns `one`.
     """
     return " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or one
 
@@ -252,7 +268,8 @@ def current_ways(axis: str) -> int:
 
 
 def platform() -> str:
-    """Returns the platform that the traced program is compiled for: that of the current mesh, or the default platform.
+    """Returns the platform (`cpu`, `gpu` or `tpu`) that the traced program is compiled for: the platform of the current
+    mesh if there is one, otherwise JAX's default platform.
 
     Code that depends on the platform calls this function instead of `jax.default_backend()`, because the devices of a
     mesh may belong to another platform, for example if a program is only compiled for them.
@@ -267,12 +284,12 @@ def platform() -> str:
 def partition_spec(
     letters: Sequence[str], shape: Sequence[int], mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh
 ) -> PartitionSpec:
-    """Returns the partition spec of an array with these axes.
+    """Returns the `PartitionSpec` of an array, from the letters of its axes and the current sharding rules.
 
     A dimension is split over the mesh axes of its rule (see `RULES`). If the number of devices along them does not
-    divide its length, the last of these mesh axes are left out until it does.
+    divide the length of the dimension, mesh axes are left out, from the last one on, until it does.
 
-    Inside `jax.shard_map`, its manual mesh axes are left out, because arrays are already split along them.
+    Manual mesh axes (inside `jax.shard_map`) are left out, because arrays are already split along them.
 
     Args:
       letters: one letter of `AXES` per dimension.
@@ -299,18 +316,22 @@ def partition_spec(
 
 
 def parts(entry: Any, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
-    """Returns the number of parts into which one entry of a partition spec splits its dimension."""
+    """Returns the number of parts into which one entry of a partition spec (a mesh axis, several of them, or None)
+    splits the corresponding array dimension.
+    """
     return math.prod(mesh.shape[name] for name in names((entry,)))
 
 
 def names(spec: Iterable[Any]) -> tuple[str, ...]:
-    """Returns the names of all mesh axes in a partition spec or in a sequence of its entries, as one tuple."""
+    """Returns the names of all mesh axes in a partition spec as one flat tuple. `spec` may also be a sequence of some
+    of its entries.
+    """
     return tuple(name for entry in spec if entry for name in ((entry,) if isinstance(entry, str) else entry))
 
 
 def constrain(x: jax.Array, letters: str) -> jax.Array:
-    """Constrains the sharding of an array on the current mesh (`jax.set_mesh`), according to its axes. Returns the
-    array unchanged if there is no mesh.
+    """Constrains the sharding of an array on the current mesh (`jax.set_mesh`), according to the letters of its axes
+    and the sharding rules. Returns the array unchanged if there is no current mesh.
 
     Args:
       x: the array.
@@ -328,7 +349,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def shardings_of(tree: Any) -> Any:
-    """Returns the sharding of each array of a tree. The arrays may be abstract."""
+    """Returns a tree with the sharding of each array in `tree`. The arrays may be abstract (without values)."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
@@ -338,13 +359,16 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def local_rows(batch: int, mesh: jax.sharding.Mesh) -> list[int]:
-    """Returns the indices of the rows of the global batch that are on devices of this process, in ascending order."""
+    """Returns the indices of the batch rows that are stored on devices of this process, in ascending order. `batch` is
+    the number of rows of the global batch.
+    """
     index_of = batch_sharding(mesh).addressable_devices_indices_map((batch,))
     return sorted({row for index in index_of.values() if index for row in range(batch)[index[0]]})
 
 
 def global_batch(local: Mapping[str, np.ndarray], rows: Sequence[int], batch: int, mesh) -> dict[str, jax.Array]:
-    """Creates the arrays of the global batch on the mesh. Each process provides the rows for its own devices.
+    """Creates the arrays of a global batch, sharded over the mesh. Each process provides the rows that are stored on
+    its own devices. Returns the arrays, [batch, ...], keyed by the names in `local`.
 
     Args:
       local: arrays [len(rows), ...] of this process, in the order of `rows`.

@@ -24,9 +24,9 @@ from jaxformer.parallel.cluster import Place
 from jaxformer.parallel.line import Line
 
 WAIT = 300.0
-"""Default number of seconds to wait for the other processes."""
+"""Default number of seconds that a process waits for the other processes of a run to connect."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "libtpu", "jax-cuda12-plugin")
-"""Packages whose versions must be the same in all processes."""
+"""Names of the Python packages whose versions must be the same in all processes of a run."""
 
 
 class _Flags(argparse.ArgumentParser):
@@ -37,7 +37,7 @@ class _Flags(argparse.ArgumentParser):
 def take_flags(arguments: list[str]) -> tuple[list[str], float]:
     """Removes `--coordinator`, `--processes`, `--process` and `--wait` from a command line.
 
-    Sets the environment variables that correspond to the first three flags (see `cluster.FLAGS`).
+    Stores the values of the first three flags in environment variables (see `cluster.FLAGS`), which `joined` reads.
 
     Returns:
       The other arguments, and the number of seconds to wait for the other processes.
@@ -64,8 +64,8 @@ def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
     """Context manager that connects the processes of a run, if there are several, and initialises JAX for them.
 
     An error inside the `with` block is printed, and ends all processes with the same exit status. Standard output of
-    all processes except process 0 is discarded. Must be entered before the first use of a device. For a single process
-    it does nothing.
+    all processes except process 0 is discarded. Must be entered before JAX uses a device for the first time. Does
+    nothing if there is only one process.
 
     Args:
       command: name of the command, which must be the same in all processes.
@@ -129,8 +129,8 @@ def _initialize_jax(place: Place, wait: float) -> None:
 
 
 def facts(command: str) -> dict[str, str]:
-    """Returns a dict of values that must be the same in all processes: the command, the versions of Python and of
-    packages, and the version and a digest of jaxformer's code.
+    """Returns the values that must be the same in all processes of a run, keyed by their names: the command, the
+    versions of Python and of packages, and the version and a digest of jaxformer's code.
     """
     versions = {}
     for name in PACKAGES:

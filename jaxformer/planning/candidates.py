@@ -1,4 +1,5 @@
-"""Lists the combinations of mesh, rematerialisation policy and number of micro-batches that a planning search tries.
+"""Lists the candidates that a planning search compares: combinations of a mesh, a rematerialisation policy and a number
+of micro-batches.
 
 `Formulas` estimates the memory and time of each combination before any of them is compiled.
 """
@@ -23,17 +24,21 @@ from jaxformer.training.utilization import PEAK_FLOPS
 REMAT = ("none", "dots", "full")
 """Rematerialisation policies, in order of decreasing memory use."""
 AGAIN = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
-"""Additional FLOPs for recomputation with each rematerialisation policy, as a fraction of the model's FLOPs. `dots`
-only recomputes the matrix products of attention.
+"""Additional FLOPs that each rematerialisation policy spends on recomputation in the backward pass, as a fraction of
+the model's FLOPs per step. The policy `dots` recomputes only the matrix products of attention.
 """
 MICRO = (1, 2, 4, 8, 16)
-"""Numbers of micro-batches per step to try."""
+"""Numbers of micro-batches per step that a search tries."""
 TENSOR = 16
-"""Maximum size of the mesh axis `tensor`. For GPUs it is also at most the number of GPUs per node."""
+"""Maximum size of the mesh axis `tensor` that a search tries. On GPUs, the size is also at most the number of GPUs per
+node.
+"""
 FIXED = ("pipeline", "expert", "sequence")
-"""Mesh axes that the search does not change."""
+"""Mesh axes whose sizes a search does not change."""
 COMPUTE, GRADIENT = 2, 4
-"""Number of bytes per element: of activations (bfloat16), and of parameters and gradients (float32)."""
+"""Number of bytes per element of activations (`COMPUTE`, bfloat16), and of parameters and gradients (`GRADIENT`,
+float32).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +54,17 @@ class Candidate:
 
     @property
     def label(self) -> str:
-        """One-line description of the candidate for tables and messages."""
+        """One-line description of the candidate for tables and messages: mesh, rematerialisation policy and number of
+        micro-batches.
+        """
         axes = {name: getattr(self.mesh, name) for name in sharding.AXIS_NAMES}
         micro = f"{self.micro} micro-batch{'es' if self.micro > 1 else ''}"
         return f"{sharding.mesh_text(axes)}, remat {self.remat}, {micro}"
 
     def applied(self, experiment: Experiment) -> Experiment:
-        """Returns a copy of the experiment with the mesh, policy and number of micro-batches of this candidate."""
+        """Returns a copy of the experiment that uses the mesh, the rematerialisation policy and the number of
+        micro-batches of this candidate.
+        """
         return dataclasses.replace(
             experiment,
             mesh=self.mesh,
@@ -64,7 +73,9 @@ class Candidate:
         )
 
     def flags(self, experiment: Experiment) -> str:
-        """Returns the flags of `jaxformer train` that select this candidate."""
+        """Returns the command line flags of `jaxformer train` that run the experiment with the mesh, policy and number
+        of micro-batches of this candidate.
+        """
         values = {f"mesh.{name}": getattr(self.mesh, name) for name in ("data", "fsdp", "tensor")}
         for name in ("slices", *FIXED):
             if getattr(self.mesh, name) > 1:
@@ -75,10 +86,11 @@ class Candidate:
         return " ".join(f"--{name} {value}" for name, value in values.items())
 
     def needs_at_least(self, other: "Candidate") -> bool:
-        """Returns whether this candidate certainly needs at least as much memory as `other`.
+        """Returns True if this candidate certainly needs at least as much memory as `other`, so that it does not fit in
+        memory if `other` does not.
 
-        True if both have the same size of the mesh axis `tensor`, and `other` has at least the same size of the axis
-        `fsdp`, the same amount of recomputation and the same number of micro-batches.
+        This is the case if both have the same size of the mesh axis `tensor`, and `other` has at least the same size of
+        the axis `fsdp`, at least as much recomputation and at least as many micro-batches.
         """
         return (
             self.mesh.tensor == other.mesh.tensor
@@ -89,8 +101,9 @@ class Candidate:
 
 
 def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate]:
-    """Yields all candidates for a topology: meshes whose axis sizes are powers of two, each with every
-    rematerialisation policy and every number of micro-batches.
+    """Yields all candidates for running the experiment on a topology: meshes in which the sizes of `fsdp` and `tensor`
+    are powers of two and `data` has the remaining devices, each with every rematerialisation policy and every number of
+    micro-batches.
     """
     tpu = topology.chip.platform == "tpu"
     slices = topology.islands if tpu else 1
@@ -115,7 +128,7 @@ def powers(limit: int) -> list[int]:
 
 
 class Formulas:
-    """Estimates memory and time of candidates by formulas, without compiling them.
+    """Estimates the memory use and the step time of candidates by formulas, without compiling them.
 
     The estimates only determine which candidates are compiled, and in which order.
     """
@@ -130,8 +143,9 @@ class Formulas:
         self._places: list[Place] = [(island, place) for island in range(topology.islands) for place in inside]
 
     def problem(self, candidate: Candidate) -> str | None:
-        """Returns the reason why a candidate cannot run, or why one of its mesh axes would not shard anything. None if
-        it can run.
+        """Returns the reason why a candidate cannot run: the batch cannot be divided into equal parts for its mesh and
+        micro-batches, or a mesh axis does not divide the array axis that it should shard. Returns None if the candidate
+        can run.
         """
         mesh, batch = candidate.mesh, self._experiment.data.batch
         ways = _batch_ways(mesh)
@@ -149,15 +163,18 @@ class Formulas:
         return None
 
     def state_bytes(self, candidate: Candidate) -> float:
-        """Returns the bytes of parameters and optimizer state per device. The bytes of the parameters are exact."""
+        """Returns the number of bytes of parameters and optimizer state per device. The part of the parameters is
+        exact.
+        """
         return self._elements(candidate.mesh, sharding.AXIS_NAMES) * GRADIENT * (1 + self._optimizer)
 
     def activation_bytes(self, candidate: Candidate) -> float:
-        """Returns a lower bound of the bytes per device of activations that are stored for the backward pass.
+        """Returns a lower bound for the number of bytes per device of the activations that are stored for the backward
+        pass.
 
-        With the rematerialisation policy `full`, the input of each block is stored. With other policies, the outputs of
-        the matrix products of attention and MLP are stored too. The mesh axes `sequence` and `tensor` split all stored
-        activations.
+        With the rematerialisation policy `full`, only the input of each block is stored. With other policies, the
+        outputs of the matrix products of attention and MLP are stored too. All stored activations are split over the
+        mesh axes `sequence` and `tensor`.
         """
         split, row = candidate.mesh.tensor * candidate.mesh.sequence, self._experiment.data.task.row
         tokens = min([row[name].capacity for name in ("tokens", "inputs") if name in row], default=0) or self._in_row
@@ -172,7 +189,9 @@ class Formulas:
         return total * self._rows(candidate) / candidate.micro
 
     def roofline(self, candidate: Candidate) -> Roofline:
-        """Returns the estimated times of a step. Memory traffic is not estimated: its time is 0."""
+        """Returns the estimated times of the parts of a step (matrix products and communication). The time for reading
+        and writing device memory is not estimated and set to 0.
+        """
         mesh, chip = candidate.mesh, self._topology.chip
         gathered = COMPUTE * self._elements(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
         kept = GRADIENT * self._elements(mesh, sharding.AXIS_NAMES)
@@ -196,7 +215,7 @@ class Formulas:
         return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
 
     def _elements(self, mesh: sharding.Mesh, axes: tuple[str, ...]) -> float:
-        """Returns the number of parameter elements per device if parameters are only sharded over the mesh axes in
+        """Returns the number of parameter elements per device if the parameters are sharded only over the mesh axes in
         `axes`.
         """
         sizes = {name: getattr(mesh, name) if name in axes else 1 for name in sharding.AXIS_NAMES}
@@ -209,15 +228,17 @@ class Formulas:
         return total
 
     def _activations(self, candidate: Candidate) -> float:
-        """Returns the bytes of activations per device that a step sums over the mesh axis `tensor`."""
+        """Returns the number of bytes of activations per device that are summed over the mesh axis `tensor` in one
+        step.
+        """
         layers = 6 if candidate.remat == "full" else 4  # Two sums per pass: forward, backward and recomputation.
         stacks = self._experiment.model.stacks().values()
         width = sum(stack.width * stack.depth for stack in stacks)
         return layers * COMPUTE * self._rows(candidate) * self._in_row * width / candidate.mesh.sequence
 
     def _keys(self, candidate: Candidate) -> float:
-        """Returns the bytes that each device sends along the mesh axis `sequence` in a step: keys, values and their
-        gradients.
+        """Returns the number of bytes of keys, values and their gradients that each device sends along the mesh axis
+        `sequence` in one step.
         """
         total = 0.0
         for stack in self._experiment.model.stacks().values():
@@ -236,7 +257,8 @@ class Formulas:
         return self._experiment.data.batch / _batch_ways(candidate.mesh)
 
     def _group(self, mesh: sharding.Mesh, axis: str) -> list[Place]:
-        """Returns the locations of the devices along one mesh axis that have index 0 on all other axes.
+        """Returns the locations of a group of devices that communicate along a mesh axis: the devices that have index 0
+        on all other axes.
 
         Assumes that the mesh lists the devices in the order of their indices.
         """
@@ -247,7 +269,7 @@ class Formulas:
 
 
 def _batch_ways(mesh: sharding.Mesh) -> int:
-    """Returns the number of shares that a mesh splits a batch into."""
+    """Returns the number of parts into which a mesh splits a batch."""
     return math.prod(getattr(mesh, name) for name in sharding.RULES["batch"])
 
 

@@ -2,7 +2,8 @@
 
 The figures of TPUs are from the pages v4, v5e, v5p, v6e and tpu7x of https://docs.cloud.google.com/tpu/docs. The
 figures of GPUs are from the data sheets h100, h200 and dgx-b200 of https://www.nvidia.com/en-us/data-center. Network
-bandwidths count only the bytes that a device sends: half of a published figure that adds both directions.
+bandwidths count only the bytes that a device sends. If a published figure is the sum of both directions, half of it is
+used.
 """
 
 import dataclasses
@@ -24,11 +25,11 @@ class Chip:
     """Prefix of `jax.Device.device_kind` for this chip. It is also the key in `utilization.PEAK_FLOPS`."""
     platform: Literal["tpu", "gpu"]
     memory: float
-    """Size of the device memory in bytes. On TPUs the compiler reserves a part of it."""
+    """Size of the device memory in bytes. On TPUs, the compiler reserves a part of it for itself."""
     bandwidth: float
     """Bandwidth of the device memory in bytes per second."""
     links: float
-    """Number of bytes per second that the device can send over all its links of the fast network (ICI or NVLink)
+    """Number of bytes per second that the device can send over the fast network (ICI or NVLink), over all its links
     together.
     """
     network: float
@@ -38,9 +39,11 @@ class Chip:
     devices: int = 1
     """Number of JAX devices per chip."""
     dimensions: int = 1
-    """Number of dimensions of the fast network: 2 or 3 for a torus, 1 if all devices are connected at full speed."""
+    """Number of dimensions of the fast network: 2 or 3 if it is a torus, 1 if every device can send to every other one
+    at full speed.
+    """
     island: int = 0
-    """Number of GPUs per node. 0 for TPUs, because their topology name gives the shape of a slice."""
+    """Number of GPUs per node. 0 for TPUs, whose number of chips per slice is part of the topology name."""
 
     @property
     def networks(self) -> tuple[str, str]:
@@ -66,4 +69,4 @@ CHIPS = {
         Chip("b200", "NVIDIA B200", "gpu", 191_514_411_008, 8000 * GB, 900 * GB, 400 * GBIT, island=8),
     )
 }
-"""Maps chip names, such as `v5p`, to specifications."""
+"""Maps the name of each supported chip, such as `v5p`, to its specification."""

@@ -24,7 +24,7 @@ EPILOG = (
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument parser that reports an error on one line."""
+    """Argument parser that raises InputError for invalid arguments, instead of printing the usage and exiting."""
 
     def error(self, message: str):
         raise InputError(f"plan: {message}")
@@ -48,7 +48,8 @@ def _parser() -> _Parser:
 
 
 def run(arguments: list[str]) -> None:
-    """Runs `jaxformer plan`: plans the experiment of a config file and prints the plan or the search.
+    """Runs `jaxformer plan`: predicts memory, communication and time of the experiment in a config file, and prints
+    them (the plan). With `--search`, prints the comparison of several ways to run it.
 
     Args:
       arguments: command line arguments after `plan`.

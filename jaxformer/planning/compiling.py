@@ -1,4 +1,4 @@
-"""Compiles programs for devices that are not attached to this machine."""
+"""Compiles programs for TPUs and GPUs that are not attached to this machine."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ from jaxformer.planning.targets import target_config
 from jaxformer.planning.topologies import Place, Topology
 
 COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
-"""Packages that contain the compiler of each platform. One of them must be installed."""
+"""Maps each platform to the Python packages that contain its compiler. One of these packages must be installed."""
 VARIABLES = {
     # Otherwise libtpu asks a metadata server for the TPU type, and allows only one process at a time.
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -28,10 +28,10 @@ VARIABLES = {
     # Hides log messages about slow compilation. Errors are still raised as exceptions.
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-"""Environment variables that `prepare` sets unless they are set already."""
+"""Environment variables, with their values, that `prepare` sets unless they already have a value."""
 # Without a GPU there is no autotuning, and Triton does not find tile sizes for some matrix products.
 OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
-"""Compiler options of each platform."""
+"""Maps each platform to the compiler options that planning uses for it."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -50,7 +50,7 @@ class DoesNotFit(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """Compiled program with its memory use and compile time."""
+    """Compiled program, with its memory use and the time that compilation took."""
 
     program: Program
     peak: float
@@ -60,7 +60,7 @@ class Compiled:
 
 
 def prepare() -> None:
-    """Sets the environment variables that compilers need on a machine without the target devices.
+    """Sets environment variables that allow compilers to run on a machine without the target devices (see `VARIABLES`).
 
     Must be called before JAX initialises its devices.
     """
@@ -79,7 +79,8 @@ def check_compiler(topology: Topology) -> None:
 
 
 def devices(topology: Topology) -> Sequence[Any]:
-    """Returns JAX device descriptions of a topology. Programs can be compiled for them, but cannot run on them.
+    """Returns JAX device objects that describe the devices of a topology. Programs can be compiled for them, but cannot
+    run on them.
 
     Raises:
       InputError: If the compiler is not installed, or does not support the topology.
@@ -99,7 +100,9 @@ def devices(topology: Topology) -> Sequence[Any]:
 
 
 def _description(topology: Topology) -> dict[str, Any]:
-    """Returns arguments that describe the topology to the compiler of its platform."""
+    """Returns the arguments of `jax.experimental.topologies.get_topology_desc` that describe the topology to the
+    compiler of its platform.
+    """
     chip, shape = topology.chip, "x".join(map(str, topology.shape))
     if chip.platform == "gpu":
         target = target_config(chip.name)
@@ -115,7 +118,9 @@ def _description(topology: Topology) -> dict[str, Any]:
 
 
 def place(topology: Topology, device: Any) -> Place:
-    """Returns the location of a device: the index of its slice or node, and its coordinates there."""
+    """Returns the location of a device in a topology: the index of its TPU slice or GPU node, and its coordinates
+    within it.
+    """
     if topology.chip.platform == "gpu":
         island, number = divmod(device.id, topology.shape[0])
         return island, (number,)
@@ -123,7 +128,7 @@ def place(topology: Topology, device: Any) -> Place:
 
 
 def compile_for(topology: Topology, lowered: jax.stages.Lowered) -> Compiled:
-    """Compiles a program that was lowered for devices of a topology.
+    """Compiles a program that was lowered for devices of a topology. Returns it with its memory use.
 
     Raises:
       DoesNotFit: If the compiler reports that the program needs more memory than a device has. Only the TPU compiler
@@ -141,7 +146,8 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered) -> Compiled:
 
 
 def memory_of(message: str, capacity: float) -> tuple[float, float]:
-    """Extracts the needed and the available bytes from a compiler message, such as "Used 20.4G of 15.75G hbm".
+    """Extracts two numbers of bytes, the needed and the available memory, from a compiler message such as "Used 20.4G
+    of 15.75G hbm".
 
     If the message does not contain them, returns 0 and `capacity`.
     """

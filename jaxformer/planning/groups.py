@@ -1,5 +1,5 @@
-"""Parses the groups of devices in which a collective operation of a compiled program runs. Supports all notations for
-groups in HLO text.
+"""Parses the groups of devices that take part in a collective operation of a compiled program. Supports all notations
+of groups in HLO text.
 """
 
 import math
@@ -16,16 +16,15 @@ TILES = re.compile(r"\[([\d,]+)\](?:<=\[([\d,]+)\])?(?:T\(([\d,]+)\))?")
 
 
 def of(attributes: str, devices: int) -> np.ndarray:
-    """Parses the groups of devices in which a collective operation runs.
+    """Parses the groups of devices among which a collective operation runs, from the HLO text of its instruction.
 
     Args:
-      attributes: attributes of the operation's instruction, as HLO text.
+      attributes: part of the instruction's HLO text after its operands.
       devices: number of devices of the program.
 
     Returns:
-      Positions of the devices in the device assignment of the program, int [groups, devices per group]. For a
-      permutation, each group
-      is a pair of source and target.
+      Integers [groups, devices per group]: positions of the devices in the device assignment of the program. For a
+      permutation, each group is a pair (source, target).
     """
     if found := PAIRS.search(attributes):
         return _lists(found[1])
@@ -47,10 +46,10 @@ def _lists(text: str) -> np.ndarray:
 
 
 def _tiles(text: str, devices: int) -> np.ndarray:
-    """Parses groups in tile notation. In `[16,4]<=[4,16]T(1,0)`, the numbers 0 to 63 have shape [4, 16], are
-    transposed, and reshaped to [16, 4].
+    """Parses groups in tile notation. In `[16,4]<=[4,16]T(1,0)`, the numbers 0 to 63 are reshaped to [4, 16],
+    transposed, and reshaped to 16 groups of 4 devices.
 
-    The form `[4,16]T(1,0)` omits the last reshape.
+    In the form `[4,16]T(1,0)`, the last reshape is omitted. Returns integers [groups, devices per group].
     """
     found = TILES.search(text)
     if found is None:
@@ -63,12 +62,13 @@ def _tiles(text: str, devices: int) -> np.ndarray:
 
 
 def _mesh(axes: str, ids: str | None, used: str) -> np.ndarray:
-    """Parses groups along mesh axes, or along parts of axes. An example is `mesh['a'=2,'b'=4] {'a','b':(2)2}`.
+    """Parses groups in mesh notation, such as `mesh['a'=2,'b'=4] {'a','b':(2)2}`: each group extends along some mesh
+    axes, or along parts of axes. Returns integers [groups, devices per group].
 
     Args:
-      axes: axes of the mesh and their sizes.
-      ids: order of the devices, or None.
-      used: axes along which the groups extend.
+      axes: text of the mesh axes and their sizes, such as `'a'=2,'b'=4`.
+      ids: text of the order of the devices. None if they are in ascending order.
+      used: text of the axes along which the groups extend, such as `'a','b':(2)2`.
     """
     sizes = {name: int(size) for name, size, _, _ in AXIS.findall(axes)}
     devices = math.prod(sizes.values())

@@ -1,4 +1,5 @@
 """Parses the HLO text of a compiled program: its computations, their instructions, and how often each computation runs.
+HLO is the compiler's intermediate representation.
 
 Parses only what planning needs. The text comes from `jax.stages.Compiled.as_text()`. At this point the compiler has
 partitioned the program, so all shapes are per device.
@@ -10,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping
 
 BITS = {"pred": 8, "token": 0, "opaque": 0}
-"""Bits per element of the HLO types whose names do not include the number of bits."""
+"""Number of bits per element of the HLO types whose names do not contain this number."""
 ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\](?:\{([^}]*)\})?")
 INSTRUCTION = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.*)")
 HEADER = re.compile(r"(ENTRY )?%?([\w.-]+) \(.*\{$")
@@ -19,8 +20,8 @@ BRANCHES = re.compile(r"(?:true|false)_computation=%?([\w.-]+)")
 TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 COMMENT = re.compile(r"/\*.*?\*/")
 FOLLOWED = ("copy", "bitcast", "convert", "copy-done", "copy-start")
-"""Names of HLO operations whose result has the same value as their operand. `Program.trips` skips them when it looks
-for the constant that limits a loop.
+"""Names of HLO operations whose result has the same value as their operand. `Program.trips` follows them to their
+operand when it looks for the constant that limits a loop.
 """
 
 
@@ -33,26 +34,30 @@ class Instruction:
     """Type and layout of the result, as HLO text such as `bf16[4,8]{1,0}`."""
     opcode: str
     operands: tuple[str, ...]
-    """Names of the operands. For a constant, its value; for a program parameter, its number."""
+    """Names of the operands. For a constant, the only entry is its value; for a parameter of the computation, its
+    number.
+    """
     attributes: str
     """Rest of the HLO text of the instruction, after its operands."""
 
     @functools.cached_property
     def called(self) -> tuple[str, ...]:
-        """Names of the computations that the instruction calls, except for the condition of a loop."""
+        """Names of the computations that the instruction calls. The condition of a `while` loop is not included."""
         found = [name for several, one in CALLED.findall(self.attributes) for name in (several or one).split(",")]
         return tuple(name.strip().lstrip("%") for name in found) + tuple(BRANCHES.findall(self.attributes))
 
     def attribute(self, pattern: str) -> str | None:
-        """Returns the first group of the first match of a regular expression in the attributes, or None."""
+        """Searches for a regular expression in the attributes. Returns the text of its first group, or None if there is
+        no match.
+        """
         found = re.search(pattern, self.attributes)
         return found[1] if found else None
 
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A named computation of an HLO program. Its instructions are in order and keyed by name. The last one is the
-    result.
+    """Named computation (function) of an HLO program. `instructions` maps names to instructions, in program order,
+    except that the last one is the result.
     """
 
     name: str
@@ -65,7 +70,7 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> dict[int, str]:
-        """Maps parameter numbers to the names of the instructions that represent the parameters."""
+        """Maps the number of each parameter of the computation to the name of the instruction that represents it."""
         found = self.instructions.values()
         return {int(one.operands[0]): one.name for one in found if one.opcode == "parameter"}
 
@@ -98,8 +103,8 @@ def _bits(dtype: str) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Parsed HLO program: its computations, keyed by name, and the name of the computation at which it starts
-    (`entry`).
+    """Parsed HLO program. `computations` maps names to computations, and `entry` is the name of the computation that
+    runs first.
     """
 
     computations: Mapping[str, Computation]
@@ -107,7 +112,7 @@ class Program:
 
     @classmethod
     def parse(cls, text: str) -> "Program":
-        """Parses the HLO text of a program."""
+        """Parses the HLO text of a whole program."""
         computations, entry, name = {}, "", ""
         instructions: dict[str, Instruction] = {}
         for line in text.splitlines():
@@ -125,7 +130,9 @@ class Program:
         return cls(computations, entry)
 
     def runs(self) -> Iterator[tuple[Computation, float]]:
-        """Yields every computation that is not part of a fusion, with the number of times that it runs per step."""
+        """Yields the computations that a step runs, each with the number of times that it runs. Computations inside
+        fusions are not included. A computation that is called at several places is yielded several times.
+        """
         yield from self._runs(self.entry, 1.0)
 
     def _runs(self, name: str, times: float) -> Iterator[tuple[Computation, float]]:
@@ -138,7 +145,9 @@ class Program:
                     yield from self._runs(called, inside)
 
     def unknown_loops(self) -> int:
-        """Returns the number of loops with an unknown trip count. Their bodies are counted once."""
+        """Returns the number of loops whose number of iterations is unknown. `runs` counts their bodies as if they ran
+        once.
+        """
         return sum(
             instruction.opcode == "while" and self.trips(computation, instruction) is None
             for computation, _ in self.runs()
@@ -146,10 +155,10 @@ class Program:
         )
 
     def trips(self, computation: Computation, loop: Instruction) -> int | None:
-        """Returns the number of iterations of a loop. None if it is not known.
+        """Returns the number of iterations of a loop, or None if it is unknown.
 
-        The CPU and GPU compilers write it into the HLO text. The TPU compiler does not, so it is taken from the loop's
-        condition: loops of JAX count from 0 to a constant.
+        The CPU and GPU compilers write this number into the HLO text. The TPU compiler does not, so it is derived from
+        the condition of the loop: JAX's loops count from 0 to a constant.
 
         Args:
           computation: computation that contains the loop.
@@ -162,8 +171,8 @@ class Program:
         return self._limit(condition, before, computation)
 
     def _limit(self, condition: Computation, before: Instruction | None, outside: Computation) -> int | None:
-        """Returns the constant with which a loop condition compares the loop counter. None if the condition has another
-        form.
+        """Returns the constant with which the condition of a loop compares the loop counter, which is the number of
+        iterations. Returns None if the condition has another form.
 
         Args:
           condition: computation of the condition.
@@ -191,12 +200,12 @@ class Program:
     def _constant(
         self, computation: Computation, name: str, before: Instruction | None, outside: Computation
     ) -> int | None:
-        """Returns the value of an integer constant. None if the instruction is not a constant.
+        """Returns the value of an instruction that is an integer constant, or None if it is not.
 
         Args:
           computation: computation that contains the instruction.
-          name: name of the instruction. It may be a part of the loop state, whose value is then taken from the initial
-            state.
+          name: name of the instruction. It may select an element of the loop state; then the value of this element in
+            the initial state is used.
           before: initial state of the loop, a tuple instruction.
           outside: computation that contains the loop.
         """
@@ -217,7 +226,9 @@ class Program:
 
 
 def _instruction(name: str, rest: str) -> Instruction:
-    """Parses the part of an instruction after its name: `TYPE OPCODE(OPERANDS), ATTRIBUTES`."""
+    """Parses an instruction. `rest` is its HLO text after the name and the equals sign:
+    `TYPE OPCODE(OPERANDS), ATTRIBUTES`.
+    """
     end = _closing(rest, 0) + 1 if rest.startswith("(") else rest.index(" ")
     opening = rest.index("(", end)
     closing = _closing(rest, opening)
@@ -227,7 +238,9 @@ def _instruction(name: str, rest: str) -> Instruction:
 
 
 def _split(text: str) -> list[str]:
-    """Splits a comma-separated list in HLO text. Commas in brackets do not separate."""
+    """Splits a comma-separated list in HLO text, such as the operands of an instruction. Commas inside brackets, braces
+    or parentheses do not separate.
+    """
     if "[" not in text and "{" not in text and "(" not in text:
         return [part for part in text.split(",") if part.strip()]
     parts, depth, start = [], 0, 0
@@ -240,7 +253,9 @@ def _split(text: str) -> list[str]:
 
 
 def _closing(text: str, opening: int) -> int:
-    """Returns the index of the parenthesis that closes the parenthesis at index `opening`."""
+    """Returns the index in `text` of the parenthesis that closes the one at index `opening`. Raises ValueError if there
+    is none.
+    """
     depth = 0
     for found in re.finditer(r"[()]", text[opening:]):
         depth += 1 if found[0] == "(" else -1

@@ -1,4 +1,4 @@
-"""Warnings about how the mesh of a plan splits parameters."""
+"""Warnings in a plan about inefficient sharding of parameters on TPUs."""
 
 from collections.abc import Sequence
 
@@ -11,20 +11,20 @@ from jaxformer.planning.traffic import Collective
 from jaxformer.training.state import boxed_params
 
 LEAST = 0.01
-"""Minimum fraction of the parameters that must be padded for a warning. Norms and biases are a smaller fraction, so
-padding only them gives no warning.
+"""Minimum fraction of the parameters whose shards are padded for which a warning is given. Norms and biases are a
+smaller fraction, so there is no warning if only they are padded.
 """
 
 
 def notes(
     experiment: Experiment, topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]
 ) -> list[str]:
-    """Returns warnings about parameter shards that TPUs pad, and about inefficient gathering of parameters. Empty for
-    GPUs.
+    """Returns warnings about parameter shards that TPUs pad, and about an inefficient way of gathering parameters. The
+    list is empty for GPUs.
 
     Args:
       experiment: the experiment.
-      topology: topology for which its step was compiled.
+      topology: topology for which the training step was compiled.
       mesh: mesh of the step.
       collectives: collective operations of the step.
     """
@@ -42,8 +42,8 @@ def notes(
 
 
 def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> float:
-    """Returns the fraction of the parameters whose shards along the mesh axis `fsdp` are padded in TPU memory, because
-    they do not fill tiles (groups of `parameter_shards.TILE` rows).
+    """Returns the fraction of the parameters that TPUs pad in memory, because the length of their shards along the mesh
+    axis `fsdp` is not a multiple of `parameter_shards.TILE`.
     """
     total = padded = 0
     with sharding.overridden(experiment.mesh):
@@ -56,10 +56,10 @@ def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.
 
 
 def _whole_reductions(topology: Topology, mesh: jax.sharding.Mesh, collectives: Sequence[Collective]) -> list[str]:
-    """Returns a warning if the compiler gathers parameters by all-reduces, which send twice as many bytes as
-    all-gathers. Empty otherwise.
+    """Returns a list with one warning if the compiler gathers parameters by all-reduces, which send twice as many bytes
+    as all-gathers. Otherwise, the list is empty.
 
-    The TPU compiler does this if the mesh axis `fsdp` contains all devices of the program, and these are at least 64.
+    The TPU compiler does this if the mesh axis `fsdp` contains all devices of the program and there are at least 64.
     """
     ways, size = mesh.shape["fsdp"], topology.size
 

@@ -8,15 +8,17 @@ import jax
 from jax.extend import core
 
 FLASH = "dot_product_attention"
-"""Prefix of the names of cuDNN's attention primitives."""
+"""Prefix of the names of the JAX primitives that run cuDNN's flash attention."""
 
 
 def count(traced: jax.stages.Traced) -> float:
-    """Returns the FLOPs of all devices together: 2 for each multiplication in a matrix product.
+    """Returns the FLOPs of the matrix products of a traced function, on all devices together. Each multiplication
+    counts as 2 FLOPs.
 
-    XLA's own cost analysis counts the body of a loop only once, and does not count kernels. So this function counts the
-    operations of the traced program, before it is partitioned over devices. Operations that rematerialisation repeats
-    are included. Of the branches of a conditional, the one with the most operations is counted.
+    XLA's own cost analysis counts the body of a loop only once, and does not count the operations of custom kernels.
+    This function instead counts the operations of the traced function, before it is partitioned over devices.
+    Operations that rematerialisation repeats are included. For a conditional, the branch with the most operations is
+    counted.
     """
     return _of(traced.jaxpr.jaxpr)
 
@@ -46,7 +48,8 @@ def _of_equation(equation: core.JaxprEqn) -> float:
 
 
 def _times(name: str, params: Mapping[str, Any]) -> float:
-    """Returns how often an equation of a jaxpr runs its inner jaxpr, such as the number of iterations of a scan.
+    """Returns how often an equation of a jaxpr (a traced JAX function) runs the jaxpr that it contains, such as the
+    number of iterations of a scan.
 
     Args:
       name: name of the primitive.
@@ -81,7 +84,9 @@ def _product(equation: core.JaxprEqn) -> float:
 
 
 def _grouped(equation: core.JaxprEqn) -> float:
-    """Returns the FLOPs of a grouped matrix product, in which each group of rows has its own matrix."""
+    """Returns the FLOPs of a grouped matrix product (`jax.lax.ragged_dot`), in which each group of rows is multiplied
+    by its own matrix.
+    """
     numbers = equation.params["ragged_dot_dimension_numbers"]
     (contracted, _), _ = numbers.dot_dimension_numbers
     left, right = (equation.invars[number].aval.shape for number in (0, 1))  # type: ignore[attr-defined]

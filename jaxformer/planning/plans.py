@@ -1,5 +1,5 @@
-"""Plans an experiment: compiles its training step for hardware that is not attached, and computes memory, traffic and
-time.
+"""Plans an experiment: compiles its training step for hardware that is not attached, and computes memory use,
+communication, time and cost.
 """
 
 import dataclasses
@@ -28,9 +28,11 @@ from jaxformer.training.state import abstract_batch, abstract_state, check_axes,
 from jaxformer.training.utilization import PEAK_FLOPS
 
 PREALLOCATED = 0.75
-"""Fraction of GPU memory that JAX allocates by default (XLA_PYTHON_CLIENT_MEM_FRACTION)."""
+"""Fraction of GPU memory that JAX allocates by default. The environment variable XLA_PYTHON_CLIENT_MEM_FRACTION changes
+it.
+"""
 MOST = 0.92
-"""Largest fraction of GPU memory that JAX can be set to allocate. CUDA, cuDNN and NCCL need the rest."""
+"""Largest fraction of GPU memory that JAX should be set to allocate. CUDA, cuDNN and NCCL need the rest."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,28 +40,33 @@ class Memory:
     """Memory use of a training step on one device, in bytes."""
 
     capacity: float
-    """Size of the device memory."""
+    """Size of the device memory in bytes."""
     usable: float
-    """Part of the device memory that a program can use, in bytes."""
+    """Number of bytes of the device memory that a program can use."""
     params: float
-    """Number of bytes of the parameters."""
+    """Number of bytes per device of the parameters."""
     optimizer: float
-    """Bytes of the optimizer state, and of the moving average of the parameters if there is one."""
+    """Number of bytes per device of the optimizer state, and of the moving average of the parameters if there is one.
+    """
     batch: float
-    """Number of bytes of the batch."""
+    """Number of bytes per device of a batch."""
     peak: float
-    """Peak memory use. If the compiler rejects the program, the size that it reports as needed, or 0."""
+    """Peak memory use in bytes. If the compiler rejects the program, the number of bytes that it needs according to the
+    compiler, or 0 if the compiler does not report it.
+    """
     refused: bool = False
     """Whether the compiler rejects the program because it needs too much memory."""
 
     @property
     def fits(self) -> bool:
-        """Whether the step fits in the usable memory."""
+        """Whether the training step fits in the usable memory."""
         return not self.refused and self.peak <= self.usable
 
     @property
     def rest(self) -> float:
-        """Bytes of activations, gradients and other temporaries, including the padding of arrays."""
+        """Number of bytes of activations, gradients and other temporary arrays, including padding: the peak minus
+        parameters, optimizer state and batch.
+        """
         return max(0.0, self.peak - self.params - self.optimizer - self.batch)
 
 
@@ -73,33 +80,41 @@ class Plan:
     """Size of each mesh axis, outermost first."""
     memory: Memory
     model_flops: float
-    """FLOPs per step without recomputation. They are f · (2 + t), where f is the number for a forward pass
-    (`Model.flops`) and t the fraction of parameters that are trained: a forward pass, the gradients of activations, and
-    the gradients of trained parameters.
+    """FLOPs per step without recomputation, on all devices together: f · (2 + t), where f is the number for a forward
+    pass (`Model.flops`) and t the fraction of parameters that are trained. The three terms are the forward pass, the
+    gradients of activations, and the gradients of trained parameters.
     """
     flops: float
-    """FLOPs per step of the matrix products of the traced program, including recomputation."""
+    """FLOPs per step of all matrix products that the program computes, including recomputation, on all devices
+    together.
+    """
     collectives: tuple[Collective, ...] = ()
     """Collective operations of a step. Empty if the compiler rejects the program."""
     memory_bytes: float = 0.0
-    """Number of bytes per step that a device reads from and writes to its memory."""
+    """Number of bytes per step that a device reads from and writes to its memory. 0 if the compiler rejects the
+    program.
+    """
     roofline: Roofline | None = None
-    """Lower bounds for the time of each part of a step. None if the compiler rejects the program."""
+    """Lower bounds for the times of the parts of a step: matrix products, memory and communication. None if the
+    compiler rejects the program.
+    """
     price: float | None = None
-    """Price of one device per hour."""
+    """Price of one device per hour. None if it is not given."""
     compiled_in: float = 0.0
     """Compile time in seconds."""
     notes: tuple[str, ...] = ()
-    """Warnings about the predicted figures."""
+    """Warnings about inefficient sharding, or about loops whose number of iterations is unknown."""
 
     @property
     def remat(self) -> str:
-        """Rematerialisation policies of the model's stacks."""
+        """Names of the rematerialisation policies of the model's Transformer stacks, separated by commas."""
         return ", ".join(dict.fromkeys(stack.remat for stack in self.experiment.model.stacks().values()))
 
     @property
     def units(self) -> tuple[str, int]:
-        """Unit of speed (tokens or images), and the number of units per step. Tokens include padding."""
+        """Unit of training speed (`tokens` or `images`), and the number of these units per step. Tokens include
+        padding.
+        """
         name, in_row = self.experiment.data.task.unit
         return name, in_row * self.experiment.data.batch
 
@@ -114,15 +129,16 @@ def plan(
     overrides: Mapping[str, Any] | None = None,
     price: float | None = None,
 ) -> Plan:
-    """Plans a run: compiles its step for hardware that is not attached, and computes memory, traffic, time and cost.
+    """Plans a run: compiles its training step for hardware that is not attached, and computes memory use,
+    communication, time and cost.
 
-    Does not run the step or read data. The times are lower bounds from published speeds, which real programs do not
-    reach.
+    Does not run the step or read data. The times are computed from the published speeds of the hardware, which real
+    programs do not reach, so they are lower bounds.
 
     Args:
       experiment: experiment, or the path of a config file (see `load`).
       topology: name of a topology, such as `v5p:4x4x4`, `2xv5e:16x16` or `h100:64`.
-      overrides: fields of the experiment to replace, by dotted path.
+      overrides: maps dotted paths of fields of the experiment, such as `mesh.fsdp`, to values that replace theirs.
       price: price of one device per hour.
 
     Raises:
@@ -142,13 +158,14 @@ def plan(
 
 
 def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
-    """Checks that an experiment can run on a topology. Does not need the compiler.
+    """Checks that an experiment can run on a topology, without compiling it.
 
     Returns:
-      The abstract mesh of the experiment.
+      The mesh of the experiment on this topology, as a JAX mesh without devices.
 
     Raises:
-      InputError: If the mesh, the batch or the objective of the experiment does not fit.
+      InputError: If the mesh or the batch does not fit the topology, or the objective does not fit the model and the
+        task.
     """
     check_vocabulary(experiment)
     sizes = experiment.mesh.sizes(topology.size)
@@ -176,7 +193,9 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
 
 
 def check_vocabulary(experiment: Experiment) -> None:
-    """Raises InputError if the vocabulary size of the model depends on a tokenizer that has not been trained yet."""
+    """Raises InputError if the model takes its vocabulary size from a tokenizer that has not been trained yet, so that
+    the size is unknown.
+    """
     if missing := config.open_vocabularies(experiment):
         raise InputError(
             f"{missing[0]}: it depends on a tokenizer that has not been trained; expected --{missing[0]} SIZE"
@@ -184,7 +203,9 @@ def check_vocabulary(experiment: Experiment) -> None:
 
 
 def compiled_plan(experiment: Experiment, topology: Topology, price: float | None = None) -> Plan:
-    """Compiles the step and returns the plan of an experiment that has passed `check`."""
+    """Compiles the training step of an experiment, and returns the plan. The experiment must have passed `check`. If
+    the compiler rejects the step because it does not fit in memory, the plan has no communication and no times.
+    """
     devices = compiling.devices(topology)
     mesh = sharding.make_mesh(experiment.mesh, devices)
     with phase("tracing the step"):
@@ -221,8 +242,8 @@ def _with_program(base: Plan, compiled: Compiled, mesh: jax.sharding.Mesh) -> Pl
 
 
 def state_memory(experiment: Experiment, topology: Topology, mesh: jax.sharding.Mesh) -> Memory:
-    """Computes the memory use of the training state and a batch. The peak is set to 0, because it is known only after
-    compilation.
+    """Computes the memory use of the training state and a batch on one device. Its field `peak` is 0, because the peak
+    is known only after compilation.
     """
     state, chip = abstract_state(experiment, mesh), topology.chip
     usable = chip.memory * (MOST if chip.platform == "gpu" else 1.0)
@@ -232,14 +253,16 @@ def state_memory(experiment: Experiment, topology: Topology, mesh: jax.sharding.
 
 
 def device_bytes(tree: Any) -> float:
-    """Returns the bytes per device of the arrays of a tree, which may be abstract."""
+    """Returns the number of bytes that the arrays of a tree occupy on each device. The arrays may be abstract."""
     return sum(
         float(np.prod(leaf.sharding.shard_shape(leaf.shape))) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
     )
 
 
 def model_flops(experiment: Experiment, mesh: jax.sharding.Mesh) -> float:
-    """Returns the FLOPs per step (see `Plan.model_flops`), without dropout and the optimizer."""
+    """Returns the FLOPs per step without recomputation (see `Plan.model_flops`). Only matrix products count, and not
+    the optimizer.
+    """
     batch, specs = abstract_batch(experiment, mesh), experiment.model.inputs()
     sizes: dict[str, int] = {}
     for name, array in experiment.objective.inputs(batch).items():

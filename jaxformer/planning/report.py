@@ -1,4 +1,4 @@
-"""Formats the result of planning as text or JSON."""
+"""Formats a plan (the result of `jaxformer plan`) as text or JSON."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +21,7 @@ CAVEAT = (
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Prints a plan: its memory, collectives, times and cost."""
+    """Prints a plan to a console: its memory use, communication, times and cost."""
     name, amount = plan.units
     topology, batch = plan.topology, plan.experiment.data.batch
     parts = plan.experiment.optimizer.accumulate
@@ -53,7 +53,7 @@ def print_plan(plan: Plan, console: Console) -> None:
 
 
 def verdict(plan: Plan) -> str:
-    """Returns one line that says whether the step fits in memory."""
+    """Describes on one line whether the training step fits in device memory."""
     memory = plan.memory
     if memory.refused:
         needed = f"needs at least {gib(memory.peak)} of" if memory.peak else "needs more than"
@@ -72,7 +72,7 @@ def gib(size: float) -> str:
 
 
 def bytes_text(size: float) -> str:
-    """Formats a number of bytes with a unit."""
+    """Formats a number of bytes in the unit KiB, MiB or GiB, such as `1.50 GiB`."""
     for scale, unit in ((GIB, "GiB"), (2**20, "MiB")):
         if size >= scale:
             return f"{size / scale:.2f} {unit}" if size < 10 * scale else f"{size / scale:.1f} {unit}"
@@ -80,7 +80,7 @@ def bytes_text(size: float) -> str:
 
 
 def duration_text(low: float, high: float) -> str:
-    """Formats a range of durations, given in days, in a unit that suits the longer one."""
+    """Formats a range of durations, given in days, in days, hours, minutes or seconds, such as `2.1–3.4 hours`."""
     for scale, unit in ((1.0, "days"), (24.0, "hours")):
         if high * scale >= 1:
             return f"{span(low * scale, high * scale, ',.1f' if high * scale < 100 else ',.0f')} {unit}"
@@ -90,7 +90,7 @@ def duration_text(low: float, high: float) -> str:
 
 
 def operations_text(flops: float) -> str:
-    """Formats a number of operations with a unit, such as `1.5 TFLOP`."""
+    """Formats a number of floating-point operations with a unit, such as `1.5 TFLOP`."""
     for scale, unit in OPERATIONS:
         if flops >= scale:
             return f"{flops / scale:,.1f} {unit}"
@@ -98,12 +98,14 @@ def operations_text(flops: float) -> str:
 
 
 def seconds_text(seconds: float) -> str:
-    """Formats a number of seconds in s or ms."""
+    """Formats a number of seconds, such as `1.25 s`, or in milliseconds if it is below 1."""
     return f"{seconds:,.2f} s" if seconds >= 1 else f"{seconds * 1e3:,.3g} ms"
 
 
 def span(low: float, high: float, form: str = ",.0f") -> str:
-    """Formats a range as `LOW–HIGH`, or as one number if both have the same text."""
+    """Formats a range of numbers as `LOW–HIGH`, or as one number if both have the same text. `form` is the format of
+    each number.
+    """
     first, last = f"{low:{form}}", f"{high:{form}}"
     return first if first == last else f"{first}–{last}"
 
@@ -144,7 +146,9 @@ def _times(plan: Plan, found: Roofline) -> list[str]:
 
 
 def plan_json(plan: Plan) -> dict[str, Any]:
-    """Converts a plan to a JSON object, in bytes, FLOPs and seconds."""
+    """Converts a plan to a dict that can be written as JSON. Sizes are in bytes, operations in FLOPs, and times in
+    seconds, days or device-hours.
+    """
     memory, found = plan.memory, plan.roofline
     result: dict[str, Any] = {
         "topology": topology_json(plan.topology),
@@ -191,14 +195,14 @@ def plan_json(plan: Plan) -> dict[str, Any]:
 
 
 def topology_json(topology: Topology) -> dict[str, Any]:
-    """Returns a topology as a JSON object."""
+    """Converts a topology to a dict that can be written as JSON: its name, chip, number of devices and networks."""
     networks = dict(zip(("fast_network", "slow_network"), topology.chip.networks, strict=True))
     return {"name": topology.name, "chip": topology.chip.name, "devices": topology.size, **networks}
 
 
 def collectives_json(found: Sequence[traffic.Collective]) -> dict[str, dict[str, float]]:
-    """Returns for each kind of collective operation how often it runs, and how many bytes a device sends over each
-    network.
+    """Sums the collective operations of each kind. Returns a dict that maps each kind to a dict with the number of
+    times that it runs per step (`times`), and the bytes that a device sends over the fast and the slow network.
     """
     kinds = traffic.by_kind(found, lambda one: one.fast + one.slow)
     return {

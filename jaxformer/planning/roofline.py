@@ -1,4 +1,6 @@
-"""Estimates the time of a program from the published speeds of a chip (a roofline model), and the cost of a run."""
+"""Estimates the step time of a program from the published speeds of a chip (roofline model), and the cost of a whole
+run.
+"""
 
 import dataclasses
 from collections.abc import Iterable
@@ -19,27 +21,27 @@ class Roofline:
     """
 
     products: float
-    """Time of the matrix products, including recomputation."""
+    """Time of the matrix products in seconds, including recomputation."""
     memory: float
-    """Time to read and write device memory."""
+    """Time in seconds for reading and writing device memory."""
     fast: float
-    """Time to send data over the fast network, inside a slice or node."""
+    """Time in seconds for sending data over the fast network, inside a TPU slice or GPU node."""
     slow: float
-    """Time to send data over the slow network, between slices or nodes."""
+    """Time in seconds for sending data over the slow network, between TPU slices or GPU nodes."""
 
     @property
     def shortest(self) -> float:
-        """Time of a step in which all parts overlap."""
+        """Time in seconds of a step in which all parts overlap: the maximum of their times."""
         return max(self.products, self.memory, self.fast, self.slow)
 
     @property
     def longest(self) -> float:
-        """Time of a step in which no parts overlap."""
+        """Time in seconds of a step in which no parts overlap: the sum of their times."""
         return self.products + self.memory + self.fast + self.slow
 
     @property
     def middle(self) -> float:
-        """Mean of `shortest` and `longest`. Planning searches order candidates by it."""
+        """Mean of `shortest` and `longest`, in seconds. A planning search orders candidates by this time."""
         return (self.shortest + self.longest) / 2
 
     @property
@@ -50,13 +52,13 @@ class Roofline:
 
 
 def roofline(chip: Chip, flops: float, memory: float, collectives: Iterable[Collective]) -> Roofline:
-    """Estimates the times of the parts of a program on one device.
+    """Estimates the times of the parts of a step (matrix products, memory, networks) on one device.
 
     Args:
       chip: specification of the device.
-      flops: FLOPs of the matrix products, per device.
-      memory: bytes that the device reads from and writes to its memory.
-      collectives: collectives of the program.
+      flops: FLOPs of the matrix products of a step, per device.
+      memory: number of bytes that the device reads from and writes to its memory in a step.
+      collectives: collective operations of the program.
     """
     collectives = list(collectives)
     return Roofline(
@@ -69,19 +71,19 @@ def roofline(chip: Chip, flops: float, memory: float, collectives: Iterable[Coll
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Time and price of a whole run."""
+    """Duration of a whole run in days and in device-hours, and its price."""
 
     days: float
     device_hours: float
     price: float | None
-    """Price of all device hours. None if the price of a device hour is not given."""
+    """Price of all device-hours of the run. None if the price per device-hour is not given."""
 
 
 def cost(seconds: float, steps: int, devices: int, price: float | None) -> Cost:
-    """Returns the cost of a whole run.
+    """Returns the duration and the price of a whole run.
 
     Args:
-      seconds: time of a step.
+      seconds: time of a step in seconds.
       steps: number of steps.
       devices: number of devices.
       price: price of one device per hour.

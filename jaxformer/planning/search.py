@@ -1,4 +1,6 @@
-"""Searches for the fastest way to run an experiment on a topology, and explains why each other way is worse."""
+"""Searches for the fastest way (mesh, rematerialisation policy, number of micro-batches) to run an experiment on a
+topology, and gives a reason why each other way is worse.
+"""
 
 import dataclasses
 import os
@@ -20,18 +22,19 @@ from jaxformer.planning.topologies import Topology
 from jaxformer.progress import display, phase
 
 COMPILED = 6
-"""Default number of candidates to compile."""
+"""Default value for the maximum number of candidates that a search compiles."""
 PARTS = ("products", "memory", "fast", "slow")
 
 
 @dataclasses.dataclass(frozen=True)
 class Ranked:
-    """A candidate (a way to run the experiment) in the result of a search, with the reason for its position."""
+    """A candidate (a way to run the experiment) in the ranking of a search."""
 
     candidate: Candidate
     estimate: Roofline | None
-    """Time of each part of a step, from the compiled program if there is one, otherwise from formulas. None if the
-    candidate cannot run.
+    """Times of the parts of a step, computed from the compiled program if there is one, otherwise estimated by
+    formulas. None if the candidate cannot run, or if the formulas or the compiler reject it because it does not fit in
+    memory.
     """
     plan: Plan | None
     """Plan of the candidate. None if it was not compiled."""
@@ -46,19 +49,21 @@ class Search:
     experiment: Experiment
     topology: Topology
     ranking: tuple[Ranked, ...]
-    """All candidates: first those that were compiled and fit in memory, fastest first; then those that were not
-    compiled; then those that do not fit or cannot run.
+    """All candidates, best first: candidates that were compiled and fit in memory, by step time; then those that were
+    not compiled; then those that do not fit or cannot run.
     """
 
     @property
     def best(self) -> Ranked | None:
-        """Best candidate. None if no compiled candidate fits."""
+        """Fastest candidate that was compiled and fits in memory. None if there is no such candidate."""
         first = self.ranking[0]
         return first if first.plan is not None and first.plan.memory.fits else None
 
     @property
     def flags(self) -> str:
-        """Flags of `jaxformer train` that select the best candidate. Empty if there is none."""
+        """Command line flags of `jaxformer train` that run the experiment like the best candidate. Empty if there is no
+        best candidate.
+        """
         return self.best.candidate.flags(self.experiment) if self.best else ""
 
 
@@ -69,14 +74,16 @@ def search_plans(
     price: float | None = None,
     compiled: int = COMPILED,
 ) -> Search:
-    """Ranks meshes, rematerialisation policies and numbers of micro-batches by the time of a step.
+    """Ranks ways to run an experiment on a topology (mesh, rematerialisation policy and number of micro-batches) by the
+    time of a step.
 
-    Estimates all candidates by formulas, then compiles the most promising ones. Does not change the batch size.
+    Estimates all these candidates by formulas, then compiles those with the shortest estimated times. Does not change
+    the batch size.
 
     Args:
       experiment: experiment, or the path of a config file (see `load`).
       topology: name of a topology, such as `v5p:4x4x4`.
-      overrides: fields of the experiment to replace, by dotted path.
+      overrides: maps dotted paths of fields of the experiment, such as `data.batch`, to values that replace theirs.
       price: price of one device per hour.
       compiled: maximum number of candidates to compile.
 
@@ -121,8 +128,8 @@ def _search(experiment: Experiment, topology: Topology, price: float | None, lim
 
 
 def _order(experiment: Experiment, topology: Topology, formulas: Formulas) -> tuple[list[Ranked], list[Ranked]]:
-    """Estimates all candidates. Returns those that may run, ordered by estimated time, and those that cannot run, with
-    the reason.
+    """Estimates all candidates by formulas. Returns two lists: the candidates that may run, ordered by estimated time,
+    and those that cannot run or do not fit in memory, with the reason.
     """
     ordered, lost = [], []
     for candidate in candidates(experiment, topology):
@@ -135,8 +142,8 @@ def _order(experiment: Experiment, topology: Topology, formulas: Formulas) -> tu
 
 
 def _too_large(candidate: Candidate, topology: Topology, formulas: Formulas) -> str | None:
-    """Returns the reason why a candidate cannot fit in memory, based on a lower bound of its memory use. None if it may
-    fit.
+    """Returns the reason why a candidate cannot fit in memory, from a lower bound of its memory use. Returns None if it
+    may fit.
     """
     state, room = formulas.state_bytes(candidate), topology.chip.memory
     if state > room:
@@ -155,12 +162,12 @@ def _compile(one: Ranked, experiment: Experiment, topology: Topology, price: flo
 
 
 def rank(tried: Sequence[Ranked], waiting: Sequence[Ranked], lost: Sequence[Ranked]) -> tuple[Ranked, ...]:
-    """Returns the ranking, with the reason why each candidate is not the best.
+    """Returns all candidates, best first (see `Search.ranking`), with the reason why each of them is not the best one.
 
     Args:
-      tried: candidates that were compiled and fit.
-      waiting: candidates that were not compiled.
-      lost: candidates that do not fit or cannot run, with the reason.
+      tried: candidates that were compiled and fit in memory.
+      waiting: candidates that were not compiled, because the maximum number was reached.
+      lost: candidates that do not fit in memory or cannot run, with the reason.
     """
     in_order = sorted(tried, key=_middle)
     if not in_order:
@@ -182,7 +189,9 @@ def _middle(one: Ranked) -> float:
 
 
 def _slower(found: Roofline | None, best: Roofline | None) -> str:
-    """Describes how many times slower a step is than the fastest one, and which part of the step is the reason."""
+    """Describes how many times slower a step is than the fastest one, and which part of the step (such as
+    communication) causes it. Empty if an estimate is missing, or both are the same.
+    """
     if found is None or best is None or found is best:
         return ""
     more = {part: getattr(found, part) - getattr(best, part) for part in PARTS}

@@ -9,11 +9,13 @@ from jaxformer.planning.report import gib, plan_json, print_plan, seconds_text, 
 from jaxformer.planning.search import Ranked, Search
 
 SHOWN = 24
-"""Maximum number of candidates in the printed table."""
+"""Maximum number of candidates in the printed table. The JSON output has all of them."""
 
 
 def print_search(search: Search, console: Console) -> None:
-    """Prints all candidates in order, and the plan and flags of the best candidate."""
+    """Prints a table of the best candidates with the reason why each is not the best, and the plan and flags of the
+    best candidate.
+    """
     ranking = search.ranking
     compiled = sum(one.plan is not None for one in ranking)
     console.print(f"{search.topology.name}: {len(ranking):,} candidates, {compiled} compiled")
@@ -34,7 +36,9 @@ def print_search(search: Search, console: Console) -> None:
 
 
 def search_json(search: Search) -> dict[str, Any]:
-    """Returns a JSON object with all candidates in order, and the plan and flags of the best candidate."""
+    """Converts a search to a dict that can be written as JSON: all candidates, best first, and the plan and flags of
+    the best one.
+    """
     best = search.best
     return {
         "topology": topology_json(search.topology),

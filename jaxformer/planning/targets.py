@@ -55,9 +55,11 @@ CARDS = {
         "name": "NVIDIA B200",
     },
 }
-"""Maps names of GPUs to the values to insert into `TEMPLATE`."""
+"""Maps GPU names to dicts of the values that are inserted into `TEMPLATE`."""
 
 
 def target_config(chip: str) -> str:
-    """Returns the description of a GPU type, a GpuTargetConfigProto in text format."""
+    """Returns the description of a GPU type that the compiler needs, as a GpuTargetConfigProto in text format. `chip`
+    is a key of `CARDS`.
+    """
     return TEMPLATE.format(**CARDS[chip]).lstrip()

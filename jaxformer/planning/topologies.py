@@ -13,40 +13,44 @@ from jaxformer.planning.chips import CHIPS, Chip
 
 PATTERN = re.compile(r"(?:(\d+)x)?([a-z]\w*):(\d+(?:x\d+)*)")
 FLAT = ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16")
-"""Shapes of slices that Google offers for TPUs whose network is a two-dimensional torus."""
+"""Shapes of the slices that Google offers for TPU types whose network is a two-dimensional torus, in chips."""
 SMALL = ("2x2x1", "2x2x2", "2x2x4", "2x4x4")
-"""Shapes of slices smaller than 4x4x4 for TPUs whose network is a three-dimensional torus. Larger slices consist of
-cubes of 4x4x4.
+"""Shapes, in chips, of the slices smaller than 4x4x4 for TPU types whose network is a three-dimensional torus. Larger
+slices consist of cubes of 4x4x4.
 """
 LARGEST = {"v4": 4096, "v5p": 6144, "tpu7x": 9216}
-"""Maximum number of chips per slice for each TPU type."""
+"""Maps each TPU type whose network is a three-dimensional torus to the maximum number of chips per slice."""
 RING = 16
-"""Minimum length at which a dimension of a two-dimensional torus forms a ring. Shorter dimensions form a line."""
+"""Minimum length (in chips) of a dimension of a two-dimensional network for its chips to be connected as a ring. In
+shorter dimensions, they are connected as a line.
+"""
 CUBE = 4
-"""Number of chips along each side of a cube, the unit from which slices with a three-dimensional torus are built."""
+"""Length in chips of the sides of a cube. Slices with a three-dimensional torus are built from such cubes."""
 NODES = 1024
-"""Maximum number of GPU nodes in a topology."""
+"""Maximum number of GPU nodes that a topology name can request."""
 
 Place = tuple[int, tuple[int, ...]]
-"""Location of a device: the index of its slice or node, and its coordinates there."""
+"""Location of a device: the index of its TPU slice or GPU node, and its coordinates within it."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reach:
-    """How a group of devices is connected: which networks and links their collective operations use."""
+    """How the devices of a communicating group are connected, which determines the networks and links that their
+    collective operations use.
+    """
 
     size: int
-    """Number of devices that communicate with each other in the group."""
+    """Number of devices in the group. They communicate only with each other."""
     islands: int
-    """Number of slices or nodes that the group spans."""
+    """Number of TPU slices or GPU nodes that contain devices of the group."""
     share: float
-    """Fraction of a device's fast links that collective operations of the group use. On a torus, a device uses two
-    links along each dimension in which the group extends, or one link if the dimension is not a ring.
+    """Fraction of a device's fast links that the group can use. On a torus, a device uses two links along each
+    dimension in which the group extends, or one link if the group does not cover a whole ring.
     """
 
     @property
     def within(self) -> float:
-        """Mean number of the communicating devices in each slice of TPUs or node of GPUs."""
+        """Mean number of devices of the group per TPU slice or GPU node."""
         return self.size / self.islands
 
 
@@ -57,23 +61,27 @@ class Topology:
     name: str
     chip: Chip
     shape: tuple[int, ...]
-    """Number of chips along each dimension of a slice. For GPUs, a tuple with the number of GPUs per node."""
+    """Number of chips along each dimension of a TPU slice. For GPUs, a tuple with one entry, the number of GPUs per
+    node.
+    """
     islands: int = 1
-    """Number of slices or nodes. The slow network connects them."""
+    """Number of TPU slices or GPU nodes. The slow network connects them."""
 
     @property
     def size(self) -> int:
-        """Number of devices."""
+        """Total number of devices."""
         return self.islands * math.prod(self.shape) * self.chip.devices
 
     def is_ring(self, dimension: int) -> bool:
-        """Returns whether the chips along a dimension of a slice form a ring. Otherwise, they form a line."""
+        """Returns whether the chips along a dimension of a TPU slice are connected as a ring. Otherwise, they are
+        connected as a line.
+        """
         if self.chip.dimensions == 2:
             return self.shape[dimension] >= RING
         return all(size % CUBE == 0 for size in self.shape)
 
     def reach(self, places: Iterable[Place]) -> Reach:
-        """Determines how a group of devices is connected. `places` are the locations of the devices in the group."""
+        """Determines how the devices of a group are connected. `places` are the locations of these devices."""
         places = list(places)
         islands = {island for island, _ in places}
         if self.chip.dimensions == 1:
@@ -91,7 +99,7 @@ def parse(name: str) -> Topology:
     """Parses a topology name: `CHIP:SHAPE` for a TPU slice, `NxCHIP:SHAPE` for N slices, or `CHIP:COUNT` for GPUs.
 
     Raises:
-      InputError: If the topology does not exist. The message suggests similar names.
+      InputError: If the name is invalid, or no such hardware is offered. The message suggests similar names.
     """
     found = PATTERN.fullmatch(name.strip().lower())
     if found is None:
@@ -142,7 +150,7 @@ def _slices(name: str, chip: Chip, several: int, shape: tuple[int, ...]) -> Topo
 
 @functools.cache
 def shapes(chip: Chip) -> frozenset[tuple[int, ...]]:
-    """Returns the shapes of slices that Google offers for a TPU."""
+    """Returns the shapes of all slices that Google offers for a TPU type, in chips."""
     if chip.dimensions == 2:
         return frozenset(tuple(map(int, shape.split("x"))) for shape in FLAT)
     small = {tuple(map(int, shape.split("x"))) for shape in SMALL}
@@ -152,7 +160,9 @@ def shapes(chip: Chip) -> frozenset[tuple[int, ...]]:
 
 
 def _nearest(shape: Sequence[int], known: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Finds the two known slice shapes that are most similar: first by number of chips, then by shape."""
+    """Returns the two shapes in `known` that are most similar to `shape`, judged by their number of chips and, if that
+    is equal, by the lengths of their dimensions.
+    """
     wanted, count = sorted(shape), max(1, math.prod(shape))
 
     def distance(other: tuple[int, ...]) -> tuple[float, float]:

@@ -1,4 +1,6 @@
-"""Counts the bytes that a compiled program sends between devices, and those that it reads from and writes to memory."""
+"""Counts the bytes per step that a compiled program sends between devices, and the bytes that it reads from and writes
+to device memory.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -17,53 +19,57 @@ KINDS = (
     "collective-broadcast",
 )
 SCATTERED = "all-reduce-scatter"
-"""Name that the TPU compiler gives to a reduce-scatter that is a fusion of an all-reduce and a slice."""
+"""Prefix of the names that the TPU compiler gives to fusions of an all-reduce and a slice, which together are a
+reduce-scatter.
+"""
 UNMOVED = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
     *("while", "call", "conditional", "opt-barrier", "iota", "domain", "add-dependency"),
 }
-"""Names of HLO operations that do not read or write memory themselves."""
+"""Names of HLO operations that are not counted as memory traffic, because they read or write no memory themselves."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Collective operation of a compiled program, such as an all-reduce."""
+    """One collective operation of a compiled program, such as an all-reduce."""
 
     kind: str
     size: float
-    """Size of the operation's input in bytes per device."""
+    """Number of bytes of the operation's input on each device."""
     times: float
     """Number of times that the operation runs per step."""
     reach: Reach
-    """How the devices of each group are connected."""
+    """How the devices that take part in the operation are connected. If it runs in several groups of devices, the
+    slowest group.
+    """
 
     @property
     def total(self) -> float:
-        """Size in bytes of the whole array: the gathered array, or the array that each device contributes to a
-        reduction.
+        """Size in bytes of the whole array: for an all-gather, of the gathered array; otherwise, of the operation's
+        input on each device.
         """
         return self.size * self.reach.size if self.kind == "all-gather" else self.size
 
     @property
     def fast(self) -> float:
-        """Number of bytes that a device sends over the fast network per step with the bandwidth-optimal (ring)
-        algorithm.
+        """Number of bytes per step that a device sends over the fast network (inside a TPU slice or GPU node), if the
+        bandwidth-optimal (ring) algorithm is used.
         """
         share = self.reach.within
         return self.times * self._passes * self.total * (share - 1) / share
 
     @property
     def slow(self) -> float:
-        """Number of bytes that a device sends over the slow network per step: its share of the bytes of its slice or
-        node.
+        """Number of bytes per step that a device sends over the slow network (between TPU slices or GPU nodes). The
+        devices of a slice or node share its traffic equally.
         """
         islands = self.reach.islands
         return self.times * self._passes * self.total * (islands - 1) / islands / self.reach.within
 
     @property
     def _passes(self) -> float:
-        """Number of times that the whole array passes through each device: once for a reduction or a gather, twice for
-        an all-reduce, which consists of both.
+        """Factor of the number of bytes sent: how often the whole array passes through each device. It is 1 for a
+        reduce-scatter or an all-gather, and 2 for an all-reduce, which consists of both.
         """
         if self.kind == "collective-permute":  # Every device sends its whole array.
             return self.reach.size / (self.reach.size - 1) if self.reach.size > 1 else 0.0
@@ -71,7 +77,8 @@ class Collective:
 
 
 def collectives(program: Program, topology: Topology, places: Sequence[Place]) -> list[Collective]:
-    """Returns the collective operations of a program, and how often each of them runs.
+    """Returns the collective operations of a program, with their sizes, how often they run per step, and how their
+    devices are connected.
 
     Args:
       program: compiled program.
@@ -106,8 +113,8 @@ def collectives(program: Program, topology: Topology, places: Sequence[Place]) -
 
 
 def _collectives(program: Program, computation: Computation) -> Iterator[tuple[str, Instruction, Computation]]:
-    """Yields the collective operations of a computation and of its fusions: kind, instruction, and containing
-    computation.
+    """Yields the collective operations of a computation, including those inside its fusions, as (kind, instruction,
+    computation that contains the instruction).
     """
     for instruction in computation.instructions.values():
         kind = instruction.opcode.removesuffix("-start")
@@ -121,7 +128,7 @@ def _collectives(program: Program, computation: Computation) -> Iterator[tuple[s
 
 
 def memory_bytes(program: Program) -> float:
-    """Returns the bytes per step that a device reads from and writes to its memory.
+    """Returns the number of bytes per step that a device reads from and writes to its memory.
 
     Each instruction reads its operands and writes its result. Values inside a fusion stay on the chip. If an
     instruction reads or replaces only a slice of an array, only the slice is counted. For a conditional, the branch
@@ -147,7 +154,7 @@ def memory_bytes(program: Program) -> float:
 
 
 def _moved(program: Program, computation: Computation, one: Instruction) -> float:
-    """Returns the number of bytes that an instruction reads from and writes to memory."""
+    """Returns the number of bytes that an instruction (`one`) reads from and writes to device memory."""
     types = [computation.instructions[name].type for name in one.operands if name in computation.instructions]
     result = array_bytes(one.type, memory=True)
     if one.opcode in ("dynamic-slice", "slice", "gather"):
@@ -162,8 +169,13 @@ def _moved(program: Program, computation: Computation, one: Instruction) -> floa
 
 
 def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) -> float:
-    """Returns the number of bytes that a fusion reads from and writes to memory. If it uses only a slice of an array,
-    only the slice counts.
+    """Returns the number of bytes that a fusion reads from and writes to device memory. If the fusion uses only a slice
+    of an operand, only the slice counts.
+
+    Args:
+      inner: computation of the fusion.
+      types: HLO types of the fusion's operands.
+      result: number of bytes of the fusion's result.
     """
     users: dict[str, list[Instruction]] = {}
     for one in inner.instructions.values():
@@ -196,11 +208,12 @@ def _moved_by_fusion(inner: Computation, types: Sequence[str], result: float) ->
 
 
 def _slice(inner: Computation, user: Instruction, name: str | None) -> float | None:
-    """Returns the number of bytes of the part of an array that an instruction uses. None if it uses the whole array.
+    """Returns the number of bytes of the slice of an array that an instruction reads or replaces. Returns None if the
+    instruction uses the whole array.
 
     Args:
       inner: computation that contains the instruction.
-      user: instruction that reads or replaces a slice.
+      user: instruction that has the array as an operand.
       name: name of the array.
     """
     if user.opcode in ("dynamic-slice", "slice"):
@@ -213,8 +226,8 @@ def _slice(inner: Computation, user: Instruction, name: str | None) -> float | N
 
 
 def by_kind(found: Sequence[Collective], measure: Callable[[Collective], float]) -> dict[str, float]:
-    """Sums `measure`, a function of a collective operation, over the operations of each kind. Returns the sums, keyed
-    by kind, largest first.
+    """Sums a quantity over the collective operations of each kind. `measure` returns the quantity for one operation,
+    such as its number of bytes. Returns a dict that maps each kind to its sum, largest sum first.
     """
     totals: dict[str, float] = {}
     for one in found:

@@ -18,27 +18,29 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids", "token_types")
-"""Names of the batch arrays that are passed to the model."""
+"""Names of the batch arrays that are passed to the question answering model."""
 AROUND, SHOWN = 40, 4
-"""Number of context characters to print on each side of an answer, and maximum number of questions shown in a
-demonstration.
+"""Number of context characters to print before and after an answer (`AROUND`), and maximum number of held-out questions
+shown in a demonstration (`SHOWN`).
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class SpanAnswer(Answer):
-    """Answer to a question: a span of the given context."""
+    """Answer to a question: a span of the context that was given with the question."""
 
     question: str
-    """Question in the request."""
+    """The question, as given in the request."""
     context: str
-    """Text of the request in which the answer was searched."""
+    """Text in which the answer was searched, as given in the request."""
     start: int
     """Index of the answer's first character in the context."""
     stop: int
-    """Index after the answer's last character in the context. Equal to `start` if there is no answer."""
+    """End index (exclusive) of the answer in the characters of the context. Equal to `start` if there is no answer."""
     probability: float
-    """Product of the probabilities of the first and last token, each normalised over all windows of the context."""
+    """Product of the probabilities of the first and the last token. Each is normalised over all tokens of the context,
+    including those of all windows into which a long context is divided.
+    """
 
     @property
     def text(self) -> str:
@@ -57,16 +59,18 @@ class SpanAnswer(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpanPredictor(Predictor[Classifier]):
-    """Finds the span of a text that answers a question."""
+    """Predictor of extractive question answering: finds the span of a context that answers a question."""
 
     longest: int = 30
-    """Maximum number of tokens of an answer."""
+    """Maximum number of tokens in an answer."""
     no_answer: float | None = None
-    """Threshold for predicting no answer, see `QuestionAnswering.no_answer`."""
+    """Threshold of the score by which "no answer" must exceed the best span to be predicted. If None, every question
+    gets an answer. See `QuestionAnswering.no_answer`.
+    """
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts requests to the arguments of the model, with one row per window of the context. Same requests as in
-        `predict`.
+        """Converts requests (see `predict`) to the arguments of the model. A long context is divided into windows, and
+        the arrays have one row per window.
         """
         task = answer_spans(self.model.max_length, self.tokenizer)
         windows = [
@@ -78,7 +82,7 @@ class SpanPredictor(Predictor[Classifier]):
         return stacked([part.tokens for part in windows], types)
 
     def predict(self, texts: Sequence[str]) -> list[SpanAnswer]:
-        """Answers each request: a question and its context, separated by a tab.
+        """Answers requests. Each text is a question and its context, separated by a tab.
 
         Raises:
           InputError: If a text has no tab, or nothing before or after it.
@@ -86,8 +90,8 @@ class SpanPredictor(Predictor[Classifier]):
         return self.answer(answer_spans(self.model.max_length, self.tokenizer), _pairs(texts))
 
     def answer(self, task: AnswerSpans, pairs: Sequence[tuple[str, str]]) -> list[SpanAnswer]:
-        """Finds the best span of each (question, context) pair over all windows into which `task` divides the
-        context.
+        """Finds the answer to each question in its context. `pairs` contains (question, context). `task` divides a long
+        context into windows, and the best span of all windows is the answer.
         """
         passages = [encode_passage(*pair, self.tokenizer) for pair in pairs]
         windows = [(number, part) for number, one in enumerate(passages) for part in task.windows(one, self.tokenizer)]
@@ -104,14 +108,15 @@ class SpanPredictor(Predictor[Classifier]):
         ]
 
     def _best(self, passage: Passage, scores: list) -> tuple[int, int, float]:
-        """Finds the best answer span over all windows of a context.
+        """Finds the best answer to a question in all windows of its context.
 
         Args:
-          passage: question and context.
-          scores: pairs of a window and its start and end logits, [length, 2].
+          passage: tokens of the question and of the context.
+          scores: for each window, a pair of the window and the start and end logits of its tokens, [length, 2].
 
         Returns:
-          Start and end index of the span in characters, and its probability.
+          Start index and (exclusive) end index of the answer in the characters of the context, both 0 if there is no
+          answer, and its probability.
         """
         if not scores:
             return 0, 0, 1.0
@@ -128,7 +133,9 @@ class SpanPredictor(Predictor[Classifier]):
         return int(passage.offsets[start, 0]), int(passage.offsets[stop, 1]), float(np.exp(min(best - total, 0)))
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Formats a few held-out questions with the predicted spans, and the true spans if they differ."""
+        """Answers the questions in the first rows of a held-out batch, and formats them for display. The correct
+        answers are shown if the predicted ones differ.
+        """
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         logits = np.asarray(_logits(self.model, self.params, inputs))
@@ -146,14 +153,16 @@ class SpanPredictor(Predictor[Classifier]):
 
 
 def _best(logits: np.ndarray, longest: int) -> tuple[float, int, int]:
-    """Finds the answer span with the highest score. `logits` are the start and end logits of a window, [length, 2]. See
-    `best_span`.
+    """Finds the answer span with the highest score in one window. `logits` are the start and end logits of its context
+    tokens, [length, 2]. Returns the score, and the indices of the first and the last token (see `best_span`).
     """
     return best_span(logits[:, 0], logits[:, 1], longest)
 
 
 def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
-    """Splits each request at its tab into question and context."""
+    """Splits the text of each request at its first tab into (question, context). Raises InputError if one of them is
+    empty.
+    """
     pairs = []
     for text in texts:
         question, _, context = (part.strip() for part in text.partition(PAIR))
@@ -164,8 +173,9 @@ def _pairs(texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def answer_spans(length: int, tokenizer: Tokenizer) -> AnswerSpans:
-    """Creates a question answering task for rows of `length` tokens, in which windows overlap by half. Questions are
-    limited to 64 tokens or a quarter of `length`, whichever is smaller.
+    """Creates a question answering task that divides contexts into windows. Rows, which contain the question and a
+    window, have up to `length` tokens, and windows overlap by half. Questions are limited to 64 tokens or a quarter of
+    `length`, whichever is smaller.
     """
     asked, special = min(64, length // 4), tokenizer.template("encoder").added(pair=True)
     return AnswerSpans(length, max(1, (length - asked - special) // 2), asked)

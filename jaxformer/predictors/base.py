@@ -1,4 +1,6 @@
-"""Base classes of predictors and answers. A predictor turns requests, such as texts, into answers of a model."""
+"""Base classes of predictors and their answers. A predictor computes the answers of a model to requests, such as texts
+to classify.
+"""
 
 import abc
 import dataclasses
@@ -19,25 +21,28 @@ ModelT = TypeVar("ModelT")
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class Answer(abc.ABC):
-    """Base class of answers of a model to one request. A subclass is a frozen dataclass.
+    """Base class of answers. An answer is the result of a model for one request, such as a text and its labels. A
+    subclass is a frozen dataclass.
 
-    `str` gives the text for the terminal. By default, an answer is saved as JSON and displayed in a notebook as its
-    `str`. Answers that are images or sounds override `save` and `_repr_html_`.
+    `str(answer)` is the text that is printed in a terminal. By default, an answer is saved as JSON, and a notebook
+    displays the same text. Answers that are images or audio override `save` and `_repr_html_`.
     """
 
     pair_names: ClassVar[Mapping[str, tuple[str, str]]] = {}
-    """Maps the name of each field that contains pairs to the JSON keys of the two parts of a pair, such as
-    `{"labels": ("label", "probability")}`.
+    """Maps the name of each field whose value is a sequence of pairs to the two keys under which the parts of a pair
+    are written to JSON, such as `{"labels": ("label", "probability")}`.
     """
     display_fields: ClassVar[tuple[str, ...]] = ()
-    """Names of the fields that only control how the answer is printed. They are not saved."""
+    """Names of the fields that are only used to display the answer. They are not saved to JSON."""
 
     @abc.abstractmethod
     def __str__(self) -> str:
         """Formats the answer for the terminal."""
 
     def to_json(self) -> dict[str, Any]:
-        """Converts the fields to JSON values: numbers, vectors as lists, pairs as objects."""
+        """Converts the answer to a dict that can be written as JSON, keyed by field name. Arrays become lists, and
+        pairs become objects with the keys in `pair_names`.
+        """
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             name: _plain(value, self.pair_names.get(name))
@@ -46,14 +51,14 @@ class Answer(abc.ABC):
         }
 
     def save(self, path: Path) -> None:
-        """Writes the answer to a file."""
+        """Writes the answer to a file as JSON."""
         path.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
         """Writes several answers to one file as a JSON list.
 
-        Answers in other formats override this method to write a folder of files.
+        Subclasses with other formats, such as images, override this method to write a folder of files.
         """
         values = [answer.to_json() for answer in answers]
         path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -64,11 +69,11 @@ class Answer(abc.ABC):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictor(abc.ABC, Generic[ModelT]):
-    """Turns requests (texts, pairs of texts or images, as returned by `Task.prepare_requests`) into answers.
+    """Computes answers to requests: texts, pairs of texts or images, as returned by `Task.prepare_requests`.
 
-    Further capabilities are classes that a predictor also inherits from: `Generates`, `Streams`, `Transcribes`,
-    `ScoresContinuations`, `RanksCandidates`, `Embeds`. Call the methods in a `sharding.use` block with the mesh of the
-    parameters.
+    Subclasses with further abilities also inherit from interfaces: `Generates`, `Streams`, `Transcribes`,
+    `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must be called inside a `with sharding.use(...)`
+    block with the mesh of the parameters.
     """
 
     model: ModelT
@@ -91,44 +96,48 @@ class Predictor(abc.ABC, Generic[ModelT]):
         """
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Returns lines of text that show predictions for a held-out batch. Empty by default."""
+        """Computes predictions for a held-out batch, and returns lines of text that show them, for example in the
+        training log. Empty by default.
+        """
         return []
 
 
 class Generates(abc.ABC):
-    """Interface of predictors that generate tokens. How they choose the tokens is set by `decoding`."""
+    """Interface of predictors that generate tokens, such as continuations of a text."""
 
     decoding: Decoding
-    """Settings for generating tokens."""
+    """Settings for generating tokens, such as the temperature or the number of beams."""
 
 
 class Transcribes(Generates):
-    """Interface of predictors that write down what is said in sounds."""
+    """Interface of predictors that transcribe speech in recordings."""
 
     transcribing: Transcribing
-    """Settings of transcription."""
+    """Settings of transcription, such as the language."""
 
 
 class Streams(Generates):
-    """Interface of predictors that can yield an answer piece by piece while it is generated. Not possible with beam
-    search.
+    """Interface of predictors that can yield parts of an answer while it is being generated. This is not possible with
+    beam search.
     """
 
     @abc.abstractmethod
     def stream(self, text: str) -> Iterator[str]:
-        """Yields the pieces of the answer to a text as they are generated.
+        """Yields the answer to a text in parts, as soon as they are generated. The answer is the concatenation of the
+        parts.
 
         Raises:
-          InputError: If `predict` would refuse the text, or `decoding` requests beam search.
+          InputError: If `predict` would raise it for this text, or `decoding` requests beam search.
         """
 
 
 class ScoresContinuations(abc.ABC):
-    """Interface of predictors that can score given continuations of texts."""
+    """Interface of predictors that compute how likely given continuations of texts are."""
 
     @abc.abstractmethod
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """Computes the log-probability of each continuation given its text.
+        """Computes the log-probability of each continuation given the text before it. `texts` and `continuations` have
+        the same length.
 
         Raises:
           InputError: If a continuation has no tokens or exceeds the maximum length of the model.
@@ -136,15 +145,17 @@ class ScoresContinuations(abc.ABC):
 
 
 class RanksCandidates(abc.ABC):
-    """Interface of predictors that can rank given candidates by how well they fit a request."""
+    """Interface of predictors that rank given candidates, such as images, by how well they fit a request, such as a
+    text.
+    """
 
     @abc.abstractmethod
     def rank(self, requests: Sequence[Any], candidates: Sequence[Any]) -> list[Answer]:
-        """Ranks the candidates for each request, best first.
+        """Ranks the candidates for each request, best first. Returns one answer per request.
 
         Args:
           requests: requests, as returned by `Task.prepare_requests`.
-          candidates: candidates, in the same form.
+          candidates: candidates, prepared by the same method.
 
         Raises:
           InputError: If a request cannot be compared with a candidate.
@@ -152,14 +163,14 @@ class RanksCandidates(abc.ABC):
 
 
 class Embeds(abc.ABC):
-    """Interface of predictors with their own way of computing vectors of texts or images.
+    """Interface of predictors that compute embedding vectors of texts or images by a method of their own.
 
     For other predictors, `Run.embed` uses the last layer of the model.
     """
 
     @abc.abstractmethod
     def embed(self, requests: Sequence[Any]) -> np.ndarray:
-        """Computes the vector of each request, float32 [requests, embed]."""
+        """Computes the embedding vector of each request, float32 [requests, embed]."""
 
 
 def _plain(value: Any, pair: tuple[str, str] | None) -> Any:

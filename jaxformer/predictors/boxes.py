@@ -20,9 +20,11 @@ from jaxformer.models.detection import DetectionModel
 from jaxformer.predictors.base import Answer, Predictor
 
 ROWS, SHOWN = 8, 4
-"""Number of images per batch, and maximum number of images shown in a demonstration."""
+"""Number of images per batch of a prediction (`ROWS`), and maximum number of held-out images shown in a demonstration
+(`SHOWN`).
+"""
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
-"""File name extensions for which an answer is saved as a picture."""
+"""File name extensions of image formats. An answer that is saved to such a file is drawn as a picture with boxes."""
 LEAST_SIDE = 320
 """Minimum length in pixels of the longer side of a picture with drawn boxes. Smaller pictures are enlarged."""
 
@@ -32,11 +34,11 @@ class DetectedObject:
     """An object that was found in an image."""
 
     label: str
-    """Name of its label."""
+    """Name of the most likely label."""
     score: float
     """Probability of the label."""
     box: tuple[float, float, float, float]
-    """Left, upper, right and lower edge in pixels."""
+    """Left, upper, right and lower edge of the box, in pixels of the image."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,11 +50,11 @@ class DetectedObjects(Answer):
     path: str
     """Path of the image file."""
     objects: tuple[DetectedObject, ...]
-    """Objects, most likely first."""
+    """Objects that were found, highest probability first."""
     picture: Image.Image
-    """The image."""
+    """The image, without boxes."""
     labels: tuple[str, ...]
-    """All label names, which determine the color of a label."""
+    """All label names of the model. The index of a label determines the color in which it is drawn."""
 
     def __str__(self) -> str:
         lines = [
@@ -61,11 +63,11 @@ class DetectedObjects(Answer):
         return "\n".join([self.path, *(lines or ["  no objects"])])
 
     def to_json(self) -> dict[str, Any]:
-        """Converts the answer to JSON values, without the picture."""
+        """Converts the answer to a dict that can be written as JSON: the path and the objects, without the picture."""
         return {"path": self.path, "objects": [dataclasses.asdict(one) for one in self.objects]}
 
     def drawn(self) -> Image.Image:
-        """Returns the picture with the box, the label and the probability of each object."""
+        """Draws the answer: returns a copy of the image with the box, the label and the probability of each object."""
         factor = max(1, math.ceil(LEAST_SIDE / max(self.picture.size)))
         width, height = self.picture.size
         picture = self.picture.convert("RGB").resize((width * factor, height * factor))
@@ -76,9 +78,8 @@ class DetectedObjects(Answer):
         return picture
 
     def save(self, path: Path) -> None:
-        """Writes the answer to a picture, an HTML page or a JSON file, depending on the ending of its name.
-
-        A name without an ending is that of a folder (see `save_all`).
+        """Writes the answer to a file. The file name extension determines the format: a picture with the boxes (see
+        `PICTURES`), an HTML page, or otherwise JSON. A path without an extension is a folder, see `save_all`.
         """
         if not path.suffix:
             self.save_all([self], path)
@@ -91,8 +92,8 @@ class DetectedObjects(Answer):
 
     @classmethod
     def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
-        """Writes several answers to an HTML page or a JSON file, or otherwise to a folder of pictures with a page and
-        `answers.json`.
+        """Writes several answers to an HTML page or a JSON file if the path has such an extension. Otherwise, writes a
+        folder with a picture per answer, an HTML page and `answers.json`.
         """
         found = [answer for answer in answers if isinstance(answer, DetectedObjects)]
         if path.suffix.lower() in (".html", ".htm"):
@@ -113,9 +114,11 @@ class DetectedObjects(Answer):
 def _draw(
     draw: ImageDraw.ImageDraw, font: Any, one: DetectedObject, factor: int, color: tuple[int, int, int], width: int
 ) -> None:
-    """Draws the box of an object and its label above the box, or inside of it at the upper edge of the picture.
+    """Draws the box of an object and its label. The label is above the box or, if there is not enough space, inside the
+    box.
 
-    `factor` is that by which the picture is enlarged, and `width` its width in pixels.
+    `factor` is the number by which coordinates are multiplied, because the picture is enlarged, and `width` is the
+    width of the enlarged picture in pixels.
     """
     left, upper, right, lower = (edge * factor for edge in one.box)
     draw.rectangle((left, upper, max(left, right - 1), max(upper, lower - 1)), outline=color, width=2)
@@ -128,13 +131,17 @@ def _draw(
 
 
 def _color(number: int, count: int) -> tuple[int, int, int]:
-    """Returns a light color for a label, by its index."""
+    """Returns the color of a label as (red, green, blue), 0–255. `number` is the index of the label, and `count` the
+    number of labels.
+    """
     red, green, blue = colorsys.hsv_to_rgb(number / max(count, 1), 0.6, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def figure(answer: DetectedObjects) -> str:
-    """Returns an HTML figure with the picture and a list of its objects."""
+    """Returns an HTML `<figure>` with the picture of an answer and a list of its objects. The picture is embedded in
+    the HTML.
+    """
     content = io.BytesIO()
     answer.drawn().save(content, "PNG")
     data = base64.b64encode(content.getvalue()).decode()
@@ -162,19 +169,21 @@ ul {{ margin: .3rem 0 0; padding-left: 1.2rem }}
 
 
 def page(answers: Sequence[DetectedObjects]) -> str:
-    """Returns an HTML page with a grid of pictures and their objects. It contains the pictures."""
+    """Returns an HTML page with a grid of the pictures of several answers and lists of their objects. The pictures are
+    embedded in the page.
+    """
     return PAGE.format(figures="\n".join(map(figure, answers)))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class BoxPredictor(Predictor[DetectionModel]):
-    """Predictor of object detection models."""
+    """Predictor of object detection models: finds the objects in images."""
 
     threshold: float = 0.5
-    """Minimum probability of a label for which an object is returned."""
+    """Minimum probability of an object's label for the object to be included in an answer."""
 
     def encode(self, requests: Sequence[PreparedScene]) -> dict[str, np.ndarray]:
-        """Converts images to the arguments of the model."""
+        """Converts images to the arguments of the model: `images` and, if the model takes it, `pixel_mask`."""
         arrays = {
             "images": np.stack([one.pixels for one in requests]),
             "pixel_mask": np.stack([one.mask for one in requests]),
@@ -182,7 +191,7 @@ class BoxPredictor(Predictor[DetectionModel]):
         return {name: array for name, array in arrays.items() if name in self.model.inputs()}
 
     def predict(self, requests: Sequence[PreparedScene]) -> list[DetectedObjects]:
-        """Finds the objects of each image."""
+        """Finds the objects in each image. Objects with a probability below `threshold` are left out."""
         answers = []
         for start in range(0, len(requests), ROWS):
             part = requests[start : start + ROWS]
@@ -191,12 +200,12 @@ class BoxPredictor(Predictor[DetectionModel]):
         return answers
 
     def _answer(self, request: PreparedScene, scores: np.ndarray, boxes: np.ndarray) -> DetectedObjects:
-        """Converts the predictions of an image.
+        """Converts the predictions for one image to an answer.
 
         Args:
           request: the image.
-          scores: probabilities, [predictions, labels].
-          boxes: edges as fractions of the image, [predictions, 4].
+          scores: probability of each label, [predictions, labels].
+          boxes: left, upper, right and lower edges as fractions of the image size, [predictions, 4].
         """
         sizes = np.array([*request.picture.size] * 2)
         best = scores.max(-1)
@@ -213,7 +222,9 @@ class BoxPredictor(Predictor[DetectionModel]):
         return DetectedObjects(request.path, tuple(objects), request.picture, labels)
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Finds the objects of the first held-out images, and formats them for display."""
+        """Finds the objects in the first images of a held-out batch, and formats the names of the predicted and of the
+        true objects for display.
+        """
         rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
         inputs = {name: batch[name][rows] for name in ("images", "pixel_mask") if name in self.model.inputs()}
         scores, _ = jax.device_get(_detections(self.model, self.params, inputs))
@@ -230,8 +241,8 @@ class BoxPredictor(Predictor[DetectionModel]):
 
 @functools.partial(jax.jit, static_argnums=0)
 def _detections(model: DetectionModel, params: Any, inputs: Mapping[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """Computes probabilities of labels, [batch, predictions, labels], and edges of boxes as fractions of the image,
-    [batch, predictions, 4].
+    """Applies the model. Returns the probabilities of the labels, [batch, predictions, labels], and the left, upper,
+    right and lower edges of the boxes as fractions of the image size, [batch, predictions, 4].
     """
     output = model.apply({"params": params}, **inputs)
     center, size = output.boxes[..., :2], output.boxes[..., 2:]

@@ -1,4 +1,4 @@
-"""Predicts labels of clips: of a whole video, and over time."""
+"""Predicts the labels of videos: of a whole video, and of each time window."""
 
 import dataclasses
 import functools
@@ -16,19 +16,21 @@ from jaxformer.models.video_vit import VideoVit
 from jaxformer.predictors.base import Answer, Predictor
 
 ROWS, SHOWN = 8, 8
-"""Number of clips per batch, and maximum number of clips shown in a demonstration."""
+"""Number of clips per batch of a prediction (`ROWS`), and maximum number of held-out videos shown in a demonstration
+(`SHOWN`).
+"""
 TOP = 5
 """Maximum number of labels that are printed per video."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A part of a video and its most likely label."""
+    """A time window of a video and its most likely label."""
 
     start: float
-    """Start in seconds."""
+    """Start of the window in seconds."""
     end: float
-    """End in seconds."""
+    """End of the window in seconds."""
     label: str
     probability: float
 
@@ -40,11 +42,13 @@ class RecognisedClip(Answer):
     pair_names: ClassVar = {"labels": ("label", "probability")}
 
     path: str
-    """Path of the video."""
+    """Path of the video file."""
     labels: tuple[tuple[str, float], ...]
-    """All labels with their probabilities, averaged over the views of the task, most likely first."""
+    """All labels with their probabilities for the whole video, most likely first. The probabilities are averaged over
+    several clips and crops (views) of the video.
+    """
     windows: tuple[Window, ...]
-    """Labels over time: the most likely label of each window."""
+    """Successive time windows of the video, each with its most likely label."""
 
     def to_json(self) -> dict[str, Any]:
         return super().to_json() | {"windows": [dataclasses.asdict(window) for window in self.windows]}
@@ -66,16 +70,16 @@ class RecognisedClip(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ClipLabels(Predictor[VideoVit]):
-    """Predictor of classifiers of clips."""
+    """Predictor of video classification models."""
 
     def encode(self, clips: Sequence[PreparedClip]) -> dict[str, np.ndarray]:
-        """Converts videos to the arguments of the model: all views of the first video, then those of the second one,
-        and so on.
+        """Converts videos to the arguments of the model: `clips`, [views, frames, height, width, channels], contains
+        all views (clips and crops) of the first video, followed by those of the second one, and so on.
         """
         return {"clips": np.concatenate([clip.views for clip in clips])}
 
     def predict(self, clips: Sequence[PreparedClip]) -> list[RecognisedClip]:
-        """Predicts the labels of each video, with their probabilities, and those of its windows."""
+        """Predicts the label probabilities of each video, and the most likely label of each of its time windows."""
         if not self.model.labels:
             raise InputError(
                 "model.labels=(): the model has no class names; fine-tune a VideoVit with labels (init=RUN)"
@@ -83,7 +87,9 @@ class ClipLabels(Predictor[VideoVit]):
         return [self._recognised(clip) for clip in clips]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Predicts the labels of the first held-out videos, and formats them for display."""
+        """Predicts the labels of the first videos of a held-out batch, and formats them for display, with the correct
+        label if it differs.
+        """
         lines = []
         for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
             clips = batch["clips"][row]
@@ -103,7 +109,9 @@ class ClipLabels(Predictor[VideoVit]):
         return RecognisedClip(clip.path, tuple((names[i], float(shares[i])) for i in order), windows)
 
     def _probabilities(self, clips: np.ndarray) -> np.ndarray:
-        """Computes the probabilities of the labels of clips, [clips, labels], in batches of up to `ROWS` clips."""
+        """Computes the label probabilities of each clip, [clips, labels]. The model is applied to batches of up to
+        `ROWS` clips.
+        """
         parts = [clips[start : start + ROWS] for start in range(0, len(clips), ROWS)]
         return np.concatenate([np.asarray(_probabilities(self.model, self.params, part)) for part in parts])
 

@@ -17,7 +17,7 @@ from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, St
 from jaxformer.predictors.padding import stacked
 
 SHOWN = 48
-"""Maximum number of tokens of a held-out text that a demonstration uses as a prompt."""
+"""Maximum number of tokens at the start of a held-out text that a demonstration uses as a prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Continued(Answer):
     """A text and its generated continuation."""
 
     text: str
-    """Text in the request."""
+    """Text to continue, as given in the request."""
     continuation: str
     """Generated text. Starts with a space if it starts a new word."""
 
@@ -35,19 +35,21 @@ class Continued(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
-    """Continues texts, or answers in dialogues if there is a `template`."""
+    """Predictor that continues texts or, if `template` is set, generates answers in dialogues."""
 
     decoding: Decoding
     """Settings for generating tokens."""
     prompt: Literal["text", "prefix", "inputs"] = "text"
-    """Kind of prompt, see `CausalLM.prompt`."""
+    """Kind of prompt, which determines its attention and whether it ends in an EOS token. See `CausalLM.prompt`."""
     beginning: bool = False
     """Whether prompts start with the BOS token of the tokenizer."""
     template: DialogueTemplate | None = None
-    """Template of dialogues. If None, texts are continued without a template."""
+    """Template that formats requests as dialogues. If None, the model continues the texts as they are."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Encodes texts as prompts, and converts the prompts to the arguments of the model."""
+        """Tokenizes texts as prompts, and returns them as arguments of the model: padded arrays [texts, length], keyed
+        by argument name.
+        """
         batch = stacked(self.prompts(texts))
         return batch if self.prompt == "text" else batch | {"prefix": batch["segments"] > 0}
 
@@ -65,10 +67,10 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         ]
 
     def stream(self, text: str) -> Iterator[str]:
-        """Yields the text, followed by its continuation piece by piece as it is generated.
+        """Yields the text, followed by parts of its continuation as soon as they are generated.
 
         Raises:
-          InputError: If `predict` would refuse the text, or `decoding` requests beam search.
+          InputError: If `predict` would raise it for this text, or `decoding` requests beam search.
         """
         (prompt,), shown = self.prompts([text]), ""
         output = np.zeros(0, np.int32)
@@ -84,11 +86,12 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         yield self._written(prompt, output)[len(shown) :]
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """Computes the log-probability of each continuation given its text.
+        """Computes the log-probability of each continuation given the text before it. `texts` and `continuations` have
+        the same length.
 
-        A space between a text and its continuation may be the end of the text or the start of the continuation. A
-        prompt that is too long is truncated at its start. The prompt of an empty text is the BOS token if the model
-        uses one, else the EOS token.
+        It makes no difference whether a space between the two belongs to the text or to the continuation. A text that
+        is too long is truncated at its start. If a text is empty, its continuation follows the BOS token if `beginning`
+        is set, otherwise the EOS token.
 
         Raises:
           InputError: If a continuation has no tokens or exceeds the maximum length of the model.
@@ -99,10 +102,11 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return score(self.model, self.params, prompts, [pair[1] for pair in pairs], **self._settings)
 
     def prompts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes texts as prompts. Names such as `<extra_id_0>` become sentinel tokens.
+        """Tokenizes texts as prompts: integers [tokens] for each text. Names such as `<extra_id_0>` in a text become
+        sentinel tokens.
 
         Raises:
-          InputError: If a text has no tokens.
+          InputError: If a prompt would be empty.
         """
         before = [self.tokenizer.bos_id] if self.beginning else []
         after = [self.tokenizer.eos_id] if self.prompt == "inputs" else []
@@ -118,11 +122,13 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return self.template.prompt(text, self.tokenizer) if text.strip() else np.zeros(0, np.int32)
 
     def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
-        """Generates new tokens after each prompt. Returns only the new tokens."""
+        """Generates new tokens after each prompt, a sequence of token ids. Returns only the new tokens."""
         return generate(self.model, self.params, prompts, self.decoding, self.tokenizer.eos_id, **self._settings)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Continues the start of a held-out text, and formats both parts for display."""
+        """Continues the start of the first text of a held-out batch, and formats the prompt and its continuation for
+        display.
+        """
         segments, tokens = batch["segments"][0], batch["tokens"][0]
         first = tokens[segments == 1]
         if not len(first):
@@ -141,7 +147,9 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return {"prefix": self.prompt != "text", "pieces": self.tokenizer.vocab_size}
 
     def _divided(self, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes a text together with its continuation. Returns the tokens of each."""
+        """Tokenizes a text and its continuation as they would occur together. Returns the tokens of the prompt and
+        those of the continuation.
+        """
         if self.template is not None:
             answer = self.template.encode((ANSWERS, continuation.strip()), self.tokenizer)[1]
             return self.prompts([text])[0], answer[:-1]  # Without the end token.
@@ -155,7 +163,9 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return np.concatenate([before, whole[:size]]).astype(np.int32), whole[size:]
 
     def _written(self, prompt: np.ndarray, output: np.ndarray) -> str:
-        """Decodes generated tokens to a text that can be appended to the prompt, including a space if needed."""
+        """Decodes generated tokens to a text that can be appended to the text of the prompt. It starts with a space or
+        a line break if one is needed.
+        """
         if self.template is not None:
             return f"\n{self.template.text((ANSWERS, self.tokenizer.decode(output).lstrip()))}"
         if self.prompt == "inputs":

@@ -1,4 +1,4 @@
-"""Computes vectors of texts and images from the last layer of any model."""
+"""Computes embedding vectors of texts or images from the last layer of any encoder."""
 
 import functools
 from collections.abc import Sequence
@@ -18,7 +18,9 @@ ROWS, BUCKET = 32, 32
 
 
 def embed(run: "Run", texts: Sequence[str]) -> np.ndarray:
-    """Computes the vectors of texts, or of the images at the given paths, float32 [texts, embed]. See `Run.embed`."""
+    """Computes the embedding vectors of texts, or of the images whose paths are in `texts`, float32 [texts, embed]. See
+    `Run.embed`.
+    """
     if not len(texts):
         raise InputError("no texts to embed; expected one or more")
     if isinstance(run.predictor, Embeds):
@@ -47,8 +49,8 @@ def _padded(array: np.ndarray, limit: int) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _features(model, params, batch) -> jax.Array:
-    """Computes one vector per batch row, float32 [batch, embed]: the features of the model. If the model has one
-    feature vector per token, they are averaged over the tokens of the row.
+    """Computes one embedding vector per batch row, float32 [batch, embed], from the field `features` of the model
+    output. If it has one vector per token, the vectors are averaged over the tokens of the row.
     """
     output = model.apply({"params": params}, **batch)
     features = getattr(output, "features", None)

@@ -25,12 +25,14 @@ from jaxformer.runs.run import Run
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """Multiple-choice question for a language model: the choices are continuations of its text."""
+    """Multiple-choice question for a language model. The model answers it by the choice that it considers the most
+    likely continuation of `text`.
+    """
 
     text: str
-    """Text of the question, which is followed by one of the choices."""
+    """Text of the question, after which each choice is scored as a continuation."""
     choices: tuple[str, ...]
-    """Possible continuations. A choice that starts a new word starts with a space."""
+    """Possible continuations of the text. A choice that starts a new word must start with a space."""
     answer: int
     """Index of the correct choice, from 0."""
 
@@ -46,18 +48,21 @@ def questions_of(
     choices: Sequence[str] | None = None,
     most: int | None = None,
 ) -> list[Question]:
-    """Converts labelled texts to questions about their labels.
+    """Converts labelled texts to multiple-choice questions whose choices are the labels.
 
     Args:
       source: Texts, or pairs of texts, with their labels.
-      task: Task that defines the columns and the labels.
-      template: Template of a question, with {text} and, for a pair, {pair}.
-      choices: Text of each label, in the order of the labels. Defaults to a space and the label name.
-      most: Maximum number of questions, evenly spaced over the source. If None, all examples.
+      task: Task that defines which columns contain the texts and the label, and the names of the labels.
+      template: Template of a question's text. `{text}` is replaced by the text, and `{pair}` by the second text of a
+        pair.
+      choices: Text of the choice for each label, in the order of the labels. Defaults to a space followed by the label
+        name.
+      most: Maximum number of questions. They are made from examples that are evenly spaced over the source. If None,
+        all examples are used.
 
     Raises:
-      InputError: If a label is not one of the task's labels, the number of choices differs from the number of
-        labels, or the task has not exactly one label per text.
+      InputError: If a label is not one of the task's labels, the number of choices differs from the number of labels,
+        or the task has not exactly one label per text.
     """
     choices = tuple(f" {label}" for label in task.labels) if choices is None else tuple(choices)
     if task.kind != "single_label":
@@ -79,15 +84,18 @@ class FewShot:
     """Settings of a few-shot evaluation."""
 
     shots: int = 0
-    """Number of solved examples before each question. They are drawn at random for each question."""
+    """Number of solved examples in the prompt before each question. They are drawn at random for each question
+    separately.
+    """
     separator: str = "\n\n"
-    """Text between successive solved examples."""
+    """Text after each solved example in the prompt."""
     by: Literal["token", "sum", "prior"] = "token"
-    """Score of a choice: its log-probability per token (`token`), the sum over its tokens (`sum`), or that sum minus
-    the sum for the same choice after the text `prior` (`prior`). The last one is for choices of different frequencies.
+    """How a choice is scored: by its log-probability per token (`token`), by the sum over its tokens (`sum`), or by the
+    difference between this sum and the sum after the neutral text `prior` (`prior`), which compensates for choices that
+    are more frequent in general.
     """
     prior: str = "Answer:"
-    """Neutral text after which all choices are equally valid. Only used by `by="prior"`."""
+    """Neutral text for `by="prior"`, after which no choice should be preferred. Not used otherwise."""
     seed: int = 0
     """Random seed for drawing the solved examples."""
 
@@ -96,8 +104,8 @@ class FewShot:
         fields.at_least("few_shot.shots", self.shots, 0)
 
     def texts(self, questions: Sequence[Question], pool: Sequence[Question] = ()) -> list[str]:
-        """Returns one prompt per question: solved examples, followed by the text of the question. The choices are
-        scored as continuations of the prompt.
+        """Returns one prompt per question: `shots` solved examples, followed by the text of the question. The choices
+        are scored as continuations of the prompt.
 
         Args:
           questions: Questions to ask.
@@ -122,22 +130,23 @@ class FewShotResult:
     """Result of a few-shot evaluation."""
 
     picks: tuple[int, ...]
-    """Index of the choice with the highest score, for each question."""
+    """For each question, the index of the choice with the highest score."""
     scores: tuple[tuple[float, ...], ...]
-    """Score of each choice of each question, in nats."""
+    """For each question, the score of each choice, in nats (see `FewShot.by`)."""
     accuracy: float
-    """Share of questions whose correct choice has the highest score."""
+    """Share of questions for which the correct choice has the highest score."""
 
     @property
     def standard_error(self) -> float:
-        """Standard error of the accuracy, if the questions are a random sample."""
+        """Standard error of the accuracy, under the assumption that the questions are a random sample."""
         return float(np.sqrt(self.accuracy * (1 - self.accuracy) / len(self.picks)))
 
 
 def few_shot(
     run: Run, questions: Sequence[Question], settings: FewShot = FewShot(), pool: Sequence[Question] = ()
 ) -> FewShotResult:
-    """Evaluates the model of a run on the questions. All choices are scored in batches.
+    """Evaluates the model of a run on multiple-choice questions: scores each choice as a continuation of the question,
+    and counts how often the correct choice has the highest score.
 
     Args:
       run: Run of a generative model.

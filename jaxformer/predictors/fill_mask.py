@@ -21,16 +21,18 @@ ROWS, BUCKET = 16, 32
 
 @dataclasses.dataclass(frozen=True)
 class Filled(Answer):
-    """A text with masks, and the most likely tokens for each mask."""
+    """A text with `[MASK]` tokens, and the most likely tokens for each of them."""
 
     pair_names: ClassVar = {"blanks": ("token", "probability")}
 
     text: str
-    """Text in the request, with its masks."""
+    """Text of the request, with its `[MASK]` tokens."""
     blanks: tuple[tuple[tuple[str, float], ...], ...]
-    """For each mask, the most likely tokens with their probabilities, best first."""
+    """For each `[MASK]`, pairs of a likely token and its probability, most likely first."""
     filled: str = ""
-    """The text with each mask replaced by its most likely token, as decoded by the tokenizer."""
+    """The text in which each `[MASK]` is replaced by its most likely token, as decoded by the tokenizer. Not printed if
+    empty.
+    """
 
     def __str__(self) -> str:
         lines = [self.text, *([f"  {self.filled}"] if self.filled else [])]
@@ -42,20 +44,22 @@ class Filled(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class FillMask(Predictor[Bert]):
-    """Predictor that fills the `[MASK]` tokens of texts."""
+    """Predictor that predicts the tokens at the `[MASK]` tokens of texts."""
 
     model_inputs: tuple[str, ...] = ()
-    """Names of the batch arrays to pass to the model when `demonstrate` is given a batch. Not used by `predict`."""
+    """Names of the batch arrays that `demonstrate` passes to the model. `predict` does not use it."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts texts to the arguments of the model, each between [CLS] and [SEP]."""
+        """Tokenizes texts, each between [CLS] and [SEP], and returns them as arguments of the model: padded arrays
+        [texts, length], keyed by argument name.
+        """
         return stacked([encode(text, self.tokenizer, self.model.max_length) for text in texts])
 
     def predict(self, texts: Sequence[str]) -> list[Filled]:
         return fill_masks(self.model, self.params, self.tokenizer, texts)
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Predicts the masked tokens of a few held-out texts, and formats them for display."""
+        """Predicts the masked tokens in the first rows of a held-out batch, and formats them for display."""
         inputs = {name: array for name, array in batch.items() if name in self.model_inputs}
         return demonstrate(self.model, self.params, self.tokenizer, batch, inputs)
 
@@ -95,8 +99,8 @@ def demonstrate(
 ) -> list[str]:
     """Predicts the masked tokens in the first `count` rows of a batch, and formats them for display.
 
-    A correct prediction is shown as `[light]`, a wrong one as `[dark, was light]`. `inputs` are the arrays of the batch
-    that are passed to the model.
+    A correct prediction is shown as `[light]`, a wrong one as `[dark, was light]`. `inputs` contains the arrays of the
+    batch that are passed to the model, keyed by argument name.
     """
     batch, inputs = ({name: array[:count] for name, array in part.items()} for part in (batch, inputs))
     logits = jax.jit(model.apply)({"params": params}, **inputs).logits
@@ -115,7 +119,8 @@ def demonstrate(
 
 
 def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
-    """Encodes a text with special tokens such as [CLS] and [SEP], int32 [tokens]. `[MASK]` becomes one token.
+    """Tokenizes a text and adds special tokens such as [CLS] and [SEP]. Returns token ids, int32 [tokens]. Each
+    `[MASK]` in the text becomes the mask token.
 
     Raises:
       InputError: If there are more than `longest` tokens.
@@ -128,8 +133,8 @@ def encode(text: str, tokenizer: Tokenizer, longest: int) -> np.ndarray:
 
 
 def _predict(model, params, tokenizer, rows, top):
-    """Computes the `top` most likely tokens at every position. Returns their probabilities and ids,
-    [rows, length, top].
+    """Computes the `top` most likely tokens at every position of `rows`, a list of tokenized texts. Returns their
+    probabilities and their token ids, both [rows, length, top].
     """
     longest = max(map(len, rows))
     length = min(model.max_length, -(-longest // BUCKET) * BUCKET)  # Few lengths, so that few programs are compiled.
@@ -149,12 +154,12 @@ def _top(model, params, tokens, segments, top, pieces):
 
 
 def _shown(tokenizer: Tokenizer, token: int) -> str:
-    """Formats a token as readable text. Punctuation is put in quotation marks."""
+    """Formats a token as readable text. A token without letters or digits is put in quotation marks."""
     piece = tokenizer.piece(token)
     return piece if any(map(str.isalnum, piece)) else f"'{piece}'"
 
 
 def _text(tokenizer: Tokenizer, tokens: np.ndarray) -> str:
-    """Decodes part of a row, with a space before it if its first token starts a word."""
+    """Decodes tokens, without special tokens. The text starts with a space if the first token starts a word."""
     shown = tokens[~tokenizer.is_special[tokens]]
     return " " * bool(len(shown) and tokenizer.word_start[shown[0]]) + tokenizer.decode(shown)

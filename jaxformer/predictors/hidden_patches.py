@@ -1,5 +1,5 @@
-"""Shows how well a masked autoencoder reconstructs the hidden patches of held-out images. There is no prediction for
-images of the user.
+"""Demonstrates a masked autoencoder: reports the reconstruction error of the hidden patches of held-out images. A
+masked autoencoder makes no predictions for other images.
 """
 
 import dataclasses
@@ -14,27 +14,31 @@ from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.predictors.base import Predictor
 
 SHOWN = 4
-"""Maximum number of images shown in a demonstration."""
+"""Maximum number of held-out images whose error `HiddenPatches.demonstrate` reports."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class HiddenPatches(Predictor[MaskedAutoencoder]):
-    """Predictor of masked autoencoders, which only shows the reconstruction error of hidden patches."""
+    """Predictor of masked autoencoders. It can only report the reconstruction error of hidden patches of held-out
+    images (`demonstrate`).
+    """
 
     terms: Callable[[MaskedAutoencoder, Any, Mapping[str, Any]], Mapping[str, Any]]
-    """Function (model, params, batch) that returns the dict of means that the objective computes for a batch. Its value
-    `loss` is the reconstruction error.
+    """Function (model, params, batch) that computes the loss and the metrics of a batch. Returns a dict that maps names
+    to weighted means (`Mean`). The entry `loss` is the reconstruction error.
     """
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Any]) -> NoReturn:
-        """Always raises InputError, because a masked autoencoder cannot answer requests."""
+        """Always raises InputError, because a masked autoencoder only reconstructs patches and makes no predictions."""
         raise InputError("a masked autoencoder has no answers; fine-tune a Vit with labels from it (init=RUN)")
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Reconstructs the first held-out images, and formats the errors of the hidden patches for display."""
+        """Reconstructs the hidden patches of the first images in a held-out batch. Returns one line per image, with the
+        squared error.
+        """
         lines, hidden = [], self.model.patches - self.model.visible
         for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
             one = {name: array[row : row + 1] for name, array in batch.items()}

@@ -14,7 +14,7 @@ from jaxformer.models.vit import Vit
 from jaxformer.predictors.base import Answer, Predictor
 
 ROWS, SHOWN = 32, 8
-"""Number of images per batch, and maximum number of images shown in a demonstration."""
+"""Number of images per batch (`ROWS`), and maximum number of held-out images that `demonstrate` labels (`SHOWN`)."""
 TOP = 5
 """Maximum number of labels that are printed per image."""
 
@@ -36,10 +36,12 @@ class Recognised(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ImageLabels(Predictor[Vit]):
-    """Predictor of image classifiers."""
+    """Predicts the labels of images, using an image classifier."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
-        """Converts images to the arguments of the model."""
+        """Stacks the pixels of the images to one array [images, height, width, channels]. Returns it as the model's
+        argument `images`.
+        """
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Prepared]) -> list[Recognised]:
@@ -58,7 +60,9 @@ class ImageLabels(Predictor[Vit]):
         return found
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Predicts the labels of the first held-out images, and formats them for display."""
+        """Predicts the labels of the first images in a held-out batch. Returns one line per image: the most likely
+        label, its probability, and the true label if it differs.
+        """
         rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
         probabilities = np.asarray(_probabilities(self.model, self.params, batch["images"][rows]))
         lines = []

@@ -17,7 +17,9 @@ from jaxformer.predictors.base import Answer, Embeds, Predictor, RanksCandidates
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 ROWS, SHOWN = 32, 8
-"""Number of texts or images per batch, and maximum number of pairs shown in a demonstration."""
+"""Number of texts or images per batch (`ROWS`), and maximum number of held-out images for which `demonstrate` finds a
+text (`SHOWN`).
+"""
 TOP = 5
 """Maximum number of candidates that are printed per request."""
 Request = Prepared | str
@@ -43,11 +45,14 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
     """Predictor that embeds images and texts as vectors, and ranks candidates by the similarity of their vectors."""
 
     independent: bool = False
-    """Whether candidates have independent (sigmoid) probabilities. Otherwise the probabilities of all candidates sum to
-    1."""
+    """Whether the probability of each candidate is computed independently of the others (sigmoid). If False, the
+    probabilities of all candidates sum to 1 (softmax).
+    """
 
     def encode(self, requests: Sequence[Request]) -> dict[str, np.ndarray]:
-        """Converts requests, which may be images or texts, to the arguments of the model."""
+        """Converts images and texts, in any order, to the arguments of the model: `images` for all images, and `tokens`
+        and `segments` for all texts.
+        """
         images, texts = _divided(requests)
         arrays = {"images": np.stack([images[place].pixels for place in images])} if images else {}
         return arrays | (self._tokens(list(texts.values())) if texts else {})
@@ -72,7 +77,9 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return with_cosines([_name(one) for one in requests], self.embed(requests))
 
     def rank(self, requests: Sequence[Request], candidates: Sequence[Request]) -> list[Ranked]:
-        """Ranks the candidates for each request: texts for an image, or images for a text."""
+        """Ranks the candidates for each request: texts for an image, or images for a text. Raises InputError if a
+        candidate is of the same kind as a request, or there are no candidates.
+        """
         for request in requests:
             if alike := [one for one in candidates if isinstance(one, str) == isinstance(request, str)]:
                 kinds = ("texts", "images") if not isinstance(request, str) else ("images", "texts")
@@ -91,8 +98,8 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         ]
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Finds the most similar text in the batch for each of the first held-out images, and formats it for
-        display.
+        """For each of the first images in a held-out batch, finds the most similar text of the batch. Returns one line
+        per image: the text found, followed by the image's own text if it is a different one.
         """
         rows = np.flatnonzero(batch["weights"][:, 0])
         arrays = {name: np.asarray(batch[name])[rows] for name in ("images", "tokens", "segments")}
@@ -108,9 +115,10 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         return lines
 
     def _tokens(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Encodes texts as padded rows of tokens.
+        """Encodes texts as padded rows. Returns `tokens` and `segments` (1 for tokens, 0 for padding), int32 [texts,
+        length].
 
-        All rows have the length of the longest one, or the model's maximum length if the model attends to padding.
+        `length` is that of the longest text, or the model's maximum length if the model attends to padding.
         """
         longest = self.model.text.max_length
         rows = [
@@ -126,7 +134,9 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
 
 
 def _divided(requests: Sequence[Request]) -> tuple[dict[int, Prepared], dict[int, str]]:
-    """Separates requests into images and texts. Both are returned as dicts with the index of the request as the key."""
+    """Separates requests into images and texts. Returns a dict of the images and a dict of the texts. The keys are the
+    indices of the requests.
+    """
     texts = {place: one for place, one in enumerate(requests) if isinstance(one, str)}
     return {place: one for place, one in enumerate(requests) if not isinstance(one, str)}, texts
 
@@ -136,7 +146,7 @@ def _name(request: Request) -> str:
 
 
 def _filled(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Pads the arrays of a batch to `ROWS` rows, so that few programs are compiled."""
+    """Pads the arrays of a batch with zeros to `ROWS` rows, so that XLA does not compile again for each batch size."""
     filled = {}
     for name, array in arrays.items():
         more = [(0, ROWS - len(array))] + [(0, 0)] * (array.ndim - 1)

@@ -22,7 +22,9 @@ class ImageVectors(Predictor[Vit]):
     """Predictor that computes one vector per image, with an L2 norm of 1."""
 
     def encode(self, images: Sequence[Prepared]) -> dict[str, np.ndarray]:
-        """Converts images to the arguments of the model."""
+        """Stacks the pixels of the images to one array [images, height, width, channels]. Returns it as the model's
+        argument `images`.
+        """
         return {"images": np.stack([image.pixels for image in images])}
 
     def predict(self, images: Sequence[Prepared]) -> list[Embedded]:

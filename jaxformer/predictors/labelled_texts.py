@@ -21,24 +21,27 @@ INPUTS = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
 SHOWN = 4
-"""Maximum number of texts shown in a demonstration."""
+"""Maximum number of held-out texts that `held_out_texts` yields."""
 
 
 def as_given(text: str | tuple[str, str]) -> str:
-    """Converts a text or pair of texts to the form of a request: the two texts of a pair are joined by a tab."""
+    """Converts a text or a pair of texts to one string, the form in which a user enters it. The texts of a pair are
+    joined by a tab.
+    """
     return text if isinstance(text, str) else PAIR.join(text)
 
 
 def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
-    """Checks that the model classifies whole texts, and that the task provides the arrays for it.
+    """Checks that the model classifies whole texts, and that the batch rows of the task have the arrays for it.
 
     Args:
       objective: name of the objective, for error messages.
       model: the model.
-      row: maps the names of the arrays in the task's batch rows to their layouts.
+      row: maps the name of each array in a batch row of the task to its layout (`Feature`).
 
     Raises:
-      InputError: If the model or the task does not fit.
+      InputError: If the model does not classify whole texts, if an array is missing, or if the special tokens of the
+        rows are those of the other kind of model (`data.task.form`).
     """
     if not model.is_text_classifier or model.pooling == "none":
         found = type(model).__name__ + " of tokens" * model.is_text_classifier
@@ -51,12 +54,16 @@ def check_rows(objective: str, model: Any, row: Mapping[str, Any]) -> None:
 
 
 def form_of(model: Classifier) -> Form:
-    """Returns the kind of special tokens that the model expects around texts: those of an `encoder` or a `decoder`."""
+    """Returns which special tokens the model expects around texts: `decoder` if the classifier is built on a generative
+    model, otherwise `encoder`.
+    """
     return "decoder" if model.backbone.is_generative else "encoder"
 
 
 def template_of(model: Any, tokenizer: Tokenizer) -> Template | None:
-    """Returns the template of special tokens around texts for a classifier. None for other models."""
+    """Returns the template by which the tokenizer adds special tokens to a text, for the kind of model that the
+    classifier is built on. None if the model is not a text classifier.
+    """
     return tokenizer.template(form_of(model)) if model.is_text_classifier else None
 
 
@@ -66,7 +73,9 @@ def text_logits(model: Classifier, params, tokenizer: Tokenizer, texts: Sequence
 
 
 def encode_texts(model: Classifier, tokenizer: Tokenizer, texts: Sequence[Text]) -> dict[str, np.ndarray]:
-    """Converts texts or pairs of texts to the arguments of the model. Truncates the longer text of a pair."""
+    """Converts texts or pairs of texts to the arguments of the model: `tokens`, `segments` and, for encoders,
+    `token_types`, int32 [texts, length]. Truncates the longer text of a pair.
+    """
     form = form_of(model)
     pairs = _tokens(tokenizer, texts)
     rows = [layouts.lay_out(tokenizer, form, model.max_length, *pair) for pair in pairs]
@@ -112,16 +121,19 @@ def _logits(model, params, batch):
 
 
 def batch_logits(model: Classifier, params, batch: Mapping[str, np.ndarray]) -> jax.Array:
-    """Computes the logits of a batch from the data pipeline, float32 [batch, examples, labels]."""
+    """Computes the logits of all texts in a batch from the data pipeline, float32 [batch, texts per row, labels]. A
+    batch row may contain several texts.
+    """
     return _logits(model, params, {name: batch[name] for name in INPUTS if name in batch})
 
 
 def held_out_texts(
     model: Classifier, params, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (text, logits, target) for the first examples of a held-out batch.
+    """Yields (text, logits, target) for the first `SHOWN` texts of a held-out batch.
 
-    Logits are float32 [labels]. Targets have the type of the batch and shape [1], or [labels] for multi-label tasks.
+    The logits are float32 [labels]. The target is the entry of `batch["targets"]` for the text: shape [1], or [labels]
+    for multi-label tasks.
     """
     batch = {name: array[:SHOWN] for name, array in batch.items()}
     logits, weights = np.asarray(batch_logits(model, params, batch)), batch["weights"]

@@ -1,4 +1,4 @@
-"""Pads texts to one of a few lengths, so that few programs are compiled for different texts."""
+"""Pads texts to one of a few lengths, so that XLA compiles a model for few shapes although texts have many lengths."""
 
 from collections.abc import Iterator, Sequence
 
@@ -10,7 +10,7 @@ ROWS, BUCKET = 32, 32
 def padded(
     rows: Sequence[np.ndarray], longest: int, more: Sequence[np.ndarray] | None = None
 ) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
-    """Groups rows of similar lengths into batches, and pads them with zeros. Segments are 0 for padding.
+    """Groups rows of similar lengths into batches, and pads the rows with zeros.
 
     Args:
       rows: Token ids of each row, int [tokens].
@@ -18,9 +18,10 @@ def padded(
       more: Token types of each row, int [tokens]. If None, batches have no token types.
 
     Yields:
-      Indices in `rows` of up to 32 rows, and the arrays of the batch, int32 [batch, length]: `tokens`, `segments`, and
-      `token_types` if `more` is given. The batch size is a power of 2; rows without an index are padding. The length
-      is a multiple of 32, or `longest`.
+      For each batch, an array with the indices in `rows` of its rows (at most 32), and a dict of its arrays, int32
+      [batch, length]: `tokens`, `segments` (1 for tokens, 0 for padding), and `token_types` if `more` is given. The
+      batch size is a power of 2; rows after those with an index are padding. The length is a multiple of 32, or
+      `longest`.
     """
     order = sorted(range(len(rows)), key=lambda row: len(rows[row]))
     for start in range(0, len(order), ROWS):
@@ -40,9 +41,8 @@ def padded(
 
 
 def stacked(rows: Sequence[np.ndarray], more: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Stacks all rows into one batch, int32 [rows, length], padded to the longest row.
-
-    Same arguments and arrays as `padded`.
+    """Stacks all rows into one batch, padded to the length of the longest row. Takes `rows` and `more` as `padded`
+    does. Returns the dict of its arrays, int32 [rows, length].
     """
     shape = (len(rows), max(map(len, rows), default=0))
     batch = {"tokens": np.zeros(shape, np.int32), "segments": np.zeros(shape, np.int32)}

@@ -21,11 +21,13 @@ from jaxformer.layers.resizing import bilinear, resized
 from jaxformer.predictors.base import Answer, Predictor
 
 ROWS, SHOWN = 8, 4
-"""Number of windows per batch, and maximum number of pictures in a demonstration."""
+"""Number of windows per batch (`ROWS`), and maximum number of held-out images that `demonstrate` segments (`SHOWN`)."""
 STRIP = 64
-"""Number of rows of a picture whose probabilities are computed at a time."""
+"""Number of pixel rows of a picture for which `_argmax` resizes the probabilities at a time. This limits the memory
+that it needs.
+"""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
-"""File name extensions for which an answer is saved as a picture."""
+"""File name extensions for which `Segmented.save` writes a picture. For all others, it writes JSON."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -38,7 +40,9 @@ class Segmented(Answer):
     path: str
     """Path of the picture."""
     labels: tuple[tuple[str, float], ...]
-    """Labels that occur, with their shares of the pixels, largest first."""
+    """Pairs of a label and the fraction of the pixels that have it, largest fraction first. Labels that do not occur
+    are left out.
+    """
     picture: Image.Image
     mask: np.ndarray
     """Index of the label of each pixel, uint8 [height, width]."""
@@ -49,12 +53,14 @@ class Segmented(Answer):
         return "\n".join([self.path, *(f"  {share:6.1%}  {name}" for name, share in self.labels)])
 
     def drawn(self) -> Image.Image:
-        """Returns the picture with each label in its color over it."""
+        """Returns the picture blended with the color of each pixel's label, as an RGB image. The colors have weight
+        0.6.
+        """
         return Image.blend(self.picture.convert("RGB"), Image.fromarray(self.colors[self.mask]), 0.6)
 
     def save(self, path: Path) -> None:
-        """Writes the answer to a file: the picture with the mask over it, or JSON, depending on the ending of its
-        name.
+        """Writes the answer to a file. If the extension of `path` is in `PICTURES`, this is the picture blended with
+        the label colors (`drawn`). Otherwise it is JSON.
         """
         if path.suffix.lower() in PICTURES:
             self.drawn().save(path)
@@ -63,8 +69,8 @@ class Segmented(Answer):
 
     @classmethod
     def save_all(cls, answers: Sequence[Answer], path: Path) -> None:
-        """Writes several answers to a JSON file, or otherwise to a folder with a picture, and a mask of indices, for
-        each.
+        """Writes several answers to one JSON file if `path` ends in .json. Otherwise, creates a folder with the blended
+        picture and the label mask of each answer as PNG files, and `answers.json`.
         """
         if path.suffix.lower() == ".json":
             super().save_all(answers, path)
@@ -87,22 +93,24 @@ class Segmented(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Segmentations(Predictor[Any]):
-    """Predictor of segmentation models. Pictures are resized so that the shorter side is that of the task, segmented in
-    overlapping windows, and the mean probabilities resized to the size of the picture.
+    """Predicts the label of each pixel of a picture, using a semantic segmentation model.
+
+    The picture is resized so that its shorter side has the length that the task requires. The model segments
+    overlapping windows of it. The mean of their label probabilities is resized to the original size of the picture.
     """
 
     overlap: float = 1 / 3
-    """Minimum share of a window, along each side, that the next window covers too."""
+    """Minimum fraction of a window's width or height by which two neighbouring windows overlap."""
 
     def encode(self, pictures: Sequence[PreparedPicture]) -> dict[str, np.ndarray]:
-        """Converts pictures to the arguments of the model: all windows of the first picture, then those of the second
-        one, and so on.
+        """Divides pictures into windows. Returns them as the model's argument `images`: all windows of the first
+        picture, then those of the second one, and so on.
         """
         found = [window for picture in pictures for window, _ in self._windows(self._scaled(picture))]
         return {"images": np.stack(found)}
 
     def predict(self, pictures: Sequence[PreparedPicture]) -> list[Segmented]:
-        """Segments each picture."""
+        """Predicts the label of each pixel of each picture."""
         names, found = self.model.labels, []
         for picture in pictures:
             mask = self.segment(picture)
@@ -113,7 +121,9 @@ class Segmentations(Predictor[Any]):
         return found
 
     def segment(self, picture: PreparedPicture) -> np.ndarray:
-        """Returns the label of each pixel of a picture in its own size, uint8 [height, width]."""
+        """Predicts the label of each pixel of a picture. Returns label indices at the original size of the picture,
+        uint8 [height, width].
+        """
         scaled = self._scaled(picture)
         shape = (*scaled.shape[:2], len(self.model.labels))
         total, covers, size = np.zeros(shape, np.float32), np.zeros((*shape[:2], 1), np.float32), self.model.image
@@ -127,7 +137,9 @@ class Segmentations(Predictor[Any]):
         return _argmax(total / covers, picture.picture.height, picture.picture.width)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Segments the first held-out images, and formats the shares of right pixels for display."""
+        """Segments the first images of a held-out batch. Returns one line per image: the fraction of its labelled
+        pixels for which the predicted label is right.
+        """
         lines = []
         for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
             shares = np.asarray(_probabilities(self.model, self.params, batch["images"][row : row + 1]))[0]
@@ -138,7 +150,9 @@ class Segmentations(Predictor[Any]):
         return lines
 
     def _scaled(self, picture: PreparedPicture) -> np.ndarray:
-        """Resizes a picture so that its shorter side has `edge` pixels, and at least that of a window."""
+        """Resizes a picture so that its shorter side has `picture.edge` pixels, but not less than the size of a window.
+        Returns uint8 [height, width, channels].
+        """
         width, height = picture.picture.size
         least = self.model.image
         scale = max(picture.edge, least) / min(width, height)
@@ -146,7 +160,9 @@ class Segmentations(Predictor[Any]):
         return pixels(picture.picture.resize(size, Image.Resampling.BILINEAR))
 
     def _windows(self, image: np.ndarray):
-        """Yields the windows of an image, which overlap and cover it, and their upper left corners (row, column)."""
+        """Divides an image into overlapping windows that cover it. Yields the pixels of each window, and the (row,
+        column) of its upper left pixel.
+        """
         size = self.model.image
         for top in _starts(image.shape[0], size, self.overlap):
             for left in _starts(image.shape[1], size, self.overlap):
@@ -154,15 +170,17 @@ class Segmentations(Predictor[Any]):
 
 
 def _starts(length: int, size: int, overlap: float) -> list[int]:
-    """Returns the starts of windows of a size that cover a line, spread evenly."""
+    """Returns the first index of each window along one side of an image, which has `length` pixels. The windows have
+    `size` pixels, overlap by at least `overlap` · `size`, and are spread evenly.
+    """
     step = max(1, int(size * (1 - overlap)))
     count = 1 + -(-max(0, length - size) // step)
     return np.linspace(0, length - size, count).round().astype(int).tolist()
 
 
 def _argmax(shares: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes probabilities [rows, columns, labels] to a size. Returns the most likely label of each pixel, uint8
-    [height, width].
+    """Resizes label probabilities [rows, columns, labels] to [height, width, labels]. Returns the most likely label of
+    each pixel, uint8 [height, width].
     """
     rows, columns = bilinear(shares.shape[0], height), bilinear(shares.shape[1], width)
     strips = []
@@ -173,7 +191,9 @@ def _argmax(shares: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def palette(count: int) -> np.ndarray:
-    """Returns distinct colors, uint8 [count, 3]: hues at the golden angle, in three brightnesses."""
+    """Returns `count` distinct colors, uint8 [count, 3]. Successive hues differ by the golden angle, and brightness
+    cycles through three values.
+    """
     hues = [colorsys.hsv_to_rgb(number * 0.381966 % 1, 0.85, (1.0, 0.75, 0.5)[number % 3]) for number in range(count)]
     return np.round(255 * np.array(hues)).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Computes sentence vectors."""
+"""Computes one vector per text, such as a sentence, with a text encoder."""
 
 import dataclasses
 import functools
@@ -19,7 +19,7 @@ from jaxformer.predictors.padding import padded, stacked
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
 SHOWN = 4
-"""Maximum number of text pairs shown in a demonstration."""
+"""Maximum number of held-out text pairs whose similarity `demonstrate` shows."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -41,7 +41,9 @@ class SentenceVectors(Predictor[Model], Embeds):
     include_prompt: bool = True
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Computes the cosine similarity of a few held-out text pairs, and formats it for display."""
+        """Computes the cosine similarity of the first text pairs in a held-out batch. Returns one entry per pair, with
+        the cosine and both texts.
+        """
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         firsts, seconds = (np.asarray(part) for part in self.pairs(self.model, self.params, batch))
         count, lines = batch["weights"].shape[1], []
@@ -122,9 +124,11 @@ class TextRows(NamedTuple):
     tokens: jax.Array
     """Token ids, integers [batch, length]."""
     segments: jax.Array
-    """Number of the text in the row that each token belongs to, from 1, or 0 for padding. Integers [batch, length]."""
+    """Which text of its row each token belongs to: 1 for the first text, 2 for the second, ..., and 0 for padding.
+    Integers [batch, length].
+    """
     position_ids: jax.Array | None = None
-    """Positions, integers [batch, length]. If None, 0, 1, 2, ..."""
+    """Position of each token, integers [batch, length]. If None, positions are 0, 1, 2, ... in each row."""
     count: int = 1
     """Maximum number of texts per row."""
 

@@ -28,12 +28,12 @@ class TimedWords(Timed, Protocol):
 
     @property
     def words(self) -> tuple[Timed, ...]:
-        """Words with their times. Empty if these are not known."""
+        """Words of the text, each with its own start and end. Empty if the times of words are not known."""
         ...
 
 
 def clock(seconds: float, mark: str = ".") -> str:
-    """Formats a time as hours, minutes, seconds and milliseconds: `01:02:03.456`. `mark` comes before the
+    """Formats a time as hours, minutes, seconds and milliseconds: `01:02:03.456`. `mark` is the character before the
     milliseconds.
     """
     whole = round(max(0.0, seconds) * 1000)
@@ -71,7 +71,9 @@ def _timed(words: tuple[Timed, ...]) -> str:
 
 
 def _plain(text: str, strip: bool = True) -> str:
-    """Returns a text on one line, without the arrow that separates times."""
+    """Returns a text on one line. Replaces `-->`, which separates the two times of a subtitle, by `->`. If `strip`,
+    removes spaces at both ends.
+    """
     text = text.replace("-->", "->").replace("\n", " ").replace("\r", " ")
     return text.strip() if strip else text
 

@@ -16,7 +16,7 @@ from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
 SHOWN = 4
-"""Maximum number of documents shown in a demonstration."""
+"""Maximum number of held-out documents that `demonstrate` summarises."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ class SummaryPredictor(Predictor[Classifier]):
     num_sentences: int = 3
     """Maximum number of sentences in a summary."""
     block_trigrams: bool = True
-    """Whether no two sentences of a summary may share three successive words."""
+    """Whether to reject a sentence that has three successive words in common with a sentence already selected for the
+    summary.
+    """
     alternate_types: bool = True
     """Whether the token types of successive sentences alternate between 0 and 1. If False, all are 0."""
     sentence_pooling: Literal["first", "mean"] = "first"
@@ -103,28 +105,28 @@ class SummaryPredictor(Predictor[Classifier]):
         )
 
     def _scores(self, logits: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """Computes the score of each sentence from the logits of its tokens, [sentences].
+        """Computes the score of each sentence in a document from the logits of its tokens. Returns [sentences].
 
         Args:
-          logits: Logits of the tokens up to the end of the last sentence, [length].
-          positions: Index of the first token of each sentence, [sentences].
+          logits: logits of the tokens up to the end of the last sentence, [length].
+          positions: index of the first token of each sentence, [sentences].
         """
         if self.sentence_pooling == "first":
             return logits[positions]
         return np.add.reduceat(logits, positions) / np.diff(positions, append=len(logits))
 
     def choose(self, logits: np.ndarray, sentences: Sequence[str]) -> list[int]:
-        """Selects the sentences of a summary. Returns their indices in ascending order.
+        """Selects the sentences of a summary by their scores. Returns their indices in ascending order.
 
         Args:
-          logits: scores of the sentences that fit in the model's input.
+          logits: scores of the sentences that fit in the model's input, the first ones of the document.
           sentences: all sentences of the document.
         """
         return summaries.choose(logits, sentences, self.num_sentences, self.block_trigrams)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Summarises a few held-out documents, and formats the summaries for display. Adds the oracle summaries if they
-        differ.
+        """Summarises the first documents of a held-out batch. Returns one line per document: the selected sentences,
+        followed by the sentences that the training targets (the oracle) select if they differ.
         """
         batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
         names = ("tokens", "segments", "position_ids", *["token_types"] * self.alternate_types)
@@ -151,7 +153,7 @@ class SummaryPredictor(Predictor[Classifier]):
 
 
 def _documents(texts: Sequence[str]) -> list[list[str]]:
-    """Splits each text into sentences."""
+    """Splits each text into sentences. Raises InputError if a text has none."""
     documents = [summaries.split_document(text) for text in texts]
     for text, sentences in zip(texts, documents, strict=True):
         if not sentences:

@@ -32,7 +32,7 @@ class Classified(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextLabels(Predictor[Classifier]):
-    """Predictor of text classifiers."""
+    """Predicts the labels of texts and of pairs of texts, using a text classifier."""
 
     many: bool = False
     """Whether a text may have any number of labels (multi-label classification)."""
@@ -49,8 +49,8 @@ class TextLabels(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Predicts the labels of a few held-out texts, and formats them for display. Adds the true label if it
-        differs.
+        """Predicts the labels of the first texts in a held-out batch. Returns one line per text: the predicted label,
+        the true label if it differs, and the text.
         """
         lines = []
         for text, logits, target in held_out_texts(self.model, self.params, self.tokenizer, batch):

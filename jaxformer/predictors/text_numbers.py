@@ -28,7 +28,7 @@ class Rated(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextNumbers(Predictor[Classifier]):
-    """Predictor of regression models: a number for each text or pair of texts."""
+    """Predicts a number, such as a rating, for each text or pair of texts, using a regression model."""
 
     def encode(self, texts: Sequence[Text]) -> dict[str, np.ndarray]:
         """Converts texts or pairs of texts to the arguments of the model."""
@@ -43,6 +43,8 @@ class TextNumbers(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Predicts the numbers of a few held-out texts, and formats them with the true numbers for display."""
+        """Predicts a number for each of the first texts in a held-out batch. Returns one line per text: the predicted
+        number, the true number and the text.
+        """
         shown = held_out_texts(self.model, self.params, self.tokenizer, batch)
         return [f"[{logits[0]:.2f}, was {target[0]:.2f}] {text}" for text, logits, target in shown]

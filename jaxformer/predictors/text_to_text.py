@@ -21,10 +21,10 @@ Start = Literal["padding", "end", "beginning"]
 """Special token that the decoder starts from: the padding, EOS (`end`) or BOS (`beginning`) token."""
 
 Example = tuple[np.ndarray, np.ndarray]
-"""Tokens of the input and of the target text, each with the EOS token."""
+"""Token ids of an input and of its target text, int [tokens] each. Both end with the EOS token."""
 
 SHOWN = 3
-"""Maximum number of examples shown in a demonstration."""
+"""Maximum number of held-out examples for which `demonstrate` generates a text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,19 +42,23 @@ class Answered(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuations):
-    """Predictor that generates a text from each text, such as a translation."""
+    """Generates a text from each text, such as a translation, using an encoder–decoder."""
 
     decoding: Decoding
     """Settings for generating tokens."""
     start: Start = "padding"
     """Special token that the decoder starts from."""
     beginning: bool = False
-    """Whether inputs start with the BOS token of the tokenizer."""
+    """Whether the tokenizer's BOS token is added at the start of inputs."""
     prefixes: tuple[str, ...] = ("",)
-    """Prefixes of the inputs that distinguish tasks. A demonstration shows examples of each."""
+    """Prefixes of the inputs, each of which identifies a task, such as `translate: `. `demonstrate` shows examples of
+    each task.
+    """
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
-        """Converts texts to the arguments of the model: encoder inputs, and decoder start tokens."""
+        """Converts texts to the arguments of the model: `inputs` and `input_segments` for the encoder, and `tokens` and
+        `segments` with only the start token for the decoder.
+        """
         batch = stacked(self.prompts(texts))
         first = np.full((len(texts), 1), start_id(self.start, self.tokenizer), np.int32)
         arrays = {"inputs": batch["tokens"], "input_segments": batch["segments"]}
@@ -70,9 +74,8 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return [Answered(text, answer) for text, answer in zip(texts, answers, strict=True)]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Generates outputs for a few held-out inputs, and formats them with the references for display.
-
-        If inputs of several tasks are distinguished by prefixes, examples of each task are shown.
+        """Generates the outputs for a few held-out inputs. Returns three lines per example: the input, its reference
+        and the output. If several `prefixes` are set, examples of each are shown.
         """
         examples = self._in_turns(list(_examples(batch)))[:SHOWN]
         outputs = self.answer_tokens([inputs for inputs, _ in examples])
@@ -83,7 +86,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return lines
 
     def log_likelihoods(self, texts: Sequence[str], answers: Sequence[str]) -> list[Score]:
-        """Computes the log-probability of each answer given its text, without the EOS token.
+        """Computes the log-probability of each answer given its text. The EOS token after the answer is not included.
 
         Raises:
           InputError: If a text or an answer has no tokens or exceeds the maximum length of the model.
@@ -113,7 +116,9 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         return [np.array([*before, *tokens, self.tokenizer.eos_id], np.int32) for tokens in encoded]
 
     def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
-        """Generates an answer to each prompt. Returns the tokens of the answers."""
+        """Generates an answer to each encoder input in `prompts`, which are arrays of token ids. Returns the token ids
+        of each answer.
+        """
         return generate(
             self.model,
             self.params,
@@ -125,8 +130,8 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         )
 
     def _in_turns(self, examples: list[Example]) -> list[Example]:
-        """Orders examples so that the prefixes alternate: first one example of each prefix, followed by a second
-        example of each, and so on.
+        """Reorders examples so that the prefixes of their inputs alternate: first one example of each prefix, followed
+        by a second example of each, and so on.
         """
         prefixes = {prefix: _starts_with(prefix, self.tokenizer) for prefix in self.prefixes}
         seen, turns = collections.Counter(), []
@@ -147,13 +152,13 @@ def start_id(start: Start, tokenizer: Tokenizer) -> int:
 
 
 def _starts_with(prefix: str, tokenizer: Tokenizer) -> Callable[[np.ndarray], bool]:
-    """Returns a function that checks whether inputs start with the prefix."""
+    """Returns a function that takes the tokens of an input, and returns whether their text starts with the prefix."""
     start = tokenizer.decode(tokenizer.encode(prefix))
     return lambda inputs: not start or tokenizer.decode(inputs).startswith(start)
 
 
 def _examples(batch: Mapping[str, Any]) -> Iterator[Example]:
-    """Yields the inputs and targets of each example in a batch, row by row."""
+    """Yields (input tokens, target tokens) for each example in a batch. A row may contain several examples."""
     rows = (batch[name] for name in ("inputs", "input_segments", "targets", "segments"))
     for inputs, input_segments, targets, segments in zip(*rows, strict=True):
         for number in range(1, segments.max(initial=0) + 1):

@@ -1,4 +1,6 @@
-"""Writes down what is said in sounds of any length, window by window (Radford et al. 2022, §4.5)."""
+"""Transcribes speech in sounds of any length. The model transcribes one window of fixed length after the other (Radford
+et al. 2022, §4.5).
+"""
 
 import dataclasses
 import functools
@@ -33,11 +35,13 @@ from jaxformer.predictors.base import Answer, Predictor, Transcribes
 from jaxformer.predictors.subtitles import srt, vtt
 
 ROWS = 16
-"""Maximum number of windows that are decoded together."""
+"""Maximum number of windows, from different sounds, that are decoded together."""
 SHOWN = 3
-"""Maximum number of examples shown in a demonstration."""
+"""Maximum number of held-out sounds that `demonstrate` transcribes."""
 FORMATS = {".srt": lambda answer: srt(answer.segments), ".vtt": lambda answer: vtt(answer.segments)}
-"""Maps file name extensions to functions that format a transcript for them."""
+"""Maps the file name extension of each subtitle format to a function that converts a `Transcript` to the text of the
+file.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,9 +51,9 @@ class Word:
     text: str
     """The word, with the space before it."""
     start: float
-    """Start in seconds."""
+    """Time at which the word starts, in seconds from the start of the sound."""
     end: float
-    """End in seconds."""
+    """Time at which the word ends, in seconds from the start of the sound."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,43 +61,49 @@ class Segment:
     """Part of a transcript between two timestamps."""
 
     start: float
-    """Start in seconds."""
+    """Time at which the segment starts, in seconds from the start of the sound."""
     end: float
-    """End in seconds."""
+    """Time at which the segment ends, in seconds from the start of the sound."""
     text: str
-    """Text that is said."""
+    """Transcribed text of the segment."""
     words: tuple[Word, ...]
-    """Words with their times. Empty if these were not requested."""
+    """Words of the segment with their times. Empty if the times of words were not requested."""
     temperature: float
-    """Temperature at which the window was decoded."""
+    """Sampling temperature at which the model decoded the window of sound that contains the segment. 0 for greedy
+    decoding or beam search.
+    """
     mean_log_probability: float
-    """Mean log-probability of the window's tokens in nats."""
+    """Mean log-probability in nats of the tokens of the window of sound that contains the segment."""
     compression_ratio: float
-    """Size of the window's text divided by its compressed size."""
+    """Size in bytes of the text before compression, divided by its size after compression, for the window of sound that
+    contains the segment. Repetitive text has a high ratio.
+    """
     no_speech: float
-    """Probability that the window has no speech."""
+    """Probability, according to the model, that the window of sound that contains the segment has no speech."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transcript(Answer):
-    """A sound and the text that is said in it."""
+    """A sound and its transcribed text."""
 
     path: str
     """Path of the sound file."""
     text: str
-    """Text of all segments."""
+    """Transcribed text of the whole sound: the texts of all segments, joined by spaces."""
     language: str
-    """Code of the language. Empty if the model only knows English."""
+    """Code of the spoken language, such as `en`. Empty if the model only transcribes English."""
     seconds: float
     """Length of the sound in seconds."""
     segments: tuple[Segment, ...]
-    """Parts of the text with their times."""
+    """Segments of the transcript in order, each with its text and times."""
 
     def __str__(self) -> str:
         return self.text
 
     def to_json(self) -> dict[str, Any]:
-        """Converts the transcript to JSON values. Words are left out if they have no times."""
+        """Converts the transcript to JSON values. A segment has the key `words` only if the times of its words are
+        known.
+        """
         segments = [dataclasses.asdict(segment) for segment in self.segments]
         for segment in segments:
             if not segment["words"]:
@@ -102,7 +112,9 @@ class Transcript(Answer):
         return plain | {"segments": segments}
 
     def save(self, path: Path) -> None:
-        """Writes subtitles to a path that ends in .srt or .vtt, the text to one in .txt, and otherwise JSON."""
+        """Writes the transcript to a file, in the format of its extension: subtitles for .srt and .vtt, the plain text
+        for .txt, and JSON for any other.
+        """
         kind = path.suffix.lower()
         if kind in FORMATS:
             path.write_text(FORMATS[kind](self), encoding="utf-8")
@@ -116,7 +128,8 @@ class Transcript(Answer):
         """Writes several transcripts to one JSON file.
 
         Raises:
-          InputError: If the path is that of subtitles or a text, which belong to one sound.
+          InputError: If the extension of `path` is .srt, .vtt or .txt, because such a file contains only one
+            transcript.
         """
         if path.suffix.lower() in (*FORMATS, ".txt"):
             raise InputError(f"--out {path}: {len(answers)} sounds; expected one, or a path that ends in .json")
@@ -125,49 +138,51 @@ class Transcript(Answer):
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A sound that is being transcribed."""
+    """A sound that is being transcribed, and the state of its transcription after the windows that are done."""
 
     sound: PreparedSound
     features: np.ndarray
-    """Features of the sound and of a window of silence after it, [frames, mels]."""
+    """Log-mel features of the sound, followed by those of one window of silence, [frames, mels]."""
     frames: int
-    """Number of frames that belong to the sound."""
+    """Number of frames in `features` that belong to the sound."""
     language: str
-    """Code of the language; empty before it is detected, and for models without languages."""
+    """Code of the spoken language. Empty until it is detected, and for models without languages."""
     timestamps: bool
-    """Whether outputs have timestamps."""
+    """Whether the model also generates timestamps for this sound."""
     seek: int = 0
-    """First frame of the next window."""
+    """Index in `features` of the first frame of the next window."""
     segments: list[Segment] = dataclasses.field(default_factory=list)
     previous: list[int] = dataclasses.field(default_factory=list)
-    """Tokens of the windows before, if the next one is given them."""
+    """Tokens of earlier windows, which the prompt of the next window contains. Empty if it must not contain any."""
 
     def window(self, size: int) -> np.ndarray:
-        """Features of the next window, [size, mels]."""
+        """Returns the log-mel features of the next window, [size, mels]."""
         return self.features[self.seek : self.seek + size]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Transcriber(Predictor[Whisper], Transcribes):
-    """Predictor of speech recognizers."""
+    """Transcribes sounds, using the speech recognition model Whisper."""
 
     decoding: Decoding
     """Settings for generating the tokens of a window."""
     transcribing: Transcribing
-    """Settings of transcription."""
+    """Settings of the transcription, such as the language and whether to generate timestamps."""
 
     @functools.cached_property
     def special(self) -> SpeechTokens:
-        """Special tokens of the tokenizer."""
+        """Ids of the special tokens in the tokenizer's vocabulary, such as languages and timestamps."""
         return SpeechTokens.of(self.tokenizer)
 
     @property
     def log_mel(self) -> LogMel:
-        """Computes the features of sounds."""
+        """Function that computes the log-mel features of a sound."""
         return LogMel(self.model.mels)
 
     def encode(self, sounds: Sequence[PreparedSound]) -> dict[str, np.ndarray]:
-        """Converts the first windows of sounds to the arguments of the model, with the prefix of the output."""
+        """Converts the first window of each sound to the arguments of the model: the features `log_mel`, [sounds,
+        frames, mels], and as `tokens` the special tokens with which the output starts.
+        """
         jobs = [self._job(sound) for sound in sounds]
         size, said = self.model.frames, self.transcribing
         language = None if not said.multilingual else "en" if said.language == AUTO else said.language
@@ -179,7 +194,8 @@ class Transcriber(Predictor[Whisper], Transcribes):
         """Transcribes each sound. Windows of several sounds are decoded together.
 
         Raises:
-          InputError: If the vocabulary does not have the language or the task.
+          InputError: If the vocabulary has no token for the requested language or for the task (transcription or
+            translation).
         """
         self._check()
         jobs = [self._job(sound) for sound in sounds]
@@ -191,14 +207,16 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return [self._answer(job) for job in jobs]
 
     def first_windows(self, sounds: Sequence[PreparedSound]) -> list[Attempt]:
-        """Decodes only the first window of each sound."""
+        """Decodes only the first window of each sound. Returns the output tokens, and the statistics that decide
+        whether they are plausible, such as the mean log-probability.
+        """
         self._check()
         jobs = [self._job(sound) for sound in sounds]
         return self._attempts(jobs, [job.window(self.model.frames) for job in jobs])
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Transcribes the first held-out sounds, and formats the outputs with the references for display. Empty if the
-        language is to be detected.
+        """Transcribes the first sounds of a held-out batch. Returns the reference and the output of each sound on two
+        lines. Empty if the language of sounds is to be detected.
         """
         rows = np.flatnonzero(batch["segments"].max(1))[:SHOWN]
         said = self.transcribing
@@ -230,7 +248,9 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return _Job(sound, features, frames, language, self.transcribing.timestamps or long)
 
     def _advance(self, jobs: Sequence[_Job]) -> None:
-        """Transcribes the next window of each sound."""
+        """Transcribes the next window of each sound. Adds the segments to the sound's job, and moves `seek` to the
+        window after it.
+        """
         windows = [job.window(self.model.frames) for job in jobs]
         for job, window, attempt in zip(jobs, windows, self._attempts(jobs, windows), strict=True):
             size = min(self.model.frames, job.frames - job.seek)
@@ -244,7 +264,9 @@ class Transcriber(Predictor[Whisper], Transcribes):
             job.seek += advance
 
     def _attempts(self, jobs: Sequence[_Job], windows: Sequence[np.ndarray]) -> list[Attempt]:
-        """Encodes and decodes a window of each sound. Detects the language of sounds if it is not known."""
+        """Encodes and decodes one window of each sound. If the language is to be detected, stores that of each sound in
+        its job.
+        """
         encoded, first = self._encode(windows)
         if self.transcribing.language == AUTO:
             for job, row in zip(jobs, first, strict=True):
@@ -253,7 +275,9 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return self._decode(jobs, encoded, quiet)
 
     def _encode(self, windows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes windows. Returns the encoder output, and the probabilities of the token after the start token."""
+        """Encodes windows. Returns the encoder output [windows, positions, width], and the probabilities [windows,
+        vocab] of the token after the start token, which are used to detect the language and silence.
+        """
         # Without an accelerator, several windows at once take as long as one after the other.
         size = 1 if sharding.platform() == "cpu" else len(windows)
         groups = (windows[start : start + size] for start in range(0, len(windows), size))
@@ -264,7 +288,14 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return encoded, first
 
     def _decode(self, jobs: Sequence[_Job], encoded: np.ndarray, quiet: Sequence[float]) -> list[Attempt]:
-        """Decodes a window of each sound, at higher temperatures as long as its output is not plausible."""
+        """Decodes one window of each sound. Repeats this at the next higher temperature for windows whose output is
+        implausible.
+
+        Args:
+          jobs: the sounds.
+          encoded: encoder output for the window of each sound.
+          quiet: probability that the window of each sound has no speech.
+        """
         prompts = [
             Prompt(np.array(self._prefix(job), np.int32), {"encoded": row})
             for job, row in zip(jobs, encoded, strict=True)
@@ -286,7 +317,9 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return [attempts[number] for number in range(len(jobs))]
 
     def _decoding(self, temperature: float, timestamps: bool) -> Decoding:
-        """Returns the settings for a window."""
+        """Returns the settings for decoding windows at a temperature, with or without timestamps. Beam search is only
+        used at temperature 0.
+        """
         rules = None
         if timestamps:
             rules = TimestampRules(self.special.first_timestamp, self.transcribing.latest_start)
@@ -334,7 +367,9 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return found
 
     def _timed(self, job: _Job, window: np.ndarray, stretches: Sequence[Stretch]) -> list[alignment.TimedWord]:
-        """Finds the times of the words of a window."""
+        """Computes the start and end of each word in a window from the cross-attention of the model. `stretches` are
+        the parts of the window's output between timestamps.
+        """
         weights = alignment.head_weights(self.model, self.params, window, self.transcribing.alignment_heads)
         parts = [
             alignment.split_words(self.special.words(stretch.tokens), self.tokenizer.decode, job.language or "en")
@@ -356,20 +391,22 @@ class Transcriber(Predictor[Whisper], Transcribes):
 
     @functools.cached_property
     def _ready(self) -> Any:
-        """Parameters in the form that decoding needs."""
+        """Parameters prepared for decoding: one tree per block, and kernels in the dtype of the computation."""
         return steps.ready(self.model, self.params)
 
 
 def _rows(windows: Sequence[np.ndarray]) -> np.ndarray:
-    """Stacks windows, with empty ones up to a power of 2, so that few programs are compiled."""
+    """Stacks windows to one array. Appends windows of zeros until their number is a power of 2, so that XLA compiles
+    for few batch sizes.
+    """
     count = 1 << (len(windows) - 1).bit_length()
     return np.stack([*windows, *[np.zeros_like(windows[0])] * (count - len(windows))])
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encoded(model: Whisper, params: Any, log_mel: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Encodes windows. Returns the encoder output, and the probabilities of the token after the start token, float32
-    [batch, vocab].
+    """Encodes a batch of windows. Returns the encoder output, and the probabilities of the token after the token
+    `start`, float32 [batch, vocab].
     """
     encoded = model.apply({"params": params}, log_mel, method="encode")
     rows = len(log_mel)

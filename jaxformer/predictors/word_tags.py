@@ -1,4 +1,4 @@
-"""Predicts tags of the words in texts."""
+"""Predicts a tag, such as a part of speech, for each word of a text."""
 
 import dataclasses
 import functools
@@ -42,7 +42,7 @@ class Tagged(Answer):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class WordTags(Predictor[Classifier]):
-    """Predictor that tags the words of texts."""
+    """Tags the words of texts, using a token classifier."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """Converts texts to the arguments of the model. Long texts are truncated."""
@@ -65,7 +65,8 @@ class WordTags(Predictor[Classifier]):
         return [Tagged(text, part, *tags) for text, part, tags in zip(texts, words, found, strict=True)]
 
     def tag(self, sentences: Sequence[Sequence[str]]) -> list[tuple[tuple[str, ...], tuple[float, ...]]]:
-        """Predicts the most likely tag of each word of each sentence, and its probability.
+        """Predicts the most likely tag of each word. Returns for each sentence its tags and their probabilities, one
+        per word.
 
         A word without tokens gets the first tag, with probability 0.
         """
@@ -79,8 +80,8 @@ class WordTags(Predictor[Classifier]):
         ]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
-        """Tags a few held-out sentences, and formats them for display: `light/NOUN`, or `light/ADJ (NOUN)` if the true
-        tag differs.
+        """Tags the first sentence of each of the first rows in a held-out batch. Returns one line per sentence, with
+        words such as `light/NOUN`, or `light/ADJ (NOUN)` if the true tag NOUN differs.
         """
         batch = {name: np.asarray(array)[:4] for name, array in batch.items()}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
@@ -96,13 +97,15 @@ class WordTags(Predictor[Classifier]):
 def token_tags(
     model: Classifier, params, tokenizer: Tokenizer, sentences: Sequence[tuple[Words, Sequence[slice]]], length: int
 ) -> list[np.ndarray]:
-    """Predicts the most likely tag of each token. Returns the tag and its probability, [tokens, 2] for each sentence.
+    """Predicts the most likely tag of each token. Returns an array [tokens, 2] for each sentence, with the index of the
+    tag and its probability.
 
     Args:
       model: Classifier of tokens.
       params: Parameters of the model.
       tokenizer: Tokenizer of the sentences.
-      sentences: Encoded words of each sentence, and the windows that the sentence is divided into.
+      sentences: For each sentence, its encoded words, and the windows that they are divided into, as slices of the
+        tokens.
       length: Maximum number of tokens in a window, including special tokens.
     """
     template, places, rows = tokenizer.template("encoder"), [], []
@@ -128,8 +131,14 @@ def _best(model: Classifier, params, batch) -> tuple[jax.Array, jax.Array]:
 
 
 def _of_words(labels, owners, first, best, count) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Returns the tag of each word, which is the tag of its first token, and its probability. `best` has the tag and
-    probability of each token, [tokens, 2].
+    """Returns the tag of each word and its probability. The tag of a word is the tag of its first token.
+
+    Args:
+      labels: names of the tags.
+      owners: index of the word that each token belongs to.
+      first: whether each token is the first one of its word.
+      best: index of the tag and its probability for each token, [tokens, 2].
+      count: number of words. Words without tokens get the first tag, with probability 0.
     """
     words = np.zeros((count, 2))
     words[owners[first]] = best[first]
@@ -137,7 +146,9 @@ def _of_words(labels, owners, first, best, count) -> tuple[tuple[str, ...], tupl
 
 
 def _shown(labels, tokenizer: Tokenizer, tokens, weights, tags, targets) -> str:
-    """Formats a sentence with the tag after each word."""
+    """Formats a sentence as words with their predicted tags, each followed by the true tag in parentheses if it
+    differs.
+    """
     starts, end = np.flatnonzero(weights), len(tokens)
     words = []
     for start, stop in zip(starts, [*starts[1:], end], strict=True):

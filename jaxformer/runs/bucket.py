@@ -20,7 +20,9 @@ LEASE = ".lease"
 
 
 class BucketClaim(Claim):
-    """Write access of this run to a folder in a bucket. Process 0 has the lease that excludes other runs."""
+    """Write access of this run to a folder in a bucket. Process 0 holds a lease, which prevents other runs from writing
+    to the folder.
+    """
 
     def __init__(self, folder: Path, lease: Lease | None = None):
         """Opens the folder.
@@ -81,8 +83,8 @@ def claim_bucket(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
 
 
 def _check_ours(folder: Path) -> None:
-    """Raises InputError if the folder contains objects but not a run. Objects that a failed start has left are
-    ignored.
+    """Raises InputError if the folder contains objects but not a run. Ignores objects that a failed start of a run has
+    left.
     """
     with storage.reported(folder, "cannot be listed"):
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()

@@ -1,5 +1,5 @@
-"""Record of the data that a run is trained on, stored in the file `DATA` of the run's folder, and the comparison of the
-data with this record.
+"""Stores fingerprints of the data that a run is trained on in the file `DATA` of the run's folder, and compares the
+current data with them.
 """
 
 import dataclasses
@@ -26,7 +26,9 @@ ACCEPT = "--accept-changed-data"
 
 @dataclasses.dataclass(frozen=True)
 class DataRecord:
-    """Fingerprints of the data that a run is trained on, and the changes of this data that the user has accepted."""
+    """Fingerprints (digests of the content) of the data that a run is trained on, and the changes of this data that the
+    user has accepted.
+    """
 
     sources: dict[str, Fingerprint]
     """Fingerprint of each data source and of the tokenizer, keyed by name, such as `data.train`."""
@@ -35,11 +37,15 @@ class DataRecord:
     changed_at: int = -1
     """Step at which the run last resumed with changes of its training data or tokenizer. -1 if it never did."""
     told: tuple[str, ...] = ()
-    """Lines to print about the comparison with the record. Not stored."""
+    """Lines to print after the comparison with the current data: which changes were accepted, or that the record was
+    missing. Not stored in the file.
+    """
     changes_batches: bool = False
-    """Whether the training data or the tokenizer has changed since the last start. Not stored."""
+    """Whether the training data or the tokenizer has changed since the last start, so that training reads other
+    batches. Not stored in the file.
+    """
     differs: bool = False
-    """Whether the record differs from the one in the folder. Not stored."""
+    """Whether this record differs from the one in the run's folder, and must be written. Not stored in the file."""
 
     def at(self, step: int) -> "DataRecord":
         """Returns the record for a run that resumes at `step`. If the training data or the tokenizer has changed since
@@ -48,18 +54,20 @@ class DataRecord:
         return dataclasses.replace(self, changed_at=step) if self.changes_batches else self
 
     def changes(self, now: Mapping[str, Fingerprint]) -> dict[str, str]:
-        """Compares the recorded fingerprints with the current ones. Returns a dict that maps the name of each changed
-        source to a description of the change.
+        """Compares the recorded fingerprints with the current fingerprints `now`. Returns a dict that maps the name of
+        each changed source to a description of the change.
 
-        A source that is only on one of the two sides belongs to an evaluation that was added or removed, and is left
-        out.
+        Only names that are in both are compared, because a source may belong to an evaluation that was added or
+        removed.
         """
         common = [name for name in now if name in self.sources]
         return {name: change for name in common if (change := self.sources[name].change(now[name]))}
 
 
 def read_record(folder: Path) -> DataRecord | None:
-    """Returns the record of a run; None if it has none. Raises InputError if it is damaged."""
+    """Reads the data record in a run's folder. Returns None if the folder has no record. Raises InputError if the
+    record is damaged.
+    """
     path = folder / DATA
     try:
         values = json.loads(digests.unseal(storage.read_bytes(str(path)).decode(errors="replace")))
@@ -74,7 +82,9 @@ def read_record(folder: Path) -> DataRecord | None:
 
 
 def write_record(folder: Path, record: DataRecord) -> None:
-    """Writes the record of a run atomically. Only process 0 does, and only if the record has changed."""
+    """Writes the data record to the run's folder atomically. Does nothing if the record has not changed, or in a
+    process other than process 0.
+    """
     if jax.process_index() or not record.differs:
         return
     values = {"sources": {name: dataclasses.asdict(one) for name, one in record.sources.items()}}

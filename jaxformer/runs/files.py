@@ -42,7 +42,7 @@ def seal_tokenizer(folder: Path) -> None:
 
 
 def read_tokenizer(home: Path) -> Tokenizer:
-    """Loads the tokenizer of the run in a folder. Raises InputError if it is missing or damaged."""
+    """Loads the tokenizer in a run's folder. Raises InputError if the tokenizer is missing or damaged."""
     folder = home / TOKENIZER
     check_tokenizer_files(folder)
     return load_tokenizer(str(folder))

@@ -22,15 +22,19 @@ from jaxformer.errors import InputError
 
 EXPERIMENT, TOKENIZER, CHECKPOINTS, LOCK = "experiment.json", "tokenizer", "checkpoints", ".lock"
 DAMAGED = "damaged"
-"""Name of the subfolder for corrupted checkpoints, to which a restarted run moves them."""
+"""Name of the subfolder to which a restarted run moves corrupted checkpoints and corrupted lines of metrics."""
 STARTING = ".jaxformer-starting"
 """Name of the subfolder in which a starting run creates its tokenizer and experiment."""
 MOVED = "moved"
-"""Name of a file in `STARTING` that identifies the tokenizer folder while it is moved to its final path."""
+"""Name of a file in `STARTING` with the device and inode numbers of the tokenizer folder. They identify this folder
+after it was moved to its final path, so that it can be removed if the start fails.
+"""
 
 
 class Claim:
-    """Exclusive write access of this run to its folder. Process 0 has the lock that excludes other runs."""
+    """Exclusive write access of this run to its folder. Process 0 holds a file lock, which prevents other runs from
+    writing to the folder.
+    """
 
     def __init__(self, folder: Path, lock: TextIO | None = None):
         """Opens the folder.
@@ -45,23 +49,25 @@ class Claim:
         self.is_run = (folder / EXPERIMENT).exists()
         """Whether the folder contains a run, that is, the file `EXPERIMENT`."""
         self.started = False
-        """Whether `start` has been called. If not, everything that this claim has created in the folder is removed at
-        its end.
+        """Whether `start` has been called. If not, everything that this claim has created in the folder is removed when
+        the claim ends.
         """
 
     @property
     def home(self) -> Path:
-        """Path for writing to the folder. If possible, a path through the descriptor of the open folder, which stays
-        valid when the folder is renamed.
+        """Path through which to write to the folder. In a run with one process on Linux, this is the open folder in
+        `/proc/self/fd`, which stays valid when the folder is renamed.
 
-        Background writes then never create a folder at the old path.
+        Background writes then never create a new folder at the old path.
         """
         by_number = Path(f"/proc/self/fd/{self._opened}")
         return by_number if jax.process_count() == 1 and by_number.is_dir() else self.folder
 
     @property
     def tokenizer(self) -> Path:
-        """Path of the tokenizer folder, which may not exist yet."""
+        """Path of the tokenizer folder, which may not exist yet. It is in the subfolder `STARTING` until the run has
+        started.
+        """
         return (self.folder if self.is_run else self.folder / STARTING) / TOKENIZER
 
     def check(self) -> None:
@@ -206,8 +212,8 @@ def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> N
 
 
 def _left(folder: Path) -> list[Path]:
-    """Returns the files and folders that a failed start has left. `STARTING` is last, because the others are only
-    recognised as long as it exists.
+    """Returns the files and folders that a failed start of a run has left. `STARTING` is the last of them, because the
+    others can only be recognised as long as it exists.
     """
     starting, checkpoints, tokenizer = (folder / name for name in (STARTING, CHECKPOINTS, TOKENIZER))
     if starting.is_symlink() or not starting.is_dir():

@@ -14,20 +14,21 @@ from jaxformer.runs.folder import DAMAGED
 
 METRICS = "metrics.jsonl"
 SKIPPED = "skipped.jsonl"
-"""Name of the file with one line per skipped step: `step`, losses, gradient norm, and the state of the data pipeline
-before the step.
+"""Name of the file with one line per skipped step (a step whose gradient was not finite): `step`, losses, gradient
+norm, and the state of the data pipeline before the step.
 """
 
 
 def read_history(path: Path, last: float = math.inf) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads the lines of a metrics file, except a last line that was cut short. A metric that is null is read as NaN.
+    """Reads the lines of a metrics file, except a last line that was cut short. Metrics that are null in the file
+    become NaN.
 
     Args:
       path: the file. If it is missing, there are no lines.
-      last: the last step to read.
+      last: the last step whose lines are returned.
 
     Returns:
-      The objects of the lines, without digests, and a phrase for each line that does not match its digest.
+      The JSON objects of the lines, without their digests, and a message for each line that does not match its digest.
     """
     lines = list(_lines(path))
     values = [strict_json.numbers(json.loads(plain)) for _, plain in lines if plain is not None]
@@ -61,7 +62,9 @@ def rewrite_history(home: Path, last: float, name: str = METRICS) -> None:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, str | None]]:
-    """Yields each complete line of a metrics file, and its JSON without the digest, or None if the line is damaged."""
+    """Yields (line, JSON text) for each complete line of a metrics file. The JSON text does not contain the line's
+    digest. It is None if the line does not match its digest.
+    """
     content = path.read_bytes() if path.exists() else b""
     for line in content.split(b"\n")[:-1]:
         yield line + b"\n", digests.unseal_line(line.decode(errors="replace"))

@@ -1,6 +1,6 @@
 """Lease of a folder in a bucket: ensures that only one run writes to the folder, similar to a lock file.
 
-The lease is an object in the bucket, which its owner rewrites regularly as long as it runs.
+The lease is an object in the bucket, which its owner (a process) rewrites regularly as long as the owner runs.
 """
 
 import contextlib
@@ -159,5 +159,7 @@ def _length(seen: conditional.Stored) -> float:
 
 
 def _seconds_left(seen: conditional.Stored) -> float:
-    """Returns the seconds until a lease expires. Adds one second, because server times are rounded to seconds."""
+    """Returns the number of seconds until a lease expires, plus one, because servers round times to seconds. Negative
+    if the lease has been released.
+    """
     return -1.0 if _said(seen).get("released") else _length(seen) + 1 - seen.age

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     from jaxformer.runs.run import Run
 
 TRIED = 20
-"""Maximum number of examples to try until one can be converted to arguments of `predict`."""
+"""Maximum number of examples to try until one of them can be converted to arguments of `jaxformer predict`."""
 
 
 def next_command(run: "Run") -> str:
-    """Returns a command for predicting with the run. If the run cannot predict, returns a command that trains another
-    run from its weights.
+    """Returns a shell command for predicting with the run. If the run cannot predict, returns a command that trains
+    another run initialised from its parameters.
     """
     words, folder = example_of(run), shlex.quote(str(run.folder))
     allowed = [f"--allow {package}" for package in foreign_packages(fields.classes_in(run.experiment))]

@@ -32,7 +32,8 @@ def read_params(
       folder: the run's folder.
       experiment: experiment of the run.
       mesh: mesh for the parameters.
-      in_memory: whether to read the arrays now, as in `open_run`.
+      in_memory: whether to read the arrays now. If False, they are `StoredArray`s, which are read when they are used.
+        With LoRA, the arrays are always read now.
       step: step of the checkpoint. If None, the best checkpoint if `checkpoint.best` is set, otherwise the latest one.
 
     Returns:
@@ -56,8 +57,8 @@ def checkpoint_order(
     best: BestMetric | None,
     step: int | None = None,
 ) -> list[int]:
-    """Returns the steps of a run's checkpoints in the order in which to try to read them. If `step` is given, only this
-    step.
+    """Returns the steps of a run's checkpoints in the order in which to try to read them: best first if a metric `best`
+    is given, otherwise newest first. If `step` is given, returns only this step.
 
     Raises:
       InputError: If there is no checkpoint, or none of that step.
@@ -74,15 +75,15 @@ def checkpoint_order(
 
 
 def no_checkpoint(folder: Path, settings: config.Checkpoint) -> InputError:
-    """Returns the error for a run without a checkpoint."""
+    """Creates the InputError for a run that has no checkpoint yet."""
     return InputError(
         f"{folder}: the run has no checkpoint yet; one is written every {settings.every:,} steps and at its end"
     )
 
 
 def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) -> Any:
-    """Converts the parameters of a run to those of its model, on the mesh. LoRA adapters are merged into the
-    kernels.
+    """Returns the model's parameters on the mesh, given the parameters of the run. With LoRA, merges the adapters into
+    the kernels. Otherwise, both are the same.
     """
     if experiment.lora is None:
         return params

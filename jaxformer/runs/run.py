@@ -3,7 +3,7 @@
 experiment.json   the whole experiment
 tokenizer/        the tokenizer
 checkpoints/      one folder per step
-data.json         what identifies the data, and accepted changes of it
+data.json         fingerprints of the data, and the changes of the data that the user has accepted
 metrics.jsonl     one JSON object per line: step, split, metrics
 tensorboard/      the same metrics for TensorBoard
 damaged/          corrupted checkpoints
@@ -64,7 +64,9 @@ class Run:
     average.
     """
     mesh: jax.sharding.Mesh
-    """Device mesh of the parameters: the one in the run's config, or one for the devices that are available."""
+    """Device mesh of the parameters: the mesh of the experiment, or a data-parallel mesh if that does not fit the
+    available devices.
+    """
 
     @property
     def model(self) -> Model:
@@ -94,7 +96,9 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """Lines of `metrics.jsonl`: `step`, `split` and the metrics by name. Empty if the run was imported."""
+        """Lines of `metrics.jsonl`, as dicts with `step`, `split` and the value of each metric. Empty if the run was
+        imported.
+        """
         lines, damaged = read_history(self.folder / METRICS)
         for problem in damaged:
             warnings.warn(f"{problem}, and is left out", stacklevel=2)
@@ -123,8 +127,8 @@ class Run:
         """Computes the vector of a text, or of the image at a path, float32 [embed]. For a sequence of texts or paths,
         [texts, embed].
 
-        The vector is the trained vector of a sentence embedding model, the input of the head of a classifier or image
-        model, and the mean of the last hidden states of any other text model.
+        For a sentence embedding model, this is the vector that the model was trained to compute. For a classifier or an
+        image model, it is the input of the head. For any other text model, it is the mean of the last hidden states.
 
         Raises:
           InputError: If the model has no such vectors, or `predict` would refuse the text.
@@ -164,10 +168,12 @@ class Run:
           candidates: texts or images. The path of a folder is replaced by the images in the folder.
 
         Returns:
-          One answer for one request, or a list of answers for a sequence.
+          One answer for one request, or a list of answers for a sequence. An answer contains all candidates, best
+          first.
 
         Raises:
-          InputError: If the run's model cannot rank candidates, or not candidates of this kind.
+          InputError: If the run's model cannot rank candidates, or a candidate is of the wrong kind, such as a text for
+            a text.
         """
         predictor = self.predictor
         if not isinstance(predictor, RanksCandidates):
@@ -204,7 +210,9 @@ class Run:
                 )
 
     def stream(self, text: str) -> Iterator[str]:
-        """Generates the answer to a text, and yields it in pieces, or as a whole if the model does not stream."""
+        """Generates the answer to a text, and yields it in pieces as they are generated. Yields the whole answer at
+        once if `streams` is False.
+        """
         predictor = self.predictor
         if not isinstance(predictor, Streams) or not self.streams:
             yield str(self.predict(text))
@@ -219,7 +227,9 @@ class Run:
             yield piece
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
-        """Computes the log-probability of each continuation after its text. Needs a model that generates text."""
+        """Computes the log-probability of each continuation after its text. Raises InputError if the run's model does
+        not generate text.
+        """
         predictor = self.predictor
         if not isinstance(predictor, ScoresContinuations):
             raise InputError(
@@ -236,7 +246,8 @@ class Run:
         return isinstance(self.predictor, Streams) and self.predictor.decoding.num_beams == 1
 
     def with_decoding(self, **settings: Any) -> "Run":
-        """Returns the run with other `Decoding` settings: `run.with_decoding(temperature=0, max_new_tokens=200)`.
+        """Returns a copy of the run with other `Decoding` settings: `run.with_decoding(temperature=0,
+        max_new_tokens=200)`.
 
         Raises:
           InputError: If a setting does not exist, or the run's model does not generate text.
@@ -249,7 +260,7 @@ class Run:
         return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
 
     def with_transcribing(self, **settings: Any) -> "Run":
-        """Returns the run with other `Transcribing` settings: `run.with_transcribing(word_times=True)`.
+        """Returns a copy of the run with other `Transcribing` settings: `run.with_transcribing(word_times=True)`.
 
         Raises:
           InputError: If a setting does not exist, or the run's model does not transcribe sounds.
@@ -263,8 +274,8 @@ class Run:
 
     @phase("trying held-out examples")
     def demonstrate(self) -> list[str]:
-        """Predicts the first held-out examples, and formats the predictions as lines of text. Empty if there are
-        several processes.
+        """Computes predictions for the first held-out examples, and formats them as lines of text. Empty if there is no
+        held-out data, if the run cannot predict, or if there are several processes.
         """
         if jax.process_count() > 1:
             return []  # Only process 0 prints, and it cannot compute alone on a mesh of all processes.
@@ -277,7 +288,7 @@ class Run:
             return [] if predictor is None else predictor.demonstrate(batch)
 
     def evaluate(self, name: str | None = None) -> dict[str, float]:
-        """Computes the metrics on held-out data.
+        """Computes the metrics on held-out data. Returns a dict that maps metric names to values.
 
         Args:
           name: name of an evaluation of the experiment. Defaults to the evaluation on `data.validation`, or to the
@@ -305,8 +316,8 @@ class RunTokenizer:
     """Path of the other run's folder."""
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If the folder does not contain one yet, copies the other run's tokenizer
-        there.
+        """Loads the tokenizer from `folder`. If the folder does not contain one yet, first copies the other run's
+        tokenizer there. `open_source` is not used.
         """
         if not saved(folder):
             home = storage.path(self.run)
@@ -345,8 +356,8 @@ def open_run(
 
 
 def mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
-    """Returns the sizes of the experiment's own mesh if it fits the number of available devices, or else those of a
-    data-parallel mesh whose size divides the batch size.
+    """Returns the experiment's own mesh config if it fits the number of available devices and the batch size.
+    Otherwise, returns a data-parallel mesh config whose size divides both.
     """
     with contextlib.suppress(InputError):
         sizes = experiment.mesh.sizes(devices)

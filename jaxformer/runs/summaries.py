@@ -11,8 +11,8 @@ if typing.TYPE_CHECKING:
     from jaxformer.runs.run import Run
 
 FEW, WORST = 10, 3
-"""Maximum number of labels for which the F1 scores of all labels are shown, and number of lowest F1 scores that are
-shown if there are more labels.
+"""If there are at most `FEW` labels, the F1 scores of all labels are shown. If there are more, only the `WORST` lowest
+F1 scores are shown.
 """
 
 
@@ -57,8 +57,8 @@ def card(run: "Run") -> str:
 
 
 def headline(values: Mapping[str, float]) -> dict[str, float]:
-    """Returns the metrics to show. If there are more than `FEW` labels, keeps only the `WORST` lowest F1 scores of
-    labels.
+    """Selects the metrics to show. If there are more than `FEW` F1 scores of single labels, such as `f1/positive`,
+    keeps the `WORST` lowest of them, and all metrics without a slash in their name.
     """
     labels = {name: value for name, value in values.items() if name.startswith("f1/")}
     if len(labels) <= FEW:

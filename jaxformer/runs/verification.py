@@ -1,4 +1,6 @@
-"""Compares everything in a run's folder with its digests, for `jaxformer verify`."""
+"""Compares the files in a run's folder with the digests that were stored when they were written, for `jaxformer
+verify`.
+"""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -17,21 +19,22 @@ from jaxformer.training.checkpoints import Checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The result of checking one part of a run's folder."""
+    """The result of checking one part of a run's folder: a file, the tokenizer folder or a checkpoint."""
 
     name: str
     """Name of the file or folder."""
     problem: str
     """Description of the damage. Empty if there is none."""
     content: str = ""
-    """Description of a part without damage, such as its size."""
+    """Description of an undamaged part, such as its size."""
 
     def __str__(self) -> str:
         return f"{self.name:20} {self.problem or f'good, {self.content}'}"
 
 
 def verify(folder: Path) -> Iterator[Part]:
-    """Checks the experiment, the tokenizer, the metrics and all checkpoints of a run, one part after the other.
+    """Checks the experiment, the data record, the tokenizer, the metrics and all checkpoints of a run. Yields the
+    result for each as soon as it has been checked.
 
     Raises:
       InputError: If the folder is not a run's, or a file cannot be read.

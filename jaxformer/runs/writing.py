@@ -22,7 +22,9 @@ MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
     *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
 )
-"""Fields of the experiment that may change when a run is resumed. They do not affect the meaning of the parameters."""
+"""Fields of the experiment that may change when a run is resumed, because the parameters trained so far remain
+valid.
+"""
 
 
 def read_experiment(folder: Path, known: Experiment | None = None) -> Experiment:
@@ -81,7 +83,9 @@ def write_experiment(folder: Path, experiment: Experiment) -> None:
 
 
 def _check_belongs(folder: Path, experiment: Experiment) -> None:
-    """Raises InputError if a folder contains a run of another experiment."""
+    """Raises InputError if the folder contains a run whose experiment differs from `experiment` in other fields than
+    `MAY_CHANGE`.
+    """
     if not (folder / EXPERIMENT).exists():
         return
     stored = read_experiment(folder, known=experiment)

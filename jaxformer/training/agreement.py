@@ -21,8 +21,8 @@ LATE = 10
 
 
 def check_same(experiment: Experiment, workdir: Path) -> None:
-    """Checks that all processes train the same experiment. Raises InputError, in all processes, if the experiment, the
-    folder or the user code of a process differs from that of process 0.
+    """Checks that all processes train the same experiment. Raises InputError, in all processes, if a process has
+    another experiment, run folder or user-defined class than process 0.
     """
     if jax.process_count() == 1:
         return
@@ -48,8 +48,8 @@ def check_shared(folder: Path) -> None:
 
 
 def _sees(folder: Path) -> bool:
-    """Returns whether this process sees a run, or one that is starting, in the folder. Waits, because a network file
-    system may be slow.
+    """Returns whether this process can see a run in the folder, which may still be starting. Waits up to `LATE`
+    seconds, because a network file system may be slow.
     """
     for _ in range(LATE):
         if (folder / STARTING).exists() or (folder / EXPERIMENT).exists():
@@ -59,7 +59,7 @@ def _sees(folder: Path) -> bool:
 
 
 def facts(experiment: Experiment, workdir: Path) -> dict[str, str]:
-    """Returns the values that must be the same in all processes, keyed by name.
+    """Returns the values that must be the same in all processes, as texts keyed by name.
 
     They are the fields of the experiment, the run's folder, and digests of the user modules that define classes of the
     experiment.

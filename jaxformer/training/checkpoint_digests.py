@@ -16,9 +16,11 @@ from jaxformer import digests, storage
 from jaxformer.training.damage import Damaged
 
 METRICS = "metrics"
-"""Name of the subfolder of a checkpoint with its evaluation results."""
+"""Name of the subfolder of a checkpoint that contains its evaluation results."""
 REWRITTEN = ("_CHECKPOINT_METADATA", "commit_success.txt")
-"""Files of a checkpoint that Orbax writes after the digests. Only their existence is checked; nothing reads them."""
+"""Names of the files in a checkpoint that Orbax writes after the digests. `check_digests` only checks that they exist,
+because their content is never used.
+"""
 
 
 class Handler(ocp.PyTreeCheckpointHandler):
@@ -51,7 +53,8 @@ class _ProcessDigests:
 
 
 def write_digests(folder: Path) -> None:
-    """Writes the digests of a whole checkpoint. Local files and folders are on the disk afterwards.
+    """Writes the digests of all files in a checkpoint. If the folder is local, also flushes its files and folders to
+    disk.
 
     Raises:
       Mismatch: If the digests that a process has written are damaged.
@@ -67,7 +70,8 @@ def write_digests(folder: Path) -> None:
 
 
 def check_digests(folder: Path, trees: Collection[str] | None = None) -> None:
-    """Compares a checkpoint with its digests. Each of several processes reads its share of the contents.
+    """Compares the files of a checkpoint with their digests. If there are several processes, each reads only its share
+    of the files.
 
     Args:
       folder: folder of the checkpoint.

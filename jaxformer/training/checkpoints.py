@@ -79,7 +79,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Checkpoints:
-    """The checkpoints in one folder. Each consists of several named trees of arrays.
+    """The checkpoints in one folder. Each checkpoint consists of several named trees of arrays, such as `params`.
 
     A save is atomic: if the process is killed while it writes, the previous checkpoint remains the latest. Nothing is
     compressed, because trained parameters hardly become smaller, and compression takes longer than writing.
@@ -96,9 +96,10 @@ class Checkpoints:
 
         Args:
           folder: folder of the checkpoints.
-          settings: which checkpoints to keep.
-          claim: write access to the run's folder. Once that folder has been moved, nothing is saved.
-          best: metric whose best checkpoint is kept too.
+          settings: config that sets how many of the latest checkpoints to keep.
+          claim: write access to the run's folder. Saving raises InputError if that folder has been moved.
+          best: metric. The best checkpoint according to it is kept in addition to the latest ones. None to keep only
+            those.
         """
         reading = settings is None
         self._folder, self._claim, self._saving = folder, claim, 0
@@ -120,7 +121,7 @@ class Checkpoints:
 
     @property
     def latest(self) -> int | None:
-        """Step of the newest checkpoint; None if there is none."""
+        """Step of the newest checkpoint. None if there are no checkpoints."""
         return self._manager.latest_step()
 
     @property
@@ -172,15 +173,17 @@ class Checkpoints:
 
     @phase("reading the checkpoint")
     def restore(self, abstract: Mapping[str, Tree], step: int | None = None) -> dict[str, Tree]:
-        """Reads some of the trees of a checkpoint, and places their arrays on devices.
+        """Reads some of the trees of a checkpoint, and places their arrays on devices. Returns a dict that maps names
+        to trees.
 
         Args:
-          abstract: maps names to trees of jax.ShapeDtypeStructs with shardings. Trees that are None are left out.
+          abstract: maps the names of the trees to read to trees of jax.ShapeDtypeStructs with shardings. Entries that
+            are None are left out.
           step: step of the checkpoint. If None, the latest checkpoint.
 
         Raises:
           InputError: If the checkpoint has other arrays, other shapes, or dtypes with more precision than requested.
-          Damaged: If a part of it is missing or cannot be read.
+          Damaged: If a part of the checkpoint is missing or cannot be read.
         """
         step = self.latest if step is None else step
         if step is None:
@@ -192,7 +195,8 @@ class Checkpoints:
         }
 
     def stored(self, abstract: Mapping[str, Tree], step: int) -> dict[str, Tree]:
-        """Returns trees of a checkpoint whose arrays are read only when they are needed (`StoredArray`).
+        """Returns trees of a checkpoint, keyed by name. Their leaves are `StoredArray`s, which are read from disk only
+        when they are used.
 
         Args:
           abstract: shapes, types and shardings of the arrays, as in `restore`.
@@ -208,8 +212,8 @@ class Checkpoints:
         }
 
     def set_aside(self, after: int, folder: Path) -> None:
-        """Moves the checkpoints of steps above `after`, which are damaged, to another folder, because these steps will
-        be saved again.
+        """Moves all checkpoints of later steps than `after` to another folder. They are damaged, and training will save
+        these steps again.
         """
         later = [step for step in self.steps if step > after]
         if not later:
@@ -237,7 +241,9 @@ class Checkpoints:
         write_digests(temporary if temporary.exists() else final)
 
     def _checked(self, step: int, abstract: Mapping[str, Tree]) -> epath.Path:
-        """Returns the folder of a checkpoint, after comparing the files of some of its trees with their digests."""
+        """Compares the files of the trees in `abstract` with their digests. Returns the folder of the checkpoint.
+        Raises Damaged if a file differs.
+        """
         folder, names = self._of(step), [METRICS, *(name for name, tree in abstract.items() if tree)]
         unless_damaged(folder, functools.partial(check_digests, storage.path(folder), names))
         return folder
@@ -247,8 +253,8 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _in_place(self) -> Iterator[None]:
-        """Context manager that replaces any error by an InputError if the cause is that the run's folder has been
-        moved.
+        """Context manager for access to the folder. If the run's folder has been moved, raises InputError in place of
+        any error that this causes.
         """
         if self._claim:
             self._claim.check()
@@ -290,7 +296,9 @@ def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
 
 
 def _restored(folder: epath.Path, abstract: Tree) -> Tree:
-    """Reads all arrays (compressed or not) of the tree in a folder, in groups of limited size (`AT_ONCE`)."""
+    """Reads all arrays of the tree in a folder, and places them on devices. Reads them in groups of at most `AT_ONCE`
+    bytes to limit memory.
+    """
     arguments = _restore_arguments(folder, abstract)
     leaves, structure = jax.tree.flatten(abstract)
     arrays = [None] * len(leaves)
@@ -302,7 +310,7 @@ def _restored(folder: epath.Path, abstract: Tree) -> Tree:
 
 
 def _stored(folder: epath.Path, abstract: Tree) -> Tree:
-    """Returns the tree in a folder with arrays that are read only when they are needed (`StoredArray`)."""
+    """Returns the tree in a folder with `StoredArray`s as leaves, which are read from disk only when they are used."""
     _restore_arguments(folder, abstract)  # Raises InputError if the arrays differ.
     arguments = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), abstract)
     leaves, structure = jax.tree.flatten(abstract)
@@ -336,8 +344,8 @@ def _read(folder: epath.Path, abstract: Tree, arguments: Tree, places: set[int])
 
 
 def _parts(leaves: list[jax.ShapeDtypeStruct]) -> Iterator[set[int]]:
-    """Divides arrays into groups that are read at the same time: several of up to `AT_ONCE` bytes together, or a single
-    larger array. Yields the indices of each group.
+    """Divides arrays into groups that are read at the same time: several arrays with a total of at most `AT_ONCE`
+    bytes, or a single larger array. Yields the set of the indices in `leaves` of each group.
 
     The largest arrays come first, so that smaller ones can reuse the memory that was needed to read them.
     """

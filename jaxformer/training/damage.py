@@ -54,8 +54,8 @@ def first_good(steps: Iterable[int], read: Callable[[int], Read]) -> tuple[int, 
 
 
 def unless_damaged(folder: PurePath, read: Callable[[], Read]) -> Read:
-    """Calls `read`, which reads a checkpoint in `folder`, and returns its result. Converts errors that damage may have
-    caused.
+    """Calls `read`, which reads a checkpoint in `folder`, and returns its result. If it fails in a way that suggests
+    that the files are damaged, raises `Damaged`.
 
     Raises:
       Damaged: If `read` failed for another reason than a lack of memory or of permission.

@@ -24,8 +24,8 @@ from jaxformer.progress import phase
 from jaxformer.training.state import abstract_params
 
 GROUP = 32
-"""Number of documents that a `DocumentMetric` scores together. These groups are divided among processes. The number is
-fixed, so that results do not depend on the number of processes.
+"""Number of documents in a group, for metrics of whole documents (`DocumentMetric`). The processes divide the groups
+among themselves. The size is fixed, so that results do not depend on the number of processes.
 """
 
 
@@ -56,8 +56,8 @@ class Evaluator:
             next(batches)
 
     def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """Computes the metrics over all held-out documents. Returns a dict from metric names to values, or None if
-        `stopped` returned True.
+        """Computes the metrics on the held-out data. Returns a dict from metric names to values, or None if `stopped`
+        returned True.
 
         Args:
           params: parameters on the mesh.
@@ -130,8 +130,8 @@ class Evaluations:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-    """Computes the values that the objective returns for a batch, keyed by name: the loss, and the terms of the
-    metrics. The batch is sharded; the results are replicated on all devices.
+    """Computes the values that the objective returns for a batch, keyed by name: the loss, and the statistics from
+    which the metrics are computed. The batch is sharded; the values are replicated on all devices.
     """
     with fixed_order():
         terms = objective(model, params, batch)
@@ -139,8 +139,8 @@ def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.A
 
 
 def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any]:
-    """Computes the state of a metric, which is a partial result, for each group of documents, in order. Each process
-    computes only its share of the groups.
+    """Computes the state (partial result) of a metric for each group of `GROUP` documents. Each process computes its
+    share of the groups. Returns the states of all groups in document order, in every process.
     """
     indices = list(metric.select(context, documents))
     groups = [indices[start : start + GROUP] for start in range(0, len(indices), GROUP)] or [[]]

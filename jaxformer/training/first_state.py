@@ -20,11 +20,11 @@ from jaxformer.training.state import TrainState, abstract_state, copied, init_st
 def restore_or_init(
     saved: Checkpoints, experiment: Experiment, mesh: jax.sharding.Mesh
 ) -> tuple[TrainState, np.ndarray, str]:
-    """Returns the training state, the state of the data pipeline, and lines of text that state their origin (may be
-    empty).
+    """Returns the training state, the state of the data pipeline, int32 [batch, S], and a message about where they come
+    from, which may be empty.
 
     Both states come from the newest undamaged checkpoint. If there is no checkpoint, they come from the run
-    `experiment.fork`, or are new, with parameters from `experiment.init` if it is set.
+    `experiment.fork`. Without such a run they are new, with parameters from `experiment.init` if it is set.
     """
     abstract, lanes = abstract_state(experiment, mesh), loader.initial_state(experiment.data)
     if saved.latest is not None:

@@ -1,4 +1,4 @@
-"""Continues training from another run's state under other settings, and reports the changes."""
+"""Forks a run: continues training from another run's state under other settings, and reports the changed settings."""
 
 import dataclasses
 import functools
@@ -24,14 +24,14 @@ from jaxformer.training.state import TrainState, abstract_state, copied, trained
 BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
 """Fields of the experiment below `data` that do not affect the training batches."""
 UNLISTED = ("fork", "fork_step", "init")
-"""Fields of the experiment that always differ in a fork, so that the difference is not reported."""
+"""Fields of the experiment that are not reported as changed, because they differ in every fork."""
 MOST_LISTED = 10
 """Maximum number of changed settings that are reported."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Fork:
-    """State that a forked run starts from, read from the other run."""
+    """State from which a forked run starts: that of the other run."""
 
     state: TrainState
     """Training state, on the mesh."""
@@ -51,8 +51,8 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
       mesh: mesh for the state.
 
     Raises:
-      InputError: If the run cannot be read, has another model, tokenizer or optimizer, or has already done `steps`
-        steps.
+      InputError: If the run cannot be read, has another model, tokenizer or optimizer, or has already done
+        `experiment.steps` steps.
     """
     if experiment.fork is None:
         raise ValueError("fork=None: expected a run's folder")
@@ -86,8 +86,8 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
 
 
 def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
-    """Describes on one line how new settings change the learning rate of the next update. Returns an empty list if they
-    do not.
+    """Returns a list with one line that describes how new settings change the learning rate of the next update. The
+    list is empty if they do not change it.
     """
     updates = int(state.step) - int(state.skipped)
     old, new = (float(each.optimizer.schedule(each.steps)(updates)) for each in (before, now))
@@ -126,8 +126,8 @@ def _other_data(folder: Path, experiment: Experiment) -> list[str]:
 
 
 def _changes(other: Experiment, experiment: Experiment) -> list[str]:
-    """Returns one line for each setting that differs from the forked run's, up to a maximum, and a line with the number
-    of further ones.
+    """Returns one line for each setting in which the experiment differs from `other`, that of the forked run, up to
+    `MOST_LISTED` lines. If there are more, a last line states their number.
     """
     lines = [str(found) for found in configs.differences(other, experiment) if found.path not in UNLISTED]
     more = [f"and {len(lines) - MOST_LISTED} more settings"] if len(lines) > MOST_LISTED else []

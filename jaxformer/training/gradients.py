@@ -1,4 +1,6 @@
-"""Computes the loss of a batch and its gradient. The number of micro-batches does not affect the result."""
+"""Computes the loss of a batch and its gradient. If the batch is divided into micro-batches, the results are the same
+as for the whole batch.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -97,8 +99,8 @@ def _weighted(weights: Mapping[str, float], means: Means, totals: Mapping[str, j
     Args:
       weights: weight of each loss, keyed by name.
       means: losses as weighted means, keyed by name.
-      totals: maps names of losses to the weights by which their sums are divided, those of the whole batch. If None,
-        each mean is divided by its own weight.
+      totals: for a micro-batch, the total weight of each mean in the whole batch, by which its sum is divided. If None,
+        the sum is divided by the mean's own weight.
     """
     parts = (
         weight * Mean(means[name].sum, totals[name] if totals else means[name].weight).value

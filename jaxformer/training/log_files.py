@@ -29,9 +29,11 @@ class LogFiles:
             string.
         """
         self.home = folder
-        """Local folder of the log files."""
+        """Folder to write log files to: the run's folder, or a temporary local folder if the run's folder is in a
+        bucket.
+        """
         self.is_copied = storage.is_remote(folder)
-        """Whether the files are copied to the run's folder."""
+        """Whether the log files are copied from `home` to the run's folder, which is then in a bucket."""
         self._folder, self._moved, self._sizes = folder, moved, dict[Path, int]()
         self._last, self._copying = -EVERY, None
         if not self.is_copied:

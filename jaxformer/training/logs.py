@@ -33,7 +33,7 @@ UTILIZATION = "model_flops_utilization"
 
 
 class Meter:
-    """Collects the metrics of training steps between two log entries, and measures the speed."""
+    """Collects the losses and metrics of the training steps between two log entries, and measures the speed."""
 
     def __init__(self, experiment: Experiment, began: float):
         """Starts to measure the time.
@@ -54,9 +54,7 @@ class Meter:
         """Number of seconds from the start of training to the end of the first step. None before that."""
 
     def add(self, means: dict[str, Mean]) -> None:
-        """Adds the losses and metrics of a training step, as weighted means. The device may still be computing their
-        arrays.
-        """
+        """Adds the losses and metrics of a training step, as weighted means. The device may still be computing them."""
         self._means.append(means)
         self._timed += 1
         if self.first_step is None:
@@ -73,7 +71,9 @@ class Meter:
         self._timed, self._since = 0, time.monotonic()
 
     def report(self, step: int, state: TrainState) -> dict[str, float]:
-        """Returns the metrics of the steps since the last report, or since the run resumed. Waits for the device."""
+        """Returns the metrics, learning rate and speed of the steps since the last report or the start of this process,
+        keyed by name. Waits until the device has computed them.
+        """
         states = MetricStates(self._metrics)
         for terms in jax.device_get(self._means):
             states.add(terms)
@@ -89,8 +89,8 @@ class Meter:
         }
 
     def _utilization(self, steps_per_second: float, state: TrainState) -> dict[str, float]:
-        """Returns the share of the devices' peak FLOPs that training uses, as a metric. Empty if the peak is
-        unknown.
+        """Returns a dict with one metric, the fraction of the devices' peak FLOPs that training uses. Empty if their
+        peak is unknown.
         """
         peak, experiment = peak_flops(jax.devices()[0]), self._experiment
         if peak is None:
@@ -139,7 +139,7 @@ class Logs:
         Args:
           folder: the run's folder.
           steps: number of steps of the run.
-          start: number of updates already done.
+          start: number of steps already done.
           quiet: whether to print nothing.
           moved: function that returns the reason why this process may no longer write to the folder, or an empty
             string.
@@ -147,9 +147,13 @@ class Logs:
         self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
         self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
         self.evaluated, self.results = 0, None
-        """Step of the latest evaluation, and its metrics, with keys like `validation/loss`."""
+        """Step of the latest evaluation, and the values of its metrics, with keys like `validation/loss`. 0 and None
+        before the first evaluation.
+        """
         self.history: list[dict[str, float]] = []
-        """Metrics of all evaluations so far, one entry per step."""
+        """Values of the metrics of all evaluations so far, with keys like `validation/loss`. One dict per evaluated
+        step.
+        """
         self._files = LogFiles(folder, moved) if self._writes else None
         home = folder if self._files is None else self._files.home
         history, self._damaged = read_history(home / METRICS, start)
@@ -197,8 +201,8 @@ class Logs:
         self._display.say(text)
 
     def advance(self, step: int, meter: Meter) -> None:
-        """Moves the progress bar to a step. The first call also prints the time that the first step took, measured by
-        `meter`.
+        """Moves the progress bar to a step. The first call also prints the time from the start of training to the end
+        of the first step, which `meter` has measured.
         """
         if self._started is False:
             self._started = True
@@ -260,7 +264,9 @@ class Logs:
             self._files.copy_soon()
 
     def end(self, run: Run, results: Mapping[str, float] | None) -> None:
-        """Prints the results of the last evaluation, and predictions for some held-out data."""
+        """Prints the results `results` of the last evaluation as tables, predictions for some held-out examples, and a
+        command to try the run.
+        """
         if self._quiet:
             return
         self._display.end_bar()
@@ -290,8 +296,8 @@ def summary(values: Mapping[str, float]) -> str:
 
 
 def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
-    """Formats metrics of training steps on one line. `remaining` is the number of seconds to the end of training, if
-    known.
+    """Formats metrics of training steps on one line. `remaining` is the estimated number of seconds to the end of
+    training. None if it is not known.
     """
     [(name, speed)] = [pair for pair in values.items() if pair[0].endswith(PER_SECOND)]
     parts = [

@@ -1,4 +1,4 @@
-"""The training step, and the function `fit`, which runs a whole training."""
+"""The training step, and the function `fit`, which trains a run from start to end."""
 
 import contextlib
 import dataclasses
@@ -50,7 +50,8 @@ from jaxformer.training.state import (
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:
-    """Runs one training step. If the gradient is not finite, only the step counts change.
+    """Runs one training step. If the gradient is not finite, the step is skipped: only the step counts in the state
+    change.
 
     Args:
       experiment: the experiment; static under jit.
@@ -94,30 +95,30 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
 def jit_step(experiment: Experiment, mesh: jax.sharding.Mesh):
     """Jits `train_step` for a mesh: (state, batch) → (state, means). Call it in a `sharding.use` block with the mesh.
 
-    The state is donated, and the returned state has the same shardings. These are set explicitly because the compiler
-    for GPUs would otherwise replicate the results of the condition around the update.
+    The state is donated, and the returned state has the same shardings. These are set explicitly because XLA for GPUs
+    would otherwise replicate the outputs of the `lax.cond` that skips steps.
     """
     shardings = sharding.shardings_of(abstract_state(experiment, mesh)), sharding.replicated(mesh)
     return jax.jit(functools.partial(train_step, experiment), donate_argnums=0, out_shardings=shardings)
 
 
 def trace_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Traced:
-    """Traces `train_step` for a mesh. The devices of the mesh need not exist."""
+    """Traces `train_step` for a mesh. Also works for a mesh whose devices do not exist on this machine."""
     with sharding.use(mesh, experiment.mesh):
         return jit_step(experiment, mesh).trace(abstract_state(experiment, mesh), abstract_batch(experiment, mesh))
 
 
 def lower_step(experiment: Experiment, mesh: jax.sharding.Mesh) -> jax.stages.Lowered:
-    """Lowers `train_step` for a mesh. The devices of the mesh need not exist. `.compile()` of the result compiles the
-    step for them.
+    """Lowers `train_step` for a mesh. Also works for a mesh whose devices do not exist on this machine. `.compile()` of
+    the result compiles the step for these devices.
     """
     with sharding.use(mesh, experiment.mesh):
         return trace_step(experiment, mesh).lower()
 
 
 def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
-    """Returns `train_step` as a function (state, batch) → (state, means), which is compiled for a mesh at the first
-    call. The state is donated.
+    """Returns a function (state, batch) → (state, means) that runs `train_step` on a mesh. It is compiled at the first
+    call, and donates the state.
     """
     step = jit_step(experiment, mesh)
 
@@ -130,7 +131,7 @@ def compile_step(experiment: Experiment, mesh: jax.sharding.Mesh):
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """All objects that a running training needs."""
+    """All objects that `train_to_end` needs to train a run."""
 
     experiment: Experiment
     """Experiment that is trained."""
@@ -141,21 +142,23 @@ class Training:
     claim: Claim
     """Write access to the run's folder."""
     stop: Stop
-    """Determines whether the process was asked to stop."""
+    """Records signals that request to stop, and determines the step at which all processes stop."""
     train: Callable[[TrainState, dict[str, jax.Array]], tuple[TrainState, Means]]
-    """Training step, compiled at the first call."""
+    """Training step (state, batch) → (state, means), which is compiled at the first call."""
     evaluate: Evaluations | None
-    """All evaluations. None without held-out data."""
+    """Function that runs all evaluations of the experiment. None without held-out data."""
     saved: Checkpoints
     """Checkpoints of the run, for saving and reading."""
     batches: Iterable[tuple[loader.Batch, np.ndarray]]
-    """Iterator of batches with this process's rows. Each batch comes with the state of the data pipeline after it."""
+    """Yields this process's rows of each training batch, together with the state of the data pipeline after the batch.
+    """
     logs: Logs
     """Logs of the run."""
     profile: Profile
-    """Traces some steps if the user requests a profile."""
+    """Traces some steps if the user has requested a profile."""
     forked: bool
-    """Whether the initial state comes from another run and this run has no checkpoint yet."""
+    """Whether the run is a fork of another run and does not have a checkpoint yet. If True, its initial state is saved.
+    """
 
 
 def fit(
@@ -166,7 +169,7 @@ def fit(
     check_kernels: bool = True,
     accept_changed_data: bool = False,
 ) -> Run:
-    """Trains a run from its latest checkpoint, or from the start, to `experiment.steps`.
+    """Trains a run from its latest checkpoint, or from the start, until it has done `experiment.steps` steps.
 
     After SIGTERM or Ctrl-C, saves and returns. The same call then resumes from there with identical results.
 
@@ -175,8 +178,8 @@ def fit(
       workdir: the run's folder, which is created if it is missing.
       quiet: whether to print nothing.
       profile: whether to trace a few steps into the subfolder `profile` of the run, for XProf.
-      check_kernels: whether to compare fast implementations, such as kernels of attention, with plain ones if they have
-        not been compared on this kind of device (see `self_check`).
+      check_kernels: whether to compare fast implementations, such as attention kernels, with plain ones before the
+        first step, if this has not been done on this kind of device yet (see `self_check`).
       accept_changed_data: whether to resume a run whose data has changed since it began.
 
     Returns:
@@ -234,8 +237,8 @@ def fit(
 
 
 def prepare_data(experiment: Experiment, claim: Claim, accept: bool) -> tuple[Experiment, Tokenizer | None, DataRecord]:
-    """Checks the documents of the experiment, and whether they have changed since the run began. Prepares the
-    tokenizer.
+    """Checks the documents of the experiment, and whether they have changed since the run began. Trains, copies or
+    loads the tokenizer.
 
     Args:
       experiment: the experiment.
@@ -270,8 +273,8 @@ def prepare_evaluation(
 
 
 def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter: Meter) -> TrainState:
-    """Trains until the last step is done, a signal requests to stop, or `evaluation.patience` ends the run early. Saves
-    and returns the state.
+    """Trains until the last step is done, a signal requests to stop, or `evaluation.patience` ends the run early.
+    Evaluates, logs and saves checkpoints when they are due, and saves the last state. Returns this state.
 
     Args:
       training: objects of the training.
@@ -340,7 +343,9 @@ def finish(training: Training, state: TrainState) -> Run:
 
 
 def already_done(folder: Path, experiment: Experiment, step: int, shown: Display) -> Run:
-    """Returns the run unchanged, and prints that it has already done the requested number of steps."""
+    """Prints that the run has already done the requested number of steps. Returns the run as it is stored, without
+    training it.
+    """
     shown.say(
         f"--steps {experiment.steps}: the run in {folder} has done {step:,} already; nothing is trained or changed; "
         f"set more than {step:,} to continue"
@@ -349,13 +354,15 @@ def already_done(folder: Path, experiment: Experiment, step: int, shown: Display
 
 
 def due(step: int, every: int, steps: int) -> bool:
-    """Returns whether an action is due after this step: every `every` steps, and after the last of `steps`."""
+    """Returns whether to do something after this step that is done every `every` steps, and after the last step, which
+    is `steps`.
+    """
     return step > 0 and (step % every == 0 or step == steps)
 
 
 def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
-    """Returns whether the best evaluation was at least `evaluation.patience` evaluations ago, which ends the run
-    early.
+    """Returns whether to end the run early, because the best evaluation was at least `evaluation.patience` evaluations
+    ago. Always False if this setting is None.
     """
     patience, best = experiment.evaluation.patience, experiment.best_metric
     if patience is None or best is None:

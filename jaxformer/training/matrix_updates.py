@@ -18,8 +18,8 @@ Infos = Mapping[str, ParameterInfo]
 
 
 def muon_labels(infos: Infos) -> Callable[[Any], Any]:
-    """Returns a function that labels the parameters for Muon: `orthogonal` for kernels of blocks, which Muon updates,
-    and `adamw` for all others.
+    """Returns a function that maps a tree of parameters to a tree of labels: `orthogonal` for kernels of blocks, which
+    Muon updates, and `adamw` for all other parameters.
     """
 
     def label(path, _):
@@ -29,8 +29,8 @@ def muon_labels(infos: Infos) -> Callable[[Any], Any]:
 
 
 def dimension_numbers(infos: Infos) -> Callable[[optax.Updates], Any]:
-    """Returns a function from a tree of kernels to a tree of Optax `MuonDimensionNumbers`, which say which axes are the
-    rows and the columns of the matrix that Muon orthogonalises.
+    """Returns a function that maps a tree of kernels to a tree of Optax `MuonDimensionNumbers`. These define which axes
+    of a kernel are the rows, and which are the columns, of the matrix that Muon orthogonalises.
     """
 
     def numbers(path, _):
@@ -40,8 +40,8 @@ def dimension_numbers(infos: Infos) -> Callable[[optax.Updates], Any]:
 
 
 def scale_to_adamw(infos: Infos) -> optax.GradientTransformation:
-    """Returns a transformation that scales orthogonal updates to the usual root mean square of AdamW's updates (Liu et
-    al. 2025, §2.2).
+    """Returns a transformation that scales orthogonal updates so that their root mean square is that of typical AdamW
+    updates (Liu et al. 2025, §2.2).
     """
 
     def scale(path, update):
@@ -72,8 +72,8 @@ def on_matrices(inner: optax.GradientTransformation, infos: Infos) -> optax.Grad
 
 
 def limit_by_layer(threshold: float, relative: bool, infos: Infos) -> optax.GradientTransformation:
-    """Returns a transformation that limits the root mean square of the update of each layer, and of each expert if
-    there are any, to `threshold`.
+    """Returns a transformation that limits the root mean square of a parameter's update to `threshold`, separately for
+    each layer and each expert.
 
     If `relative`, it also multiplies the update by the root mean square of the parameter.
     """

@@ -1,6 +1,7 @@
 """Optimizers and learning rate schedules: configs from which Optax transformations are created.
 
-Whether a parameter is a kernel, and which axes it has, is known from its initialisation: see `parallel.metadata`.
+Some optimizers treat kernels of linear layers as matrices. Which parameters are kernels, and which axes they have, is
+recorded when parameters are initialised (see `parallel.metadata`).
 """
 
 import dataclasses
@@ -89,14 +90,16 @@ class Optimizer:
     accumulate: int = 1
     """Number of micro-batches whose gradients are accumulated for one update."""
     ema: float | None = None
-    """Decay of the moving average of the parameters, which evaluation then uses. If None, there is no average."""
+    """Decay of a moving average of the parameters, which evaluation and prediction use in place of the parameters. If
+    None, there is no average.
+    """
     freeze: tuple[str, ...] = ()
     """Regular expressions. Parameters whose path matches one of them are frozen and have no gradient or optimizer
     state.
     """
     layer_decay: float = 1.0
-    """Learning rate of each block as a fraction of that of the block above it (Clark et al. 2020). Heads have the full
-    learning rate, embeddings the lowest.
+    """Learning rate of each block, divided by that of the next block towards the output (Clark et al. 2020). Heads have
+    the full learning rate, embeddings the lowest.
     """
 
     def __post_init__(self):
@@ -111,15 +114,12 @@ class Optimizer:
             check_pattern("optimizer.freeze", pattern)
 
     def transform(self, steps: int, infos: Infos) -> optax.GradientTransformation:
-        """Creates the Optax transformation for the trained parameters: clipping, the optimizer's rule, and layer-wise
-        decay.
+        """Creates the Optax transformation for the trained parameters: gradient clipping, the update rule of the
+        optimizer, and the layer-wise decay of the learning rate.
 
         Args:
           steps: number of updates in the whole run.
           infos: maps parameter paths to the names of the parameter's axes.
-
-        Raises:
-          InputError: If the schedule does not fit the run.
         """
         # Transformations without effect are included too, so that the state has the same form and a fork can change it.
         clip = optax.identity() if self.clip is None else _clip_by_global_norm(self.clip)
@@ -127,10 +127,10 @@ class Optimizer:
         return optax.chain(clip, self.rule(self.schedule(steps), infos), layers)
 
     def rule(self, rate: optax.Schedule, infos: Infos) -> optax.GradientTransformation:
-        """Creates the Optax transformation of the subclass, which turns gradients into updates.
+        """Creates the Optax transformation that turns gradients into updates. Each subclass defines its own.
 
         Args:
-          rate: function of the number of updates done that returns the learning rate.
+          rate: function that takes the number of updates done, and returns the learning rate.
           infos: maps parameter paths to the names of the parameter's axes.
         """
         # Not an abstract class, because `help` shows no fields of an abstract class.
@@ -165,9 +165,7 @@ class Lion(Optimizer):
     """
 
     b1: float = 0.9
-    """Weight of the momentum in its sum with the gradient, which has weight 1 − b1. The sign of the sum is the
-    update.
-    """
+    """Weight of the momentum in the update, which is sign(b1 · momentum + (1 − b1) · gradient)."""
     b2: float = 0.99
     """Decay of the momentum, the moving average of the gradient."""
 
@@ -181,7 +179,7 @@ class Lion(Optimizer):
 
 @dataclasses.dataclass(frozen=True)
 class Adafactor(Optimizer):
-    """Adafactor: Adam with a factored second moment (Shazeer & Stern 2018). Needs hardly any memory.
+    """Adafactor: Adam with a factored second moment (Shazeer & Stern 2018). Its state needs hardly any memory.
 
     The second moment is stored as row and column means of each layer's matrix. If a kernel has an axis of heads and one
     of head dimensions, they are merged into one axis of the matrix. Matrices with a side below 128 keep the whole
@@ -189,13 +187,17 @@ class Adafactor(Optimizer):
     """
 
     decay: float = 0.8
-    """Exponent of the decay: the second moment of update t decays by 1 − t^−decay."""
+    """Exponent that sets the decay rate of the second moment: 1 − t^−decay at update t."""
     relative: bool = True
-    """Whether the learning rate is relative to the root mean square of the parameter."""
+    """Whether updates are multiplied by the root mean square of the parameter, so that the learning rate is relative to
+    the parameter's size.
+    """
     threshold: float = 1.0
     """Maximum root mean square of an update, before it is multiplied by the learning rate."""
     momentum: float | None = None
-    """Decay of the mean of the updates, which costs one moment per parameter. If None, there is no momentum."""
+    """Decay of the moving average of the updates. It needs memory for one moment per parameter. If None, there is no
+    momentum.
+    """
 
     def __post_init__(self):
         super().__post_init__()

@@ -60,8 +60,8 @@ class Profile(contextlib.AbstractContextManager):
         jax.profiler.start_trace(str(self._written))
 
     def step(self, step: int) -> contextlib.AbstractContextManager:
-        """Context manager that marks its block as one step in the trace. XProf computes the time of a step from these
-        marks.
+        """Context manager that marks its block as one training step in the trace. XProf uses these marks to compute the
+        time of each step.
         """
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
@@ -73,7 +73,7 @@ class Profile(contextlib.AbstractContextManager):
           waiting: arrays of the steps. The trace ends when they have been computed.
 
         Returns:
-          A line that says where the profile is. Empty if no trace has ended.
+          A line that names the traced steps and a command to view the trace. Empty if no trace has ended.
         """
         if self._written is None or step != self.last:
             return ""
@@ -87,7 +87,9 @@ class Profile(contextlib.AbstractContextManager):
             self._end()
 
     def _end(self) -> str:
-        """Writes the trace to the run's folder. Returns a line that says where it is."""
+        """Ends the trace and writes it to the run's folder. Returns a line that names the traced steps and a command to
+        view the trace.
+        """
         jax.profiler.stop_trace()
         written, self._written = self._written, None
         assert self._folder is not None and written is not None

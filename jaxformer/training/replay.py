@@ -31,7 +31,7 @@ from jaxformer.training.damage import Damaged, first_good
 from jaxformer.training.state import abstract_state
 
 MOST_NUMBERS = 12
-"""Maximum number of values shown of an array that is not text."""
+"""Maximum number of values to print of an array that does not contain tokens."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Row:
     index: int
     """Index of the row in the global batch."""
     loss: float | None
-    """Loss of the row alone, without dropout; None if the objective compares the rows of a batch, or the run has no
-    checkpoint.
+    """Loss of this row, computed without the other rows and without dropout. None if the objective compares the rows of
+    a batch, or the run has no checkpoint.
     """
     arrays: dict[str, list[str]]
-    """Maps the name of each array of the batch to lines of text. For an array of tokens, these are its decoded
-    examples. For any other array, this is one summary.
+    """Lines of text that describe this row, for each array, keyed by the array's name. An array of tokens has one line
+    of decoded text per example, any other array has one line that summarises its values.
     """
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ class Replay:
     step: int
     """Number of the step, counted from 1 as in `metrics.jsonl`."""
     parameters_of: int | None
-    """Step of the checkpoint whose parameters give the losses. None if the losses are not computed."""
+    """Step of the checkpoint with whose parameters the losses are computed. None if there are no losses."""
     batch: dict[str, np.ndarray]
     """Arrays [b, ...] of the batch, as the objective receives them."""
     rows: list[Row]
@@ -98,7 +98,7 @@ def replay(folder: Path, step: int) -> Replay:
 
 
 def _check_data(folder: Path, experiment: Experiment) -> int:
-    """Checks that the training data is the data that the run was last trained on.
+    """Checks that the training data is the same as when the run was last trained on it.
 
     Returns:
       The step at which the run last resumed with accepted changes of its data. -1 if its data has never changed, or
@@ -165,8 +165,8 @@ def _batch_after(experiment: Experiment, tokenizer: Tokenizer | None, lanes: np.
 def _losses(
     saved: Checkpoints, step: int, experiment: Experiment, mesh: jax.sharding.Mesh, batch: Mapping[str, np.ndarray]
 ) -> tuple[int | None, list[float] | None]:
-    """Computes the loss of each row, with the parameters of the newest checkpoint from before the step, or of the
-    oldest checkpoint if there is none.
+    """Computes the loss of each row. Uses the parameters of the newest checkpoint from before the step, or of the
+    oldest checkpoint if there is none from before the step.
 
     Returns:
       The step of the checkpoint, and the losses. None for both if there is no checkpoint, or the objective compares the

@@ -1,8 +1,9 @@
 """Compares the fast implementations that a run uses with plain ones, on small inputs, before its first step.
 
-The fast implementations are attention kernels, attention on a mesh, and experts on a mesh. An error in one of them
-would raise no exception, but the model would learn less. So the output and the gradients of each are compared once on
-each kind of device. The names of the passed checks are stored in the folder of the compilation cache.
+The fast implementations are attention kernels, attention that is sharded over a mesh, and expert layers that are
+sharded over a mesh. An error in one of them would raise no exception, but the model would learn less. So the output and
+the gradients of each are compared once on each kind of device. The names of the passed checks are stored in the folder
+of the compilation cache.
 """
 
 import contextlib
@@ -51,9 +52,11 @@ class Check:
     """Comparison of a fast implementation with a plain implementation of the same function."""
 
     name: str
-    """Description of the implementation and its sizes, which identifies the check."""
+    """Text that identifies the check: the fast implementation, the sizes of its inputs, and the mesh."""
     instead: str
-    """Setting that selects a plain implementation in place of the fast one, for the error message."""
+    """Config setting with which the run would use a plain implementation in place of the fast one. The error message
+    suggests it.
+    """
     fast: Callable[[Arrays], jax.Array]
     """The fast implementation: a function of a dict with all arrays of `rows` and `shared`. It runs on the mesh of the
     run.
@@ -99,7 +102,7 @@ def run(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
 
 
 def checks(experiment: Experiment, mesh: jax.sharding.Mesh) -> Iterator[Check]:
-    """Yields the checks of the fast implementations that an experiment may use on a mesh."""
+    """Yields one check for each fast implementation that an experiment may use on a mesh."""
     with sharding.use(mesh, experiment.mesh):
         platform = sharding.platform()
     found: dict[str, Check] = {}
@@ -133,7 +136,9 @@ def difference(check: Check, experiment: Experiment, mesh: jax.sharding.Mesh) ->
 
 
 def _copies(mesh: jax.sharding.Mesh) -> int:
-    """Returns how many times the `ROWS` rows must be repeated so that the mesh can split the batch evenly."""
+    """Returns how often to repeat the `ROWS` batch rows, so that the batch size is divisible by the number of parts
+    into which the mesh splits a batch.
+    """
     return int(np.lcm(ROWS, sharding.ways(mesh, "batch"))) // ROWS
 
 
@@ -143,7 +148,7 @@ def _repeat(array: jax.Array, copies: int) -> jax.Array:
 
 
 def _values(function, rows: Arrays, shared: Arrays) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
-    """Computes a function and the gradients of the sum of its output times `rows["cotangent"]`.
+    """Computes a function of the arrays, and the gradients of the sum of its output times `rows["cotangent"]`.
 
     Returns:
       A dict with the output and the gradients of the floating-point arrays in `rows`, and a dict with the gradients of
@@ -165,15 +170,24 @@ def _by_row(one: jax.Array, other: jax.Array) -> jax.Array:
 
 
 def _whole(one: jax.Array, other: jax.Array) -> jax.Array:
-    """Returns the relative difference ‖one − other‖ / ‖other‖ of two arrays. Infinite if it is not finite."""
+    """Returns the relative difference ‖one − other‖ / ‖other‖ of two arrays. Returns infinity if an array has values
+    that are not finite.
+    """
     one, other = one.astype(jnp.float32), other.astype(jnp.float32)
     found = jnp.linalg.norm((one - other).ravel()) / jnp.maximum(jnp.linalg.norm(other.ravel()), 1e-6)
     return jnp.where(jnp.isfinite(found), found, jnp.inf)
 
 
 def _attention_checks(experiment: Experiment, mesh, stack, attention, where: str) -> Iterator[Check]:
-    """Yields the checks of one kind of attention in a stack, with and without a causal mask. Yields none if the plain
-    implementation (`blocks`) is used anyway.
+    """Yields checks of an attention layer, without and with a causal mask. Yields none if the sequences are too short
+    for a kernel, or the run uses the plain implementation (`blocks`) anyway.
+
+    Args:
+      experiment: the experiment.
+      mesh: mesh of the run.
+      stack: stack of blocks that contains the layer.
+      attention: config of the layer.
+      where: path of the stack in the config, for error messages.
     """
     longest = max(experiment.data.task.unit[1], getattr(experiment.model, "patches", 0))
     split = max(2, mesh.shape.get("sequence", 1))
@@ -205,8 +219,8 @@ def _attention_checks(experiment: Experiment, mesh, stack, attention, where: str
 
 
 def _attend(kernel: kernels.Kernel, dtype: Any, causal: bool, window: int | None, arrays: Arrays) -> jax.Array:
-    """Computes attention from the arrays `query`, `key`, `value` and `segments`. The output at padding is set to 0,
-    because implementations differ there.
+    """Computes attention from the arrays `query`, `key`, `value` and `segments`. Sets the output at padding to 0,
+    because implementations return different values there.
     """
     query, key, value = (arrays[name].astype(dtype) for name in ("query", "key", "value"))
     segments = arrays["segments"]
@@ -245,7 +259,9 @@ def _attention_rows(sizes: tuple[int, int, int, int], alone: bool) -> dict[str, 
 
 
 def _expert_check(mesh, stack, mlp, where: str) -> Check:
-    """Returns the check of the expert layer of a stack, with random expert choices, on the mesh of the run."""
+    """Returns the check of a stack's expert layer on the mesh of the run. Its inputs include random choices of experts
+    for each token.
+    """
     random, width, length = np.random.default_rng(0), EXPERT_WIDTH, 64
     chosen = np.argsort(random.random((ROWS, length, mlp.experts)), axis=-1)[..., : mlp.top_k].astype(np.int32)
     rows = {
@@ -271,14 +287,14 @@ def _expert_check(mesh, stack, mlp, where: str) -> Check:
 
 
 def _experts(mlp, dtype: Any, fast: bool, arrays: Arrays) -> jax.Array:
-    """Computes an expert layer for the expert choices in `arrays`.
+    """Computes an expert layer. `arrays` also contains which experts each token is sent to.
 
     Args:
       mlp: config of the expert layer.
       dtype: dtype of the computation.
       fast: whether to use the implementation of the run, with capacity for all tokens. Otherwise, every expert is
         computed for every token.
-      arrays: inputs `x`, the chosen experts with their weights, and the kernels.
+      arrays: inputs `x`, the chosen experts and their weights for each token (`chosen`, `weights`), and the kernels.
     """
     x, gate = arrays["x"].astype(dtype), arrays.get("gate")
     up, down = arrays["up"].astype(dtype), arrays["down"].astype(dtype)
@@ -296,8 +312,8 @@ def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _file(device: str) -> Any:
-    """Returns the path of the file with the passed checks of a kind of device, for the current versions of jaxformer
-    and its dependencies. None if there is no compilation cache.
+    """Returns the path of the file that stores which checks have passed on a kind of device, for the current versions
+    of jaxformer and its dependencies. None if there is no compilation cache.
     """
     home = jax.config.values["jax_compilation_cache_dir"]
     if home is None:

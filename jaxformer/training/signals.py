@@ -1,4 +1,4 @@
-"""Stopping of a training: signals request it, and the training loop determines the step at which all processes stop."""
+"""Stops a training at a signal, such as Ctrl-C, and determines the step at which all processes stop."""
 
 import os
 import signal
@@ -12,8 +12,9 @@ class Stop:
     """Context manager that records SIGTERM and Ctrl-C instead of ending the process. A second Ctrl-C interrupts at
     once.
 
-    Cloud services send SIGTERM before they take a machine away. If there are several processes, jax.distributed
-    receives the signal, and all processes agree on the step at which to stop; Ctrl-C is passed on to it.
+    Cloud services send SIGTERM before they take a machine away. If there are several processes, jax.distributed handles
+    SIGTERM, and all processes agree on the step at which to stop. Ctrl-C then sends SIGTERM to this process, so that
+    jax.distributed handles it too.
     """
 
     def __init__(self):
@@ -38,8 +39,8 @@ class Stop:
             os.kill(os.getpid(), signal.SIGTERM)
 
     def requested(self) -> bool:
-        """Returns whether a signal has requested to stop, for a run with a single process. For several processes, use
-        `at`.
+        """Returns whether a signal has requested to stop. Always False if there are several processes, which use `at`
+        to stop at the same step.
         """
         return self.signal is not None and jax.process_count() == 1
 

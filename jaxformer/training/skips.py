@@ -16,8 +16,8 @@ from jaxformer.parallel import processes
 MOST_SKIPPED = 10
 """Number of consecutive steps with a non-finite gradient after which a run stops."""
 WITHIN = 2
-"""Number of later steps that are started before a step is examined. At that time the host waits for the step anyway
-(see `Meter.add`), so examining it costs no time.
+"""Number of later steps that are started before the gradient norm of a step is examined. At that time the host waits
+for the step anyway (see `Meter.add`), so that this costs no time.
 """
 
 
@@ -33,30 +33,31 @@ class Skip:
     """State of the data pipeline before the batch of the step, int32 [batch, S], with S integers per batch row."""
 
     def line(self) -> dict[str, Any]:
-        """Returns the JSON object for `skipped.jsonl`."""
+        """Returns the JSON object that is written to `skipped.jsonl` for the step."""
         return {"step": self.step, **self.values, "lanes": self.lanes.tolist()}
 
 
 class Skips:
     """Detects the skipped steps of a run.
 
-    The gradient norm of a step is read `WITHIN` steps later, while the device computes. All processes read it after the
-    same step, so that they agree.
+    The gradient norm of a step is read `WITHIN` steps later, while the device computes those steps. All processes read
+    it at the same time, so that they detect the same skipped steps.
     """
 
     def __init__(self, in_a_row: int, rows: Sequence[int], losses: Iterable[str]):
         """Creates the detector.
 
         Args:
-          in_a_row: number of consecutive skipped steps before the first step that is added.
+          in_a_row: number of consecutive skipped steps at the end of earlier training, from which counting continues.
           rows: indices of this process's rows in the global batch.
-          losses: names of the means to log in addition to the gradient norm.
+          losses: names of the losses to log for a skipped step, in addition to the gradient norm.
         """
         self._in_a_row, self._rows, self._names = in_a_row, rows, ("gradient_norm", *losses)
         self._waiting: collections.deque[tuple[int, dict[str, Mean], np.ndarray]] = collections.deque()
 
     def add(self, step: int, means: dict[str, Mean], lanes: np.ndarray) -> Iterator[Skip]:
-        """Adds a step, which may still be running. Yields the skipped steps among those that are old enough to examine.
+        """Adds a step, which the device may still be computing. Examines the step that was added `WITHIN` steps
+        earlier, and yields it if it was skipped.
 
         Args:
           step: number of the step, counted from 1.
@@ -70,8 +71,8 @@ class Skips:
         yield from self._looked_at(WITHIN)
 
     def rest(self) -> Iterator[Skip]:
-        """Waits for all steps that were added, and yields the skipped ones not yet yielded. Raises InputError under the
-        same condition as `add`.
+        """Examines all added steps that have not been examined yet, and yields those that were skipped. Waits until the
+        device has computed them. Raises InputError under the same condition as `add`.
         """
         yield from self._looked_at(0)
 

@@ -1,4 +1,4 @@
-"""Checks that an experiment fits the stages of a pipeline and the expert axis of its mesh."""
+"""Checks that an experiment fits the pipeline stages and the expert axis of its mesh."""
 
 import math
 
@@ -11,7 +11,9 @@ from jaxformer.parallel import sharding
 
 
 def check_pipeline(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError if the blocks do not divide into stages, or the batch does not divide into micro-batches."""
+    """Raises InputError if the blocks of the model cannot be divided evenly into pipeline stages, or the batch into
+    micro-batches of the pipeline, or if pipeline settings are given for a mesh without a pipeline.
+    """
     schedule = Schedule.of(mesh, experiment.mesh)
     stages, micro_batches = schedule.stages, schedule.micro_batches
     if stages == 1:

@@ -1,7 +1,7 @@
 """The training state: step, parameters, optimizer state and moving average, and their shardings.
 
 Some parameters may be frozen (`optimizer.freeze`, `lora`): they have no gradient, no optimizer state and no moving
-average. With LoRA, the parameters of a run differ from those of its model, which `model_params` computes.
+average. With LoRA, the parameters of a run are the model's parameters and the adapters; `model_params` merges them.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ from jaxformer.parallel.parameter_shards import state_shardings
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
 LORA = 1
-"""Number folded into the random key for the parameters of the model, to get the key for the LoRA adapters."""
+"""Number that is folded into the random key of the model's parameters to get the random key of the LoRA adapters."""
 
 
 @flax.struct.dataclass
@@ -45,20 +45,22 @@ class TrainState:
         return self.params if self.average is None else join(self.average, self.params)
 
     def trees(self) -> dict[str, Any]:
-        """Splits the state into the named trees of a checkpoint. They allow the parameters to be read without the
-        optimizer state.
+        """Splits the state into trees for a checkpoint: `params`, `average`, and `training` with the optimizer state
+        and step counts. Each can be read without the others.
         """
         counts = {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
         return {"params": self.params, "average": self.average, "training": {"optimizer": self.optimizer, **counts}}
 
     @classmethod
     def from_trees(cls, trees: dict[str, Any]) -> "TrainState":
-        """Restores the state from the result of `trees`."""
+        """Creates the state from a dict of trees, the inverse of `trees`."""
         return cls(params=trees["params"], average=trees["average"], **trees["training"])
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
-    """Initialises the model's parameters randomly. Each is a `metadata.Boxed`, which names its axes."""
+    """Initialises the model's parameters randomly. Each parameter is wrapped in a `metadata.Boxed`, which names its
+    axes.
+    """
     rows = experiment.data.task.row
     batch = {name: jnp.zeros((1, feature.capacity, *feature.shape), feature.dtype) for name, feature in rows.items()}
     # Omits segments and positions, which the data pipeline adds, because no parameter shape depends on them.
@@ -81,7 +83,9 @@ def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
 
 
 def model_params(experiment: Experiment, params: Any) -> Any:
-    """Extracts the model's parameters from the parameters of the run. With LoRA, merges the adapters."""
+    """Returns the model's parameters, given the parameters of the run. With LoRA, merges the adapters into them.
+    Otherwise, both are the same.
+    """
     return params if experiment.lora is None else experiment.lora.merge(params)
 
 
@@ -94,21 +98,23 @@ def _run_params(experiment: Experiment, key: jax.Array) -> Any:
 
 
 def boxed_params(experiment: Experiment) -> Any:
-    """Returns shapes and types of the parameters of a run, without computing them. Each is a `metadata.Boxed`, which
-    names its axes.
+    """Returns the shapes and dtypes of the parameters of a run, without computing them. Each parameter is wrapped in a
+    `metadata.Boxed`, which names its axes.
     """
     return jax.eval_shape(lambda: _run_params(experiment, jax.random.key(0)))
 
 
 def parameter_info(experiment: Experiment) -> dict[str, metadata.ParameterInfo]:
-    """Returns a dict that maps parameter paths to the names of the parameter's axes. Does not compute the
-    parameters.
+    """Returns a dict that maps parameter paths to the names of the parameter's axes (`ParameterInfo`). The parameters
+    are not computed.
     """
     return metadata.parameter_info(boxed_params(experiment))
 
 
 def create(experiment: Experiment) -> TrainState:
-    """Creates the state before the first step. Each parameter is a `metadata.Boxed`, which names its axes."""
+    """Creates the training state before the first step. Each parameter is wrapped in a `metadata.Boxed`, which names
+    its axes.
+    """
     key = jax.random.key(experiment.seed)
     params = _run_params(experiment, key)
     zero, (trained, _) = jnp.zeros((), jnp.int32), trained_and_held(experiment, params)
@@ -118,21 +124,25 @@ def create(experiment: Experiment) -> TrainState:
 
 
 def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:
-    """Returns the shapes and shardings of the training state, without computing it."""
+    """Returns the training state with `jax.ShapeDtypeStruct`s in place of arrays: their shapes, dtypes and shardings.
+    Nothing is computed.
+    """
     boxed = jax.eval_shape(lambda: create(experiment))
     with sharding.overridden(experiment.mesh):
         return _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
 
 
 def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
-    """Returns the shapes and shardings of the model's parameters, without computing them."""
+    """Returns the model's parameters as `jax.ShapeDtypeStruct`s: their shapes, dtypes and shardings. Nothing is
+    computed.
+    """
     boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
     with sharding.overridden(experiment.mesh):
         return _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
 
 
 def abstract_batch(experiment: Experiment, mesh: jax.sharding.Mesh) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns the shapes and shardings of a batch."""
+    """Returns a batch as `jax.ShapeDtypeStruct`s: the shapes, dtypes and shardings of its arrays, keyed by name."""
     rows = sharding.batch_sharding(mesh)
     batch = jax.eval_shape(lambda: empty_batch(experiment.data.batch, experiment.data.task.row))
     return _with_shardings(batch, dict.fromkeys(batch, rows))
@@ -143,9 +153,9 @@ TOKEN_ARRAYS = {"tokens": "length", "inputs": "input_length"}
 
 
 def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError if a mesh axis is larger than a parameter dimension that is sharded across it.
+    """Raises InputError if a mesh axis is larger than a dimension of a parameter that is sharded over this mesh axis.
 
-    Does not check key/value heads, because attention repeats them if there are too few.
+    Does not check the dimension of key/value heads, because attention repeats the heads if there are too few.
     """
     boxed = boxed_params(experiment)
     rules = {**sharding.RULES, **dict(experiment.mesh.rules)}
@@ -159,11 +169,11 @@ def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.Ab
 
 
 def check_positions(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError if the mesh splits sequences along their positions, but the length of no token array of a batch
-    row is divisible by the number of parts.
+    """Raises InputError if the mesh splits sequences along their positions, but this is possible for none of the token
+    arrays of a batch row, because their lengths are not divisible by the number of parts.
 
-    A token array whose length is not divisible, such as the short targets of an encoder–decoder, is not split. Neither
-    are the patches of images.
+    If it is possible for some of the token arrays, the others are not split, such as the short targets of an
+    encoder–decoder. Patches of images are not split either.
     """
     ways, row = sharding.ways(mesh, "query_position"), experiment.data.task.row
     fields = {field: row[array].capacity for array, field in TOKEN_ARRAYS.items() if array in row}

@@ -1,4 +1,4 @@
-"""Estimates how much of a device's speed and memory a run uses."""
+"""Estimates how much of the devices' speed and memory a run uses."""
 
 import resource
 import sys
@@ -44,9 +44,8 @@ def peak_flops(device: Any) -> float | None:
 def step_flops(model: Model, row: Mapping[str, Feature], batch: int, trained: float = 1.0) -> float:
     """Returns the FLOPs of the matrix products of a training step, based on `Model.flops`.
 
-    The backward pass computes the gradients of the activations and those of the trained parameters. Each takes as many
-    operations as the forward pass, the latter in proportion to the parameters that are trained. The optimizer and
-    rematerialisation are not counted.
+    The backward pass computes two kinds of gradients: those of the activations take as many operations as the forward
+    pass, those of the parameters take `trained` times as many. The optimizer and rematerialisation are not counted.
 
     Args:
       model: Model that is trained.
@@ -62,7 +61,9 @@ def step_flops(model: Model, row: Mapping[str, Feature], batch: int, trained: fl
 
 
 def memory_in_use() -> int:
-    """Returns the peak memory use of this process in bytes, on its first device, or on the host if that is a CPU."""
+    """Returns the peak memory use of this process in bytes: that of its first device, or of the host if this device is
+    a CPU.
+    """
     statistics: dict[str, Any] = jax.local_devices()[0].memory_stats() or {}
     if "peak_bytes_in_use" in statistics:
         return statistics["peak_bytes_in_use"]

@@ -20,8 +20,9 @@ from jaxformer.runs import writing
 from jaxformer.runs.parameters import read_params
 
 LAST_NORM = "last_norm"
-"""Field of a stack in which pretrained weights may differ: whether its output is normalised. A head may normalise it
-instead."""
+"""Name of a field of a Transformer stack: whether it normalises its output. A warm start accepts another value, because
+the norm may be in the head in one model and in the stack in the other.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Start:
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """A model and its parameters. A warm start copies parameters from one `Weights` to another."""
+    """A model and its parameters. A warm start copies parameters from one `Weights` to another if their paths match."""
 
     model: Model
     params: Any
@@ -50,8 +51,8 @@ class Weights:
         return getattr(self.model, "labels", None)
 
     def by_path(self) -> dict[str, tuple[str, Any]]:
-        """Returns a dict that maps the path of each parameter within the pretrained part of the model to the full path
-        and the array of the parameter.
+        """Returns a dict that maps the path of each parameter, without the prefix of the pretrained part of the model
+        such as `backbone/`, to its full path and its array.
         """
         prefix, _ = self.model.pretrained()
         return {path.removeprefix(prefix): (path, array) for path, array in parameters.flat(self.params).items()}
@@ -63,7 +64,8 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
     Args:
       name: folder of a run, Hugging Face folder, or another name that `locate` accepts.
       model: model to initialise.
-      params: random parameters of the model, on the mesh. Kept for parameters that the weights lack.
+      params: random parameters of the model, on the mesh. A parameter keeps its random value if there is no pretrained
+        weight for it.
       mesh: mesh of the parameters.
 
     Raises:
@@ -83,12 +85,12 @@ def start_from(name: str, model: Model, params: Any, mesh: jax.sharding.Mesh) ->
 
 
 def check_model(name: str, model: Model, wanted: Model) -> None:
-    """Raises InputError unless two models are the same except for their heads and for settings that only affect
-    training.
+    """Raises InputError if a pretrained model does not fit the model to initialise. They may differ only in their heads
+    and in settings that affect only training.
 
     Args:
       name: name of the weights, for error messages.
-      model: model of the weights.
+      model: pretrained model.
       wanted: model to initialise.
     """
     prefix, inner = wanted.pretrained()
@@ -110,16 +112,18 @@ def check_model(name: str, model: Model, wanted: Model) -> None:
 
 
 def match(name: str, found: Weights, wanted: Weights) -> Start:
-    """Initialises each parameter of a model from the weight with the same path. If a model is a classifier, its paths
-    are taken relative to the pretrained model inside it.
+    """Initialises each parameter of a model from the weight with the same path. The path of a parameter in a
+    classifier's backbone does not include the prefix of the backbone.
 
     Args:
       name: name of the weights, for error messages.
-      found: the weights. Their head is not used if it has other labels.
-      wanted: the model to initialise, and its parameters on the mesh. A parameter without a weight keeps its value.
+      found: the weights. Their head is not used if it predicts other labels.
+      wanted: the model to initialise, and its parameters on the mesh. A parameter for which there is no weight keeps
+        its value.
 
     Raises:
-      InputError: If a weight has another shape, or one of the two models lacks parameters of the pretrained part.
+      InputError: If a weight has another shape than the parameter, or one of the two models lacks a parameter of the
+        backbone.
     """
     ours, theirs = wanted.by_path(), found.by_path()
     same_labels = found.labels == wanted.labels
@@ -147,8 +151,8 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
 
 
 def _origin(source: str, theirs: Container[str], wanted: Model) -> str:
-    """Returns the path of the weight that initialises a parameter: the path of the parameter, or that of its substitute
-    (`Model.warm_start_names`) if the weights only have the substitute.
+    """Returns the path of the weight that initialises a parameter. It is the path of the parameter, or of a weight with
+    another name (`Model.warm_start_names`) if the weights do not contain the former.
 
     Args:
       source: path of the parameter.
@@ -161,9 +165,9 @@ def _origin(source: str, theirs: Container[str], wanted: Model) -> str:
 
 
 def _part(path: str, model: Model) -> str:
-    """Returns the name of the part of a model that a parameter belongs to, its first component.
+    """Returns the name of the part of a model that a parameter belongs to: the first component of its path.
 
-    The last norm of a stack is a part of its own, which belongs to the head that reads it.
+    Exception: the last norm of a stack is a part by itself, such as `encoder/norm`, because it may belong to the head.
     """
     norms = [f"{stack}/norm" for stack in model.stacks()]
     return next((norm for norm in norms if path.startswith(f"{norm}/")), path.split("/")[0])

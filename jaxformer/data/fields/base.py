@@ -1,4 +1,4 @@
-"""Base class of task fields. Each field decodes and transforms one column of an example."""
+"""Base class of the fields that a task consists of. Each field decodes and transforms one column of an example."""
 
 import abc
 from collections.abc import Mapping
@@ -28,7 +28,9 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @property
     def frame(self) -> "ImageField | None":
-        """Field that resizes and augments each image, or each frame of a video. None if the column has neither."""
+        """Field that resizes and augments each image, or each frame of a video. None if the column contains neither
+        images nor videos.
+        """
         return None
 
     @property
@@ -41,8 +43,8 @@ class Field(abc.ABC, Generic[EncodedT]):
 
     @property
     def requirement(self) -> str | None:
-        """Requirement that a document must meet to be usable for this field, for error messages. None if `read` already
-        checks everything.
+        """Phrase for error messages that names what a document must contain to be usable for this field, such as "image
+        that can be decoded". None if `read` already checks everything.
         """
         return None
 
@@ -51,7 +53,7 @@ class Field(abc.ABC, Generic[EncodedT]):
         """Returns the layout in a batch row of each array that `transform` returns, keyed by the name of the array."""
 
     def check(self, tokenizer: Tokenizer | None) -> None:
-        """Checks that the tokenizer fits the field. Raises InputError if it does not."""
+        """Checks that the tokenizer has what the field needs, such as special tokens. Raises InputError otherwise."""
 
     def for_evaluation(self) -> "Field[EncodedT]":
         """Returns this field without augmentation, for held-out data."""
@@ -73,7 +75,7 @@ class Field(abc.ABC, Generic[EncodedT]):
     def encode(self, value: Any, tokenizer: Tokenizer | None) -> EncodedT | None:
         """Converts a value from `read` to the form that is cached, such as a text to its tokens.
 
-        Returns None if the value cannot be used. Its document then gives no training example.
+        Returns None if the value cannot be used. No training example is then made from its document.
         """
 
     @abc.abstractmethod
@@ -93,12 +95,12 @@ class Field(abc.ABC, Generic[EncodedT]):
         """
 
     def request(self, example: Mapping[str, Any], folder: Path, path: str) -> str | None:
-        """Makes an argument for the `predict` command from an example of the dataset. Returns None if the field does
-        not provide one.
+        """Returns an argument with which users can try the `predict` command: the text or the file path in this column
+        of a dataset example. Returns None if the field does not provide one.
 
         Args:
           example: maps column names to values.
-          folder: folder to write the argument to if it must be a file, such as an image.
+          folder: folder in which to save the value if it is in memory but `predict` takes a file, such as an image.
           path: path of the config field that names the column, such as `data.task.text.column`, for error messages.
         """
         return None

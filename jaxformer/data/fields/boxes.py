@@ -26,10 +26,12 @@ _PATH = "data.task.objects"
 
 @dataclasses.dataclass(frozen=True)
 class Objects:
-    """The objects of one image."""
+    """Boxes, labels and other attributes of the objects in one image."""
 
     boxes: np.ndarray
-    """Boxes as the source writes them, float32 [objects, 4]. After `BoxField.in_pixels`, in pixels."""
+    """Edges of the boxes, float32 [objects, 4], in the format of the source (see `BoxFormat`). After
+    `BoxField.in_pixels`: left, upper, right and lower edge in pixels.
+    """
     labels: np.ndarray
     """Label index of each object, int32 [objects]."""
     crowd: np.ndarray
@@ -49,7 +51,7 @@ class BoxField(Field[Objects]):
     The column holds a dict of lists: `bbox` with four numbers per object, `label` with names or indices, and optionally
     `is_crowd` (whether the box contains a crowd of objects) and `area` (in square pixels).
 
-    Rows:
+    Batch rows:
       boxes: float32 [batch, max_boxes, 4], center x, center y, width and height as fractions of the image without its
         padding.
       labels: int32 [batch, max_boxes].
@@ -64,7 +66,7 @@ class BoxField(Field[Objects]):
     labels: tuple[str, ...] = ()
     """Label names in index order. Must equal the labels of the model."""
     max_boxes: int = 100
-    """Number of boxes in a row. An image with more objects is an error."""
+    """Number of boxes in a batch row, including padding. An image with more objects is an error."""
     format: BoxFormat = "pixels"
     """How the source writes boxes: see `BoxFormat`."""
 
@@ -154,7 +156,10 @@ class BoxField(Field[Objects]):
     def transform(
         self, encoded: Objects, visit: Visit, geometry: GeometricTransform | None = None
     ) -> tuple[Example, GeometricTransform | None]:
-        """Returns the arrays of the objects. Objects without a visible area are left out."""
+        """Returns boxes, labels and the other arrays of the class docstring for one image, keyed by name and not yet
+        padded. The boxes are cropped and flipped together with the image, and objects without a visible area are left
+        out.
+        """
         if geometry is None:
             raise ValueError("boxes need an image field before them")
         boxes, visible = boxes_after(encoded.boxes, geometry)
@@ -173,7 +178,9 @@ class BoxField(Field[Objects]):
 
 
 def _numbers(box: Sequence[Any], number: int) -> list[float]:
-    """Returns the four numbers of a box. `number` counts the boxes of an image from 1, for error messages."""
+    """Checks that a box is a sequence of four finite numbers, and returns them. `number` counts the boxes of an image
+    from 1, for error messages.
+    """
     values = list(box.tolist() if isinstance(box, np.ndarray) else box) if np.iterable(box) else []
     real = [isinstance(value, int | float | np.number) and not isinstance(value, bool) for value in values]
     if len(values) != 4 or not all(real) or not np.isfinite(values).all():

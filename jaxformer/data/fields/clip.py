@@ -27,21 +27,27 @@ from jaxformer.data.transforms.image import Augmentation, Fit, Resample, pixels
 from jaxformer.errors import FieldError, InputError, under
 
 EXAMPLE = "example"
-"""Name, without extension, of the clip in a run folder that `predict` can be tried with."""
+"""File name, without extension, of the example clip that a run writes to its folder as an input for the `predict`
+command.
+"""
 LONGEST = 60
-"""Maximum number of windows of a video for which `predict` reports labels."""
+"""Maximum number of consecutive windows of a video for which `predict` reports labels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedClip:
-    """A video whose clips are resized and cropped for prediction."""
+    """A video that is decoded, resized and cropped to the model's input size for prediction."""
 
     path: str
     """Path of the file. For a clip in memory, a name for messages."""
     views: np.ndarray
-    """Views over whose predictions the answer is averaged, uint8 [views, frames, size, size, channels]."""
+    """Clips and crops of the video (views), uint8 [views, frames, size, size, channels]. The prediction for the whole
+    video is the average over them.
+    """
     windows: np.ndarray
-    """Consecutive windows of the video, uint8 [windows, frames, size, size, channels]."""
+    """Consecutive windows of the video, uint8 [windows, frames, size, size, channels]. The labels of each window are
+    predicted separately.
+    """
     seconds: tuple[tuple[float, float], ...]
     """Start and end of each window, in seconds."""
 
@@ -50,8 +56,9 @@ class PreparedClip:
 class ClipField(Field[Clip]):
     """Field that reads a clip of a video.
 
-    Rows: `clips` uint8 [batch, frames, size, size, channels] in training. In evaluation, a row contains the frames of
-    all views of a video, one view after the other: [batch, views · frames, size, size, channels].
+    Batch rows: `clips` uint8 [batch, frames, size, size, channels] in training. In evaluation, a row contains the
+    frames of all views (`clips` · `crops`) of a video, one view after the other: [batch, views · frames, size, size,
+    channels].
     """
 
     size: int = 224
@@ -63,28 +70,30 @@ class ClipField(Field[Clip]):
     frames: int = 16
     """Number of frames of a clip."""
     stride: int = 4
-    """Only used by dense sampling: distance of the selected frames in the video."""
+    """Distance between successive selected frames, in frames of the video. Only used if `sampling` is `dense`."""
     sampling: Sampling = "dense"
     """How frames are selected: `dense` (every `stride`-th frame from a random start, or from the middle of the video in
     evaluation) or `uniform` (one frame from each of `frames` segments of the whole video)."""
     clips: int = 1
-    """Number of clips of a video over whose predictions an evaluation averages. They are spread evenly over it."""
+    """Number of clips per video in evaluation, spread evenly over the video. The predictions for them are averaged."""
     crops: int = 1
-    """Number of crops of each clip over whose predictions an evaluation averages: 1 (the center), or 3 along the longer
-    side.
+    """Number of crops per clip in evaluation, whose predictions are averaged: 1 (the center), or 3 along the longer
+    side of the frames.
     """
     augmentation: Augmentation | None = None
     """Random augmentation, drawn again each time that training reads the video, and the same for all frames of a clip.
     If None, clips are not augmented."""
     fit: Fit = "crop"
-    """How a frame without augmentation becomes a square before the center crop: `crop` resizes its shorter side,
-    `stretch` resizes both sides, `none` does not resize."""
+    """How a frame without augmentation is resized before its center is cropped to a square: `crop` resizes its shorter
+    side, `stretch` resizes both sides, `none` does not resize.
+    """
     crop: float = 1.0
     """Fraction of the resized frame that the center crop keeps, per side: frames are resized to size / crop pixels."""
     resample: Resample = "bilinear"
     """Interpolation filter for resizing."""
     strict: bool = False
-    """Whether to stop at a clip that cannot be decoded. If False, such a clip is skipped with a note."""
+    """Whether to stop at a clip that cannot be decoded. If False, such a clip is skipped with a note on standard error.
+    """
 
     def __post_init__(self):
         for name in ("frames", "stride", "clips"):
@@ -144,7 +153,8 @@ class ClipField(Field[Clip]):
     def transform(
         self, encoded: Clip, visit: Visit, geometry: GeometricTransform | None = None
     ) -> tuple[Example, GeometricTransform | None]:
-        """Returns the arrays of a random clip of the video, and the transform of its frames.
+        """Returns a random clip of the video as `{"clips": pixels}`, uint8 [frames, size, size, channels], and the
+        geometric transform applied to each of its frames.
 
         Raises:
           Undecodable: If a frame cannot be decoded.
@@ -159,9 +169,10 @@ class ClipField(Field[Clip]):
         pictures.skip(str(error))
 
     def view(self, clip: Clip, rng: np.random.Generator) -> tuple[np.ndarray, GeometricTransform]:
-        """Selects random frames, and augments them in the same way.
+        """Selects the frames of one clip at a random position of the video, and augments all of them in the same random
+        way.
 
-        Returns the pixels, uint8 [frames, size, size, channels], and the geometric transform of each frame.
+        Returns the pixels, uint8 [frames, size, size, channels], and the geometric transform applied to each frame.
         """
         indices = sampling.drawn(clip.frames, self.sampling, self.frames, self.stride, rng)
         seed = int(rng.integers(2**63))
@@ -171,11 +182,11 @@ class ClipField(Field[Clip]):
         return np.stack([views[index][0] for index in indices]), views[indices[0]][1]
 
     def views(self, clip: Clip, selections: Sequence[np.ndarray], crops: int) -> np.ndarray:
-        """Resizes and crops selected frames without augmentation.
+        """Resizes and crops the frames of several clips of a video, without augmentation.
 
         Args:
           clip: the video.
-          selections: indices of the frames of each clip, integers [frames] each.
+          selections: for each clip, the indices of its frames in the video, integers [frames].
           crops: number of crops of each clip.
 
         Returns:
@@ -186,7 +197,9 @@ class ClipField(Field[Clip]):
         return np.stack([[squares[i][crop] for i in indices] for indices in selections for crop in range(crops)])
 
     def prepare(self, clips: Iterable[ClipLike]) -> list[PreparedClip]:
-        """Decodes the views and the windows of videos for prediction. Raises InputError if one cannot be decoded."""
+        """Opens videos, and decodes the clips that prediction needs (see `PreparedClip`). Raises InputError if a video
+        cannot be decoded.
+        """
         found = []
         for number, content in enumerate(clips, 1):
             try:
@@ -221,7 +234,9 @@ class ClipField(Field[Clip]):
         return {index: self.frame.decode(picture, clip.name) for index, picture in found.items()}
 
     def _crops(self, picture: Image.Image, crops: int) -> list[np.ndarray]:
-        """Resizes a frame and crops its center, or three squares along its longer side."""
+        """Resizes a frame and crops its center (`crops` = 1), or three squares along its longer side. Returns one uint8
+        array [size, size, channels] per crop.
+        """
         if crops == 1:
             return [self.frame.prepared(picture)]
         edge, (width, height) = self.frame.edge, picture.size
@@ -239,7 +254,9 @@ class ClipField(Field[Clip]):
 
 @dataclasses.dataclass(frozen=True)
 class ClipViews(ClipField):
-    """Field that reads all views of a video for an evaluation, one after the other."""
+    """Form of `ClipField` for evaluation: a batch row contains the frames of all views (`clips` · `crops`) of a video,
+    one view after the other.
+    """
 
     def features(self) -> dict[str, Feature]:
         (name, feature), *_ = super().features().items()

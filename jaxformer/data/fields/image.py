@@ -49,10 +49,10 @@ class Prepared:
 
 @dataclasses.dataclass(frozen=True)
 class ImageField(Field[Picture]):
-    """Field that reads an image and resizes it to a square, or pads it to one (`fit="pad"`).
+    """Field that reads an image and resizes it to a square, or pads it to a square (`fit="pad"`).
 
-    Rows: `images` uint8 [batch, size, size, channels]. With `fit="pad"`, also `pixel_mask` uint8 [batch, size, size], 1
-    for pixels of the image and 0 for padding at the right and at the bottom.
+    Batch rows: `images` uint8 [batch, size, size, channels]. With `fit="pad"`, also `pixel_mask` uint8 [batch, size,
+    size], 1 for pixels of the image and 0 for padding at the right and at the bottom.
     """
 
     size: int = 224
@@ -81,7 +81,9 @@ class ImageField(Field[Picture]):
     resample: Resample = "bicubic"
     """Interpolation filter for resizing."""
     strict: bool = False
-    """Whether to stop at an image that cannot be decoded. If False, such an image is skipped with a note."""
+    """Whether to stop at an image that cannot be decoded. If False, such an image is skipped with a note on standard
+    error.
+    """
 
     def __post_init__(self):
         fields.at_least("data.task.image.size", self.size, 1)
@@ -169,7 +171,7 @@ class ImageField(Field[Picture]):
         """Decodes an image and converts it to `channels` channels.
 
         Args:
-          image: path, content, pixels or Pillow image.
+          image: file path, file content as bytes, pixel array or Pillow image.
           name: name of the image for error messages.
 
         Raises:
@@ -184,7 +186,8 @@ class ImageField(Field[Picture]):
     def view(self, picture: Image.Image, rng: np.random.Generator) -> tuple[np.ndarray, GeometricTransform]:
         """Resizes and crops a picture, at random if there is an augmentation.
 
-        Returns the pixels, uint8 [size, size, channels], and the geometric transform from the picture to them.
+        Returns the pixels, uint8 [size, size, channels], and the geometric transform that maps points of the picture to
+        points of the result.
         """
         if self.augmentation is not None:
             image, geometry = self.augmentation(picture, self.size, self.resample, rng)
@@ -192,10 +195,10 @@ class ImageField(Field[Picture]):
         return self.fitted(picture)
 
     def fitted(self, picture: Image.Image) -> tuple[np.ndarray, GeometricTransform]:
-        """Resizes, and crops or pads a picture without augmentation.
+        """Resizes a picture, and crops or pads it, without augmentation.
 
-        Returns the pixels, uint8 [size, size, channels], and the geometric transform from the picture to them. With
-        `fit="pad"`, the width and height in the transform do not include the padding.
+        Returns the pixels, uint8 [size, size, channels], and the geometric transform that maps points of the picture to
+        points of the result. With `fit="pad"`, the width and height in the transform do not include the padding.
         """
         if self.fit == "pad":
             size = size_within(*picture.size, self.shortest or self.size, self.size)
@@ -220,7 +223,8 @@ class ImageField(Field[Picture]):
         return self.fitted(picture)[0]
 
     def prepare(self, images: Sequence[pictures.ImageLike]) -> list[Prepared]:
-        """Decodes, resizes and crops images without augmentation, as for evaluation. Images are files or in memory.
+        """Decodes, resizes and crops images without augmentation, as in evaluation. Images can be file paths or in
+        memory.
 
         Raises InputError if an image cannot be decoded.
         """

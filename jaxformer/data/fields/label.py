@@ -19,7 +19,9 @@ from jaxformer.data.transforms.geometry import GeometricTransform
 from jaxformer.errors import FieldError, InputError, shown
 
 Kind = Literal["single_label", "multi_label", "regression"]
-"""Kind of target: exactly one label, any number of labels, or a real number."""
+"""Kind of target: exactly one label per example (single_label), any number of labels (multi_label), or a real number
+(regression).
+"""
 
 _PATH = "data.task.label"
 _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
@@ -29,7 +31,7 @@ _NUMERAL = re.compile(r"(\d{1,9})(\.0*)?", re.ASCII)
 class LabelField(Field[np.ndarray]):
     """Field that reads the label of an example: a class, several classes, or a number.
 
-    Rows, depending on `kind`:
+    Batch rows, depending on `kind`:
       single_label: `labels` int32 [batch, 1], the index of the label.
       multi_label: `labels` float32 [batch, labels], 1 for each label that applies (multi-hot).
       regression: `labels` float32 [batch, 1], the number.
@@ -42,15 +44,17 @@ class LabelField(Field[np.ndarray]):
     labels: tuple[str, ...] = ()
     """Label names in index order. Must equal the labels of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
-    """Kind of target: exactly one label, any number of labels, or a real number."""
+    """Kind of target: exactly one label per example (single_label), any number of labels (multi_label), or a real
+    number (regression).
+    """
 
     def features(self) -> dict[str, Feature]:
         size = len(self.labels) if self.kind == "multi_label" else 1
         return {"labels": Feature(size, "int32" if self.kind == "single_label" else "float32")}
 
     def read(self, example: Mapping[str, Any], path: str = f"{_PATH}.column") -> np.ndarray:
-        """Reads the target of an example: int32 [1] (single_label), float32 [labels] (multi_label) or float32 [1]
-        (regression).
+        """Reads the target of an example. Returns an array that depends on `kind`: the label index, int32 [1]
+        (single_label), a multi-hot vector, float32 [labels] (multi_label), or the number, float32 [1] (regression).
         """
         if self.kind == "single_label":
             return np.array([self.index(example, path)], np.int32)
@@ -76,13 +80,14 @@ class LabelField(Field[np.ndarray]):
         return {"labels": encoded}, geometry
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str, first: int, path: str) -> None:
-        """Checks the labels of a training source. Raises InputError if all are the same, or if lists of labels are
-        ambiguous.
+        """Checks the labels of a training source. Raises InputError if all examples have the same label, or if lists
+        such as [0, 1] could be both multi-hot vectors and lists of label indices.
 
         Args:
           documents: examples of the source.
           name: name of the source, for error messages.
-          first: number of evenly spaced examples to read first, which usually include two different labels.
+          first: number of evenly spaced examples to read before the others. They usually include two different labels,
+            and the check then stops.
           path: path of the config field that names the column, for error messages.
         """
         if self.kind == "single_label":
@@ -99,7 +104,9 @@ class LabelField(Field[np.ndarray]):
         return _numerals_as_indices(found, self.labels)
 
     def _check_lists(self, documents: Sequence[Mapping[str, Any]], path: str) -> None:
-        """Raises InputError if lists such as [0, 1] could be read both as multi-hot vectors and as lists of indices."""
+        """Raises InputError if the source contains a list such as [0, 1] that could be both a multi-hot vector and a
+        list of label indices, and also contains a list of label indices.
+        """
         ambiguous = indexed = None
         for index in range(len(documents)):
             with located(documents, index):
@@ -128,7 +135,7 @@ def check_classes(
       label: function that returns the label index of a document.
       labels: label names.
       name: name of the source, for messages.
-      first: number of evenly spaced documents to read first, which usually include two different labels.
+      first: number of evenly spaced documents to read before the others. They usually include two different labels.
     """
     found: set[int] = set()
     for index in first_spread(len(documents), first):

@@ -17,9 +17,9 @@ from jaxformer.data.transforms.geometry import GeometricTransform, mask_after
 from jaxformer.errors import FieldError, InputError
 
 IGNORED = 255
-"""Value of pixels without a label."""
+"""Pixel value in a mask that means no label."""
 MODES = ("1", "L", "P", "I", "I;16", "I;16B", "I;16L")
-"""Pillow modes with one number per pixel."""
+"""Pillow image modes that a mask file may have: those with one number per pixel."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,20 +37,22 @@ class LabelMap:
 
 @dataclasses.dataclass(frozen=True)
 class MaskField(Field[LabelMap]):
-    """Field that reads a segmentation mask, which follows the crops and flips of the image before it.
+    """Field that reads a segmentation mask, and applies the crops and flips of an image field before it to the mask.
 
-    Rows: `mask` uint8 [batch, size, size], the index of the label of each pixel; 255 for pixels without a label, which
-    losses and metrics ignore.
+    Batch rows: `mask` uint8 [batch, size, size], the index of the label of each pixel; 255 for pixels without a label,
+    which losses and metrics ignore.
     """
 
     size: int = 512
     """Height and width of the masks in a batch. They equal the height and width of the images."""
     labels: int = 255
-    """Number of labels. A mask with a larger value, other than 255, is an error."""
+    """Number of labels. A mask with an index that is not below this number, other than 255, is an error."""
     column: str = "mask"
     """Name of the column with the mask: a path, the bytes of an image file, or an array of integers [height, width]."""
     zero_is_unlabelled: bool = False
-    """Whether 0 means no label, and 1 is the first label, as in ADE20K."""
+    """Whether pixel value 0 in a source mask means no label, and 1 is the first label, as in ADE20K. If False, 0 is the
+    first label.
+    """
 
     def features(self) -> dict[str, Feature]:
         return {"mask": Feature(self.size, "uint8", shape=(self.size,))}
@@ -79,7 +81,9 @@ class MaskField(Field[LabelMap]):
 
 
 def _numbers(value: Any, name: str) -> np.ndarray:
-    """Decodes a mask. Returns integers [height, width]."""
+    """Decodes a mask from a file path, the bytes of a file, or an array. Returns an int64 array [height, width]. `name`
+    is the name of the mask for error messages.
+    """
     if isinstance(value, np.ndarray):
         array = value[..., 0] if value.ndim == 3 and value.shape[-1] == 1 else value
     else:

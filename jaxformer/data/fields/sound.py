@@ -19,7 +19,7 @@ from jaxformer.data.transforms.log_mel import LogMel
 from jaxformer.errors import FieldError, InputError
 
 EXAMPLE = "example.wav"
-"""Name of the sound file in a run folder that `predict` can be tried with."""
+"""Name of the sound file that a run writes to its folder as an example input for the `predict` command."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Samples:
     """A decoded sound, in the form that is cached."""
 
     samples: np.ndarray
-    """Samples at the rate of the field, float32 [samples]."""
+    """Waveform at the sampling rate of the `SoundField`, float32 [samples]."""
 
     @property
     def size(self) -> int:
@@ -37,31 +37,35 @@ class Samples:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PreparedSound:
-    """A sound to transcribe."""
+    """A decoded sound for prediction, of any length."""
 
     path: str
     """Path of the sound file. For a sound in memory, a name for messages."""
     samples: np.ndarray
-    """Samples at the rate of the field, float32 [samples]."""
+    """Waveform at the sampling rate of the `SoundField`, float32 [samples]."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SoundField(Field[Samples]):
     """Field that reads a sound and computes its log-mel spectrogram.
 
-    Rows: `log_mel` float32 [batch, frames, mels], padded with silence to `seconds`.
+    Batch rows: `log_mel` float32 [batch, frames, mels], padded with silence to `seconds`.
     """
 
     column: str = "audio"
     """Name of the column with the sound: a path, the bytes of a sound file, or samples (see `sounds.read_sound`)."""
     seconds: float = 30.0
-    """Length of the sounds in a batch in seconds. A longer sound is left out."""
+    """Length in seconds to which sounds are padded. A longer sound is not used for training."""
     log_mel: LogMel = LogMel()
-    """Sampling rate, frames and mel bands."""
+    """Settings of the log-mel spectrogram: sampling rate, frame length and mel bands."""
     array_rate: int | None = None
-    """Samples per second of sounds that are arrays, as in TFDS. If None, they have the rate of `log_mel`."""
+    """Sampling rate, in samples per second, of sounds that are given as arrays, as in TensorFlow Datasets. If None,
+    arrays have the sampling rate of `log_mel`.
+    """
     strict: bool = False
-    """Whether to stop at a sound that cannot be decoded or is too long. If False, it is skipped with a note."""
+    """Whether to stop at a sound that cannot be decoded or is too long. If False, such a sound is skipped with a note
+    on standard error.
+    """
 
     def __post_init__(self):
         if not self.seconds * self.log_mel.rate >= self.log_mel.hop:
@@ -78,7 +82,7 @@ class SoundField(Field[Samples]):
 
     @property
     def frames(self) -> int:
-        """Number of frames in a row."""
+        """Number of spectrogram frames in a batch row."""
         return self.log_mel.frames(self.seconds)
 
     def features(self) -> dict[str, Feature]:
@@ -122,14 +126,16 @@ class SoundField(Field[Samples]):
         return str(file)
 
     def spectrogram(self, samples: np.ndarray) -> np.ndarray:
-        """Computes the features of a sound, padded with silence to the length of a row: float32 [frames, mels]."""
+        """Computes the log-mel spectrogram of a sound, float32 [frames, mels]. Shorter sounds are padded with silence
+        to the length of a batch row, and longer ones are truncated. `samples` is the waveform, float [samples].
+        """
         length = self.frames * self.log_mel.hop
         padded = np.zeros(length, np.float32)
         padded[: len(samples)] = samples[:length]
         return self.log_mel(padded)
 
     def prepare(self, requests: Sequence[sounds.SoundLike]) -> list[PreparedSound]:
-        """Decodes sounds of any length. Sounds are files or in memory.
+        """Decodes sounds of any length for prediction. Sounds can be file paths or in memory.
 
         Raises InputError if a sound cannot be decoded.
         """

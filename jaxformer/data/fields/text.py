@@ -23,13 +23,14 @@ from jaxformer.errors import FieldError, shown
 class TextField(Field[layouts.Document]):
     """Field that reads and tokenizes a text, and adds the special tokens of the tokenizer, such as [CLS] and [SEP].
 
-    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that the data pipeline adds.
+    Batch rows: `tokens` int32 [batch, length], and the `segments` (the number of each token's example in the row) and
+    `position_ids` that the data pipeline adds.
     """
 
     column: str = "text"
     """Name of the column with the text."""
     length: int = 64
-    """Number of tokens per row. A longer text is truncated at its end."""
+    """Number of tokens per batch row. A longer text is truncated at its end."""
     form: Form = "encoder"
     """Whether to add the special tokens of an encoder ([CLS] and [SEP]) or of a decoder (EOS)."""
     augmentation: TextAugmentation | None = None
@@ -82,13 +83,14 @@ class TextField(Field[layouts.Document]):
 class TokenField(Field[np.ndarray]):
     """Field that reads token ids from a column of integers, such as image codes. No tokenizer is needed.
 
-    Rows: `tokens` int32 [batch, length], and the `segments` and `position_ids` that the data pipeline adds.
+    Batch rows: `tokens` int32 [batch, length], and the `segments` (the number of each token's example in the row) and
+    `position_ids` that the data pipeline adds.
     """
 
     column: str = "tokens"
     """Name of the column with the list of integers."""
     length: int = 256
-    """Number of tokens per row. A longer list is truncated at its end."""
+    """Number of tokens per batch row. A longer list is truncated at its end."""
     vocab: int | None = None
     """Number of distinct tokens: ids must be below it. If None, ids have no upper bound."""
 

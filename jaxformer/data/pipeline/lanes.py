@@ -1,4 +1,4 @@
-"""Step 4 of the data pipeline: packs the examples of documents into batch rows.
+"""Packs the training examples of documents into batch rows, one independent stream (lane) per row.
 
 Row r of every batch is filled by lane r. With B rows per batch, lane r reads every B-th document of one endless
 document order, starting at the r-th document. Its n-th row is a function of (seed, n, r) only: other lanes, hosts and
@@ -7,8 +7,8 @@ restarts do not affect it. The state of a lane is a few integers, int32 [S]:
     next visit, turn, (visit, example) of each open document, (visit, example) of each pending example
 
 A visit is one reading of one document, counted per lane; -1 means no visit. An open document has examples that are not
-yet used. A pending example waits until it fits in a row. A lane is restored from its state by encoding the documents of
-these visits again.
+yet used, and `turn` is the index of the open document that gives the next example. A pending example waits until it
+fits in a row. A lane is restored from its state by encoding the documents of these visits again.
 """
 
 import collections
@@ -26,20 +26,20 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError, under
 
 _CACHE_SIZE = 2**25
-"""Maximum total size of the encoded documents that a `Reader` caches, in units of four bytes. A character takes about
-one unit.
+"""Maximum total size of the encoded documents that a `Reader` caches, in units of four bytes. The size of a text in
+these units is its number of characters.
 """
 _NO_VISIT = -1
 _COUNT = np.arange(2**20, dtype=np.int32)
 PACKED_KEYS = {"tokens": ("segments", "position_ids"), "inputs": ("input_segments", "input_position_ids")}
-"""Maps `tokens` and `inputs` to the names of two arrays that separate the examples in a packed row: the number of each
-token's example (segment), and the position of each token in its example.
+"""Maps `tokens` and `inputs` to the names of two more arrays of a packed batch row. The first contains, for each token,
+the number of its example in the row (segment), and the second its position in the example.
 """
 
 
 class Reader:
-    """Reads, encodes and caches documents, and makes training examples from them. A process has one reader, which
-    serves all its batch rows.
+    """Reads, encodes and caches documents, and makes training examples from them. The batch rows that a process
+    prepares share one reader.
     """
 
     def __init__(
@@ -67,15 +67,15 @@ class Reader:
         return self._read(int(index), np.random.default_rng((self._seed, visit)))
 
     def check(self, name: str) -> None:
-        """Checks that the source gives training examples, by reading documents until one does.
-
-        In a mixture of sources, each source is checked.
+        """Checks that the source contains a document from which the task makes a training example. In a mixture, checks
+        each of its sources.
 
         Args:
           name: name of the source, for error messages.
 
         Raises:
-          InputError: If no document gives an example.
+          InputError: If the task makes no example from any document of a source, or the source has fewer documents than
+            the task needs.
         """
         task, least = type(self._task).__name__, self._task.min_documents
         if len(self._documents) < least:
@@ -128,18 +128,18 @@ class PendingExample(NamedTuple):
     index: int
     """Index of the example among all examples of its visit (one reading of a document)."""
     sizes: tuple[int, ...]
-    """Number of entries in each array of the example, in the order of the task's `row`."""
+    """Number of entries in each array of the example, in the order of `Task.row` (the dict of array layouts)."""
     example: Example
     """Arrays of the example, keyed by name."""
 
 
 class Lane:
-    """Fills one row of each batch: row `number` out of `lanes` rows.
+    """Fills one row of each batch: row `number` of the `lanes` rows of the global batch.
 
     Several documents are open at the same time and take turns, so that the examples of a long document are spread over
-    many steps. With packing, up to `lookahead` examples are pending. A row takes the oldest pending example first, and
-    then repeatedly the longest example (tokens and inputs together) that still fits. Examples are never cut. An example
-    is pending for at most `lookahead` rows.
+    many steps. With packing, up to `lookahead` examples wait for a row (are pending). A row takes the oldest pending
+    example first, and then repeatedly the longest example (tokens and inputs together) that still fits. Examples are
+    never cut. An example is pending for at most `lookahead` rows.
     """
 
     def __init__(
@@ -174,9 +174,9 @@ class Lane:
         ]
 
     def state(self) -> list[int]:
-        """Returns the state of the lane after its latest row: integers from which a new `Lane` can continue.
-
-        The docstring of the module gives their order.
+        """Returns the state of the lane after its latest row, a list of integers from which a new `Lane` can continue:
+        next visit, turn, (visit, example) of each open document, (visit, example) of each pending example (see the
+        module docstring).
         """
         marks = self._open + [pending[:2] for pending in self._pending]
         marks += [(_NO_VISIT, 0)] * (self._lookahead - len(self._pending))
@@ -208,8 +208,8 @@ class Lane:
             self._pending.append(taken)
 
     def _take(self) -> PendingExample | None:
-        """Returns the next training example. Open documents take turns in providing it. None after the last
-        document.
+        """Returns the next training example, which the open documents take turns in providing. Returns None after the
+        last document.
         """
         for _ in self._open:
             turn, self._turn = self._turn, (self._turn + 1) % len(self._open)
@@ -239,15 +239,21 @@ class Lane:
 
 
 def initial_state(lanes: int, num_open: int, lookahead: int) -> np.ndarray:
-    """Returns the states of all lanes before their first row, int32 [lanes, 2 + 2 * (num_open + lookahead)]. A lane
-    fills one row of each batch.
+    """Returns the states of all lanes before their first row, int32 [lanes, 2 + 2 * (num_open + lookahead)].
+
+    Args:
+      lanes: number of lanes. Each fills one row of every batch.
+      num_open: number of documents that a lane alternates between.
+      lookahead: maximum number of examples of a lane that wait until they fit in a row.
     """
     marks = [_NO_VISIT, 0] * (num_open + lookahead)
     return np.tile(np.array([0, 0, *marks], np.int32), (lanes, 1))
 
 
 def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray]:
-    """Returns a batch of zeros: an array [rows, capacity, ...] for each feature, and its segments and position ids."""
+    """Returns a batch of zeros: an array [rows, capacity, ...] for each feature and, for `tokens` and `inputs`, the
+    int32 arrays [rows, capacity] of their segments and position ids (see `PACKED_KEYS`). All are keyed by name.
+    """
     batch = {
         key: np.zeros((rows, feature.capacity, *feature.shape), feature.dtype) for key, feature in features.items()
     }
@@ -258,10 +264,10 @@ def empty_batch(rows: int, features: dict[str, Feature]) -> dict[str, np.ndarray
 
 
 def write_row(batch: dict[str, np.ndarray], number: int, row: list[Example], features: dict[str, Feature]) -> None:
-    """Writes examples one after the other into row `number` of a batch of zeros.
+    """Writes the training examples of a row one after the other into row `number` of `batch`, which is zero before.
 
-    An example has the same segment number in all arrays of the row, such as `tokens` and `inputs`, so that they can be
-    matched.
+    The segment numbers (1 for the first example of the row) are the same in all arrays, such as `tokens` and `inputs`,
+    so that a model can match the parts of an example.
     """
     ends = dict.fromkeys(features, 0)
     for segment, example in enumerate(row, 1):

@@ -1,4 +1,6 @@
-"""Step 5 of the data pipeline: prepares the batch rows of this process in the background, ahead of training."""
+"""Batch loader, the last step of the data pipeline: prepares the batch rows of this process in the background, ahead of
+training.
+"""
 
 import contextlib
 import dataclasses
@@ -45,7 +47,7 @@ class Data:
     open_documents: int = 8
     """Number of documents that each row of the batch alternates between. A larger number mixes the examples better."""
     lookahead: int = 16
-    """Number of examples to choose from when filling the rest of a row. Only used with `pack`."""
+    """Number of waiting examples to choose from when filling the rest of a row. Only used with `pack`."""
     workers: int = 0
     """Number of processes that prepare training batches. 0 prepares them in a thread of this process."""
     prefetch: int = 8
@@ -58,12 +60,16 @@ class Data:
 
     @property
     def num_pending(self) -> int:
-        """Maximum number of examples that wait, for each batch row, until they fit in it. 0 without packing."""
+        """Maximum number of examples that wait until they fit in a batch row, for each row of the batch: `lookahead`
+        with packing, otherwise 0.
+        """
         return self.lookahead if self.pack else 0
 
 
 def check(data: Data, tokenizer: Tokenizer | None) -> None:
-    """Raises InputError if the task, the tokenizer and packing do not fit together."""
+    """Checks that the task supports the tokenizer and, if `data.pack` is set, packing. Raises InputError if it does
+    not.
+    """
     if data.task.reads_text and tokenizer is None:
         raise InputError(f"tokenizer=None: data.task={type(data.task).__name__} reads text and needs one")
     with under("data.task"):
@@ -72,19 +78,20 @@ def check(data: Data, tokenizer: Tokenizer | None) -> None:
 
 @phase("checking the documents")
 def check_documents(data: Data, names: Sequence[str] = (TRAIN, VALIDATION)) -> dict[str, Fingerprint]:
-    """Checks, before training, that the task can read the columns of the documents. Computes fingerprints of the data.
+    """Checks, before training, that the task can read the columns of the documents, and computes fingerprints by which
+    a later run can detect that the data has changed.
 
     Up to 100,000 evenly spaced documents per source are checked, and only in sources whose documents are cheap to read,
     such as JSON Lines files and tables.
 
     Args:
       data: the sources and the task.
-      names: names of the training source and the validation source, for messages. A single name is that of the
-        validation source, and only this source is checked.
+      names: names of the training source and the validation source, for messages. If it contains only one name, only
+        the validation source is checked.
 
     Returns:
-      The fingerprint of each source, keyed by its name. The components of a mixture have separate fingerprints, whose
-      keys begin with the name of the mixture.
+      The fingerprint of each source, keyed by its name. Each source of a mixture has its own fingerprint, and its key
+      begins with the name of the mixture.
 
     Raises:
       InputError: If the task cannot read a document. The message lists the first ten such documents by file and line.
@@ -116,11 +123,11 @@ def initial_state(data: Data) -> np.ndarray:
 
 
 def abandon_documents(data: Data, state: np.ndarray) -> np.ndarray:
-    """Returns a state of the data pipeline in which every batch row continues with its next document, without the
-    documents that are partly used and the examples that wait for a row.
+    """Returns a state of the data pipeline in which every batch row continues with its next document. Partly used
+    documents, and examples that wait until they fit in a row, are dropped.
 
-    Use it if the documents have changed: an example that waits may no longer exist. States are int32 [batch, S], with S
-    integers per batch row.
+    Use it if the documents have changed, because the examples to which the state refers may no longer exist. Both
+    states are int32 [batch, S], with S integers per batch row.
     """
     state, initial = state.copy(), initial_state(data)
     state[:, 2:] = initial[:, 2:]
@@ -169,8 +176,8 @@ def evaluation_batches(
 ) -> Iterator[Batch]:
     """Yields the batches of one ordered pass over a source.
 
-    Every document is read once and masked the same way each time. When the documents of a batch row end before those of
-    other rows, that row is filled with zeros (weight 0, segment 0).
+    Every document is read once and masked in the same way in each evaluation. When a batch row has no more documents
+    but other rows have, it is filled with zeros (weight 0, segment 0).
 
     Args:
       source: documents to evaluate on.
@@ -228,8 +235,9 @@ def _close(iterators: list[grain.DatasetIterator]) -> None:
 
 
 class _LaneBatches(grain.IterDataset):
-    """Grain dataset of (batch, state) pairs for some batch rows. Its parent dataset consists of these rows (number and
-    state), and Grain divides it among worker processes.
+    """Grain dataset of (batch, state) pairs for the batch rows that this process feeds. Its elements are made from a
+    parent dataset with one (row number, state of the row) pair per row, so that Grain can divide the rows among worker
+    processes.
     """
 
     def __init__(
@@ -256,7 +264,9 @@ class _LaneBatches(grain.IterDataset):
 
 
 class _LaneIterator(grain.DatasetIterator):
-    """Iterator of (batch, state) pairs for some batch rows. Ends when none of these rows has further documents."""
+    """Iterator of (batch, state) pairs for some batch rows: a dict of arrays [rows, ...], and the state from which each
+    row continues, int32 [rows, S]. Ends when none of the rows has further documents.
+    """
 
     def __init__(self, lanes_: list[lanes.Lane], features: dict[str, Feature]):
         super().__init__()
@@ -300,7 +310,9 @@ def _check_state(data: Data, rows: Sequence[int], state: np.ndarray | None) -> n
 
 
 def _interleave(parts: list[tuple[Batch, np.ndarray]]) -> tuple[Batch, np.ndarray]:
-    """Merges the batches of W worker processes. Worker w prepared rows w, w + W, w + 2W, ..."""
+    """Merges the (batch, state) pairs of W worker processes into one pair. Worker w prepared rows w, w + W, w + 2W, ...
+    of the result.
+    """
 
     def merge(arrays: list[np.ndarray]) -> np.ndarray:
         merged = np.empty((sum(map(len, arrays)), *arrays[0].shape[1:]), arrays[0].dtype)

@@ -1,4 +1,4 @@
-"""Clips (short videos) from files, bytes or arrays, and folders of clips.
+"""Opening and decoding of clips (short videos) from files, bytes or arrays, and a source of folders of clips.
 
 Videos are decoded by PyAV (`pip install 'jaxformer[video]'`), and animated GIF, WebP and PNG images by Pillow.
 """
@@ -24,10 +24,12 @@ ENDINGS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".og
 ARRAY_RATE = 25.0
 """Frames per second of a clip whose rate is unknown, such as an array."""
 MISSING = 0.5
-"""Seconds by which a video may be shorter than its header says. Containers round, and count the last frame or not."""
+"""Difference in seconds by which a video may be shorter than its header says before it counts as truncated. Headers
+round the duration, and some do not count the last frame.
+"""
 
 ClipLike = str | os.PathLike | bytes | np.ndarray
-"""Path of a video, its content, or an array of frames [frames, height, width, channels]."""
+"""Path of a video file, its content as bytes, or an array of frames [frames, height, width, channels]."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Clip:
     """A clip that has been opened but not decoded, in the form that is cached."""
 
     content: ClipLike
-    """Path of the video, its content, or its frames."""
+    """Path of the video file, its content as bytes, or an array of its frames."""
     name: str
     """Name of the clip for error messages: its path, if it has one."""
     frames: int
@@ -51,13 +53,14 @@ class Clip:
         return len(self.content) // 4 + 1 if isinstance(self.content, bytes) else 64
 
     def pictures(self, indices: Collection[int]) -> dict[int, Any]:
-        """Decodes some frames. Videos are decoded from their beginning, because only this gives exact indices.
+        """Decodes the frames with the given indices. A video is decoded from its beginning, because seeking does not
+        find frames exactly.
 
         Args:
           indices: indices of the frames, from 0.
 
         Returns:
-          The frames by index: arrays or Pillow images, which `pictures.read_picture` accepts.
+          A dict that maps each index to its frame: an array or a Pillow image, as `pictures.read_picture` accepts.
 
         Raises:
           Undecodable: If a frame cannot be decoded. The message names the clip and the frame.
@@ -75,11 +78,12 @@ class Clip:
 
 
 def open_clip(content: ClipLike, name: str = "") -> Clip:
-    """Reads the number of frames of a clip, and checks that it is complete. Does not decode frames of a video.
+    """Opens a clip: reads its number of frames, and checks that the file is complete. Does not decode the frames of a
+    video.
 
     Args:
-      content: path of a video or of an animated image, its content, or an array of frames, uint8
-        [frames, height, width] or [frames, height, width, channels].
+      content: path of a video or of an animated image, the content of such a file as bytes, or an array of frames,
+        uint8 [frames, height, width] or [frames, height, width, channels].
       name: name of a clip without a path, for error messages.
 
     Raises:
@@ -104,7 +108,9 @@ def open_clip(content: ClipLike, name: str = "") -> Clip:
 
 
 def is_animation(content: str | os.PathLike | bytes) -> bool:
-    """Returns whether a clip is an animated image, which Pillow decodes, by its name or its first bytes."""
+    """Returns whether a clip is an animated image, which is decoded by Pillow, or a video. Decides by the file name
+    extension, or by the first bytes of the content.
+    """
     if isinstance(content, bytes):
         webp = content.startswith(b"RIFF") and content[8:12] == b"WEBP"
         return webp or content.startswith((b"GIF8", b"\x89PNG"))
@@ -163,7 +169,7 @@ def _image(content: str | os.PathLike | bytes) -> Image.Image:
 
 
 def _container(content: str | os.PathLike | bytes) -> Any:
-    """Opens a video with PyAV."""
+    """Opens a video with PyAV. Returns its container, from which packets and frames are read."""
     try:
         import av
     except ModuleNotFoundError as error:
@@ -173,7 +179,9 @@ def _container(content: str | os.PathLike | bytes) -> Any:
 
 @contextlib.contextmanager
 def _named(name: str, where: Any = lambda: "") -> Iterator[None]:
-    """Context manager that converts errors of decoders to Undecodable with the name of the clip."""
+    """Context manager that converts errors of decoders to `Undecodable`. The message has the name of the clip, and the
+    result of `where()`, such as the frame number.
+    """
     try:
         yield
     except InputError:
@@ -187,8 +195,8 @@ def _named(name: str, where: Any = lambda: "") -> Iterator[None]:
 
 @dataclasses.dataclass(frozen=True)
 class ClipFolders(ImageFolders):
-    """Source of labeled clips, with one folder of clips per class. The folder name is the class name. Examples have the
-    columns `clip`, a path, and `label`.
+    """Source of labeled clips, with one folder of clips per class. The folder name is the class name. An example has
+    the columns `clip` (a path) and `label` (the class name).
     """
 
     endings = ENDINGS

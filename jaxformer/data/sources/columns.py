@@ -1,4 +1,6 @@
-"""Checked access to the columns of an example, and splitting of texts into sentences and words."""
+"""Functions that read a column of an example and check its type, and functions that split a text into sentences and
+words.
+"""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -69,8 +71,8 @@ def text(example: Mapping[str, Any], column: str | None = None, path: str = _TEX
 def sentences(example: Mapping[str, Any], column: str | None = None, path: str = _TEXT) -> list[str]:
     """Returns the non-empty sentences of an example.
 
-    A list is returned as it is. A text with several lines is split into its lines, and any other text by its
-    punctuation. Same arguments and errors as `text`.
+    A column that contains a list is taken to be a list of sentences. A text with several lines is split into its lines,
+    and any other text at its punctuation. Same arguments and errors as `text`.
     """
     found = _text_column(example, column, path)
     if isinstance(found, str):

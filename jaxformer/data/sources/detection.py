@@ -1,4 +1,4 @@
-"""Images with boxes: COCO JSON files and Pascal VOC folders."""
+"""Sources of images with object boxes: COCO JSON files and Pascal VOC folders."""
 
 import dataclasses
 import json
@@ -16,7 +16,8 @@ from jaxformer.errors import InputError, shown
 
 @dataclasses.dataclass(frozen=True)
 class CocoDetection(Source):
-    """Images and object boxes in the format of COCO (Lin et al. 2014): a folder of images, and a JSON file.
+    """Images and object boxes in the format of COCO (Lin et al. 2014): a folder of images, and a JSON file of
+    annotations.
 
     Examples have the columns `image`, `width`, `height` and `objects`, which contains the lists `bbox` (left, upper,
     right and lower edge in pixels), `label`, `is_crowd` and `area`. Images without objects are included.
@@ -25,7 +26,7 @@ class CocoDetection(Source):
     images: str = "train2017"
     """Path of the folder that contains the images."""
     annotations: str = "annotations/instances_train2017.json"
-    """Path of the JSON file."""
+    """Path of the JSON file that contains the annotations."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         folder, path = (os.path.expanduser(part) for part in (self.images, self.annotations))
@@ -68,7 +69,7 @@ class VocDetection(Source):
     an XML file are read.
     """
     difficult: bool = False
-    """Whether to include objects that are marked as difficult."""
+    """Whether to include objects that are marked as difficult in the XML files."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         home = os.path.expanduser(self.path).rstrip("/")
@@ -94,12 +95,14 @@ class VocDetection(Source):
 
 
 class Annotated(Sequence):
-    """Sequence of examples with an image file and its objects."""
+    """Sequence of examples of an object detection data set: each is a dict with the path of an image, and the boxes and
+    labels of its objects.
+    """
 
     scan = True
 
     def __init__(self, where: str, examples: list[dict[str, Any]]):
-        """Stores the examples. `where` is the file or folder that contains their boxes, for messages."""
+        """Stores the examples. `where` is the file or folder that contains the boxes of the examples, for messages."""
         self.where, self.examples = where, examples
 
     def __len__(self) -> int:
@@ -109,12 +112,14 @@ class Annotated(Sequence):
         return self.examples[int(index)]
 
     def place(self, index: int) -> str:
-        """Returns the names of the file that contains the boxes of an example and of its image, for error messages."""
+        """Returns the location of example `index` for error messages: the file or folder that contains the boxes, and
+        the path of the image.
+        """
         return f"{self.where}: image {self.examples[int(index)]['image']}"
 
     def identity(self, index: int) -> dict[str, Any]:
-        """Returns an example with the content of its image file in place of the path, so that fingerprints of the data
-        do not change when the folder is moved.
+        """Returns example `index` with the content of its image file instead of the path. Fingerprints of the data are
+        computed from it, so that they do not change when the folder is moved.
         """
         example = self.examples[int(index)]
         try:
@@ -125,7 +130,9 @@ class Annotated(Sequence):
 
 
 def _content(path: str) -> dict[str, Any]:
-    """Reads a COCO JSON file. Raises InputError if it lacks `images`, `annotations`, `categories` or a required key."""
+    """Reads a COCO JSON file, and returns its parsed content. Raises InputError if it lacks `images`, `annotations`,
+    `categories` or a required key.
+    """
     try:
         content = json.loads(files.decoded(path))
     except json.JSONDecodeError as error:
@@ -141,7 +148,9 @@ def _content(path: str) -> dict[str, Any]:
 
 
 def _wrong(annotation: Mapping[str, Any], images: Mapping, names: Mapping) -> str | None:
-    """Returns a description of the error in an annotation of a COCO file. None if the annotation is valid."""
+    """Returns a description of what is wrong with an annotation of a COCO file, or None if it is valid. `images` and
+    `names` are dicts whose keys are the known image ids and category ids.
+    """
     if annotation.get("image_id") not in images:
         return f"image_id={annotation.get('image_id')!r}: the file has no such image"
     if annotation.get("category_id") not in names:

@@ -1,4 +1,4 @@
-"""Text and JSON files as sequences of documents with random access."""
+"""Sequences of documents in text files and JSON Lines files, with random access to each document."""
 
 import array
 import codecs
@@ -21,7 +21,9 @@ _CHUNK = 2**20
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
-    """Returns the sorted paths of the files that match the glob patterns, without duplicates."""
+    """Returns the paths of the files that match the glob patterns, without duplicates. The files of each pattern are
+    sorted by path. A pattern without wildcards is returned as a path.
+    """
     if isinstance(patterns, str) or not patterns:
         raise InputError(f"paths: {patterns!r}; give a tuple of at least one file or glob")
     found: dict[str, None] = {}
@@ -48,7 +50,7 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
     Args:
       paths: all files.
       empty: files that are empty.
-      need: description of what the files should contain, for the error message.
+      need: noun for the items that the files should contain, such as `row`, for the error message.
     """
     if not empty:
         return
@@ -60,8 +62,8 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
 
 
 class _Pieces(Sequence):
-    """Documents that are byte ranges of files. The positions are found when a file is opened. The bytes are read when a
-    document is requested.
+    """Sequence of documents that are byte ranges of files. The ranges are found when a file is opened, and the bytes of
+    a document are read when it is requested.
     """
 
     def __init__(self, encoding: str = "utf-8"):
@@ -79,8 +81,8 @@ class _Pieces(Sequence):
         self.stops.append(stop)
 
     def lines(self, path: str) -> Iterator[tuple[int, bytes, str]]:
-        """Yields (byte offset, bytes, text) for each line of a file. Documents added with `add` then belong to this
-        file.
+        """Opens a file, and yields (byte offset, bytes, text) for each of its lines. Ranges that are added with `add`
+        after this call refer to this file.
         """
         buffer = read(path, self.encoding)
         self.buffers.append(buffer)
@@ -97,7 +99,7 @@ class _Pieces(Sequence):
             offset += len(line)
 
     def contents(self) -> Iterator[tuple[str, mmap.mmap | bytes]]:
-        """Yields the path and the whole content of each file."""
+        """Yields (path, content) for each file. Fingerprints of the data are computed from the contents."""
         yield from zip(self.paths, self.buffers, strict=True)
 
     def piece(self, index: int) -> str:
@@ -107,14 +109,14 @@ class _Pieces(Sequence):
         return buffer[self.starts[index] : self.stops[index]].decode()
 
     def place(self, index: int) -> str:
-        """Returns the file and the first line number of a document, for error messages."""
+        """Returns the file of document `index` and the number of the document's first line, for error messages."""
         file = self.files[index]
         return f"{self.paths[file]}: line {_line_number(self.buffers[file], self.starts[index])}"
 
 
 class TextDocuments(_Pieces):
-    """Documents {"text": str} of plain text files. `separator` is `line`, `blank_line` or `file`: a document is a line,
-    a block of lines, or a whole file.
+    """Sequence of the documents in plain text files, each a dict {"text": str}. A document is one line (`separator` is
+    `line`), a block of lines between blank lines (`blank_line`), or a whole file (`file`).
     """
 
     def __init__(self, paths: list[str], separator: str, encoding: str = "utf-8"):
@@ -141,7 +143,7 @@ class TextDocuments(_Pieces):
 
 
 class JsonDocuments(_Pieces):
-    """JSON objects of JSON Lines files."""
+    """Sequence of the JSON objects in JSON Lines files, each a dict that maps column names to values."""
 
     scan = True
 
@@ -166,7 +168,9 @@ class JsonDocuments(_Pieces):
 
 
 class ParallelLines(Sequence):
-    """Text pairs {"inputs", "targets"} from the lines of two files. Pairs with an empty line are skipped."""
+    """Sequence of text pairs {"inputs": str, "targets": str}: line n of one file, and line n of another. Pairs with an
+    empty line are skipped.
+    """
 
     def __init__(self, inputs: str, targets: str, encoding: str = "utf-8"):
         self.sides = [_Lines(inputs, encoding), _Lines(targets, encoding)]
@@ -191,20 +195,21 @@ class ParallelLines(Sequence):
         return {key: side[number] for key, side in zip(("inputs", "targets"), self.sides, strict=True)}
 
     def contents(self) -> Iterator[tuple[str, mmap.mmap | bytes]]:
-        """Yields the path and the whole content of both files."""
+        """Yields (path, content) for both files. Fingerprints of the data are computed from the contents."""
         for side in self.sides:
             yield from side.contents()
 
     def place(self, index: int) -> str:
-        """Returns the file and line number of a pair's inputs, for error messages.
-
-        The targets are on the same line of the other file.
+        """Returns the file and line number of the input text of pair `index`, for error messages. The target text is on
+        the same line of the other file.
         """
         return self.sides[0].place(self.numbers[index])
 
 
 class _Lines(_Pieces):
-    """All lines of a file, including empty lines."""
+    """Sequence of all lines of a file, including empty lines. The line numbers of empty lines, from 0, are in the set
+    `blank`.
+    """
 
     def __init__(self, path: str, encoding: str):
         super().__init__(encoding)
@@ -219,7 +224,9 @@ class _Lines(_Pieces):
 
 
 def _no_object(text: str) -> str:
-    """Returns a description of the error in a line that should contain a JSON object. Empty if the line is valid."""
+    """Returns a description of what is wrong with a line that should contain a JSON object, such as "is list, not an
+    object". Empty if the line is valid.
+    """
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -241,7 +248,9 @@ def _undecodable(path: str, encoding: str, offset: int, line: int | None = None)
 
 
 def decoded(path: str, encoding: str = "utf-8") -> str:
-    """Returns the text of a file without its byte order mark. Raises InputError if it cannot be read or decoded."""
+    """Returns the decoded text of a file, without its byte order mark. Raises InputError if the file cannot be read or
+    decoded.
+    """
     content = bytes(read_bytes(path))
     try:
         return content.decode(encoding).removeprefix("\ufeff")
@@ -250,9 +259,9 @@ def decoded(path: str, encoding: str = "utf-8") -> str:
 
 
 def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
-    """Returns the content of a file as UTF-8.
+    """Returns the content of a text file, converted to UTF-8 bytes.
 
-    Compressed files, and files in another encoding, are read into memory. Others are memory-mapped.
+    Compressed files, and files in another encoding than UTF-8, are read into memory. Other files are memory-mapped.
     """
     if codecs.lookup(encoding).name == "utf-8":
         return read_bytes(path)

@@ -1,8 +1,8 @@
-"""Fingerprints of opened sources, by which a run notices that its data has changed.
+"""Fingerprints of data sources, by which a resumed run detects that its data has changed.
 
-The fingerprint of files of text, JSON Lines or tables covers every byte, because these files are read whole when they
-are opened. The fingerprint of other sources covers the number of documents and the content of up to `SAMPLE` documents,
-drawn with a fixed seed.
+The fingerprint of text files, JSON Lines files or tables covers every byte, because these files are read completely
+when they are opened. The fingerprint of other sources covers the number of documents and the content of up to `SAMPLE`
+documents, drawn with a fixed seed.
 """
 
 import dataclasses
@@ -15,24 +15,25 @@ from jaxformer import digests
 from jaxformer.data.sources.sources import Renamed, components, located, parts
 
 SAMPLE = 500
-"""Maximum number of documents that the fingerprint of a source covers if its files are not read whole, as for images.
+"""Maximum number of documents that the fingerprint covers if the files of a source are not read completely, as for
+images.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Fingerprint:
-    """Describes the content of one source."""
+    """Summary of the content of a data source, by which changes of the data are detected."""
 
     documents: int
-    """Number of documents."""
+    """Number of documents in the source."""
     digests: dict[str, str]
-    """Maps the path of each file to a digest of its content. If the files are not read whole, one digest of sampled
-    documents.
+    """Maps the path of each file to a digest (hash) of its content. If the files are not read completely, contains one
+    digest, of sampled documents, under the key `documents`.
     """
 
     def change(self, now: "Fingerprint") -> str:
-        """Returns a phrase that describes how the source has changed from this fingerprint to the fingerprint `now`.
-        Empty if it has not changed.
+        """Describes how the source has changed since this fingerprint, for a message, such as "was edited: a.txt has
+        changed". Returns an empty string if the fingerprints are equal. `now` is the current fingerprint of the source.
         """
         if self == now:
             return ""
@@ -50,11 +51,12 @@ class Fingerprint:
 
 
 def fingerprints(documents: Sequence, name: str) -> dict[str, Fingerprint]:
-    """Returns the fingerprint of an opened source, or of each component of a mixture, keyed by name.
+    """Returns the fingerprints of a data source, keyed by name. A mixture has one for each of its sources.
 
     Args:
-      documents: the opened source.
-      name: name of the source, which is the key. The keys of several components have it as a prefix.
+      documents: the opened data source, a sequence of documents.
+      name: name of the data source. It is the key of the fingerprint or, for a mixture, the prefix of the keys: `NAME:
+        SOURCE`.
     """
     names = [part for part, _ in components(documents, name)]
     labels = names if len(names) == 1 else [f"{name}: {part}" for part in names]
@@ -82,7 +84,9 @@ _SAMPLED = "documents"
 
 
 def _bytes(value: Any) -> bytes:
-    """Serializes a value of a document. Different values give different bytes, except for objects of unusual types."""
+    """Serializes a value in a document, for a digest. Different values give different bytes, except that an object of
+    an unknown type is represented only by the name of its type.
+    """
     if isinstance(value, Mapping):
         return _joined(b"{", [_bytes(item) for pair in sorted(value.items()) for item in pair])
     if isinstance(value, np.ndarray) and value.dtype != object:

@@ -1,4 +1,4 @@
-"""Images from files, bytes or arrays, and folders of images."""
+"""Decoding of images from files, bytes or arrays, and a source of folders of images."""
 
 import dataclasses
 import io
@@ -19,14 +19,14 @@ ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".w
 MODES = {1: "L", 3: "RGB"}
 """Maps the number of channels to the Pillow mode: L for grayscale, RGB for color."""
 PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
-"""Maps Pillow modes whose colors are multiplied by alpha to the modes with plain colors."""
+"""Maps Pillow modes in which colors are premultiplied by alpha to the corresponding modes in which they are not."""
 DEEP = 65_535
-"""Maximum value of a 16-bit pixel."""
+"""Maximum value of a 16-bit pixel, which is white."""
 BACKGROUND = "white"
 """Background color for transparent pixels."""
 
 ImageLike = str | os.PathLike | bytes | np.ndarray | Image.Image
-"""Path of an image file, its content, an array of pixels, or a Pillow image."""
+"""Path of an image file, its content as bytes, an array of pixels, or a Pillow image."""
 
 
 class Undecodable(Exception):
@@ -46,10 +46,10 @@ def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image
     first frame of an animation.
 
     Args:
-      image: path, content of an image file, Pillow image, or an array [height, width] or [height, width, channels] with
-        1 channel (grayscale), 2 (grayscale and alpha), 3 (RGB) or 4 (RGBA). Arrays are uint8, uint16 (0 to 65,535),
-        floats (0 to 1), bool, or other integers (0 to 255). Pillow mode I contains 0 to 65,535, and mode F contains 0
-        to 1.
+      image: path of an image file, its content as bytes, Pillow image, or an array [height, width] or [height, width,
+        channels] with 1 channel (grayscale), 2 (grayscale and alpha), 3 (RGB) or 4 (RGBA). Arrays are uint8, uint16 (0
+        to 65,535), floats (0 to 1), bool, or other integers (0 to 255). Pillow mode I contains 0 to 65,535, and mode F
+        contains 0 to 1.
       channels: number of channels of the result, 1 for grayscale or 3 for color.
       name: name of an image without a path, for error messages.
 
@@ -69,13 +69,15 @@ def read_picture(image: ImageLike, channels: int, name: str = "") -> Image.Image
 
 
 def is_single(value: Any) -> bool:
-    """Returns whether a value is a single text, path or image in memory."""
+    """Returns whether a value is a single input (a text, path, Pillow image, bytes or pixel array), not a collection of
+    inputs.
+    """
     pixels = isinstance(value, np.ndarray) and 1 < value.ndim < 4
     return pixels or isinstance(value, str | os.PathLike | bytes | Image.Image)
 
 
 def as_list(value: Any) -> list[Any]:
-    """Returns a list of texts or images. A single text or image becomes a list of length 1.
+    """Returns a list of inputs, which are texts or images. A single text or image becomes a list of length 1.
 
     Raises:
       InputError: If an item is a number or None.
@@ -131,7 +133,9 @@ def _of_array(array: np.ndarray) -> Image.Image:
 
 
 def _bytes_of(array: np.ndarray) -> np.ndarray:
-    """Converts pixels to uint8. Raises ValueError if their range is unknown."""
+    """Converts an array of pixels to uint8, 0 to 255: bool and floats (0 to 1) are multiplied by 255, uint16 is divided
+    by 257. Raises ValueError if their range is unknown.
+    """
     if array.dtype == bool:
         return array.astype(np.uint8) * 255
     if array.dtype == np.uint8:
@@ -153,7 +157,7 @@ def _scaled(array: np.ndarray, white: int) -> np.ndarray:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    """Rotates a picture by its EXIF orientation."""
+    """Rotates and flips a picture as its EXIF orientation says. Returns it unchanged if it has none."""
     try:
         orientation = picture.getexif().get(0x0112, 1)
     except (SyntaxError, ValueError, KeyError, TypeError, EOFError):
@@ -178,7 +182,7 @@ def _in_8_bits(picture: Image.Image) -> Image.Image:
 
 
 def _seen(picture: Image.Image) -> Image.Image:
-    """Replaces transparency by the background color."""
+    """Places a picture with transparent pixels on the background color. Returns other pictures unchanged."""
     if not picture.has_transparency_data:
         return picture
     if picture.mode in PREMULTIPLIED:
@@ -189,17 +193,19 @@ def _seen(picture: Image.Image) -> Image.Image:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFolders(Source):
-    """Source of labeled images, with one folder of images per class. The folder name is the class name."""
+    """Source of labeled images, with one folder of images per class. The folder name is the class name. An example has
+    the columns `image` (a path) and `label` (the class name).
+    """
 
     path: str
-    """Path of the folder that contains the class folders. Files may be in subfolders of these."""
+    """Path of the folder that contains the class folders. Files may also be in subfolders of the class folders."""
 
     endings: ClassVar[tuple[str, ...]] = ENDINGS
-    """File name extensions of the files to read, in lower case."""
+    """File name extensions of the files to read, in lower case. Other files are ignored."""
     column: ClassVar[str] = "image"
     """Name of the column with the paths of the files."""
     example: ClassVar[str] = "cat/1.png"
-    """Path of a file in such a folder, for error messages."""
+    """Path of an example file relative to `path`, for error messages."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         found = self._objects() if storage.is_remote(self.path) else self._files()
@@ -210,7 +216,7 @@ class ImageFolders(Source):
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """Class names, sorted."""
+        """Class names in alphabetical order, which are the names of the class folders."""
         if storage.is_remote(self.path):
             return tuple(dict.fromkeys(label for _, label in self._objects()))
         try:
@@ -224,7 +230,7 @@ class ImageFolders(Source):
         return os.path.expanduser(self.path)
 
     def _files(self) -> list[tuple[str, str]]:
-        """Lists the images in a local folder that has one subfolder per class. Returns (path, label) pairs."""
+        """Lists the files in a local folder that has one subfolder per class. Returns (path, class name) pairs."""
         found = []
         for label in self.labels:
             for folder, below, names in os.walk(os.path.join(self._home, label)):
@@ -234,15 +240,15 @@ class ImageFolders(Source):
         return found
 
     def _objects(self) -> list[tuple[str, str]]:
-        """Lists the images in a folder in a bucket that has one subfolder per class. Returns (path, label) pairs."""
+        """Lists the objects in a bucket folder that has one subfolder per class. Returns (path, class name) pairs."""
         parts = (name.split("/") for name in storage.objects_below(self.path) if name.lower().endswith(self.endings))
         images = sorted(names for names in parts if len(names) > 1 and not names[0].startswith("."))
         return [("/".join([self.path.rstrip("/"), *names]), names[0]) for names in images]
 
 
 class _LabelledFiles(Sequence):
-    """Sequence of examples {"image": path, "label": name} of files. `column` is the name of the column with the paths,
-    and `labels` are the names of all classes.
+    """Sequence of examples such as {"image": path, "label": class name}. `column` is the key of the path, and `labels`
+    are the names of all classes.
     """
 
     scan = True
@@ -259,14 +265,14 @@ class _LabelledFiles(Sequence):
         return {self.column: file, "label": label}
 
     def identity(self, index: int) -> dict[str, Any]:
-        """Returns an example with the content of its file in place of the path, so that fingerprints of the data do not
-        change when the folder is moved.
+        """Returns example `index` with the content of its file instead of the path. Fingerprints of the data are
+        computed from it, so that they do not change when the folder is moved.
         """
         file, label = self.found[index]
         return {self.column: storage.read_bytes(file), "label": label}
 
     def place(self, index: int) -> str:
-        """Returns the path of an example's file, for error messages."""
+        """Returns the path of the file of example `index`, for error messages."""
         return self.found[index][0]
 
 
@@ -274,9 +280,8 @@ _skipped: dict[str, int] = {}
 
 
 def skip(problem: str) -> None:
-    """Prints a note that an image is skipped, once per problem.
-
-    The note includes the number of images skipped so far in this process.
+    """Prints a note on standard error that an image, clip or sound is skipped, with the number of items skipped so far
+    in this process. A repeated problem is printed once. `problem` is a phrase that names the item and the reason.
     """
     if problem not in _skipped:
         _skipped[problem] = len(_skipped) + 1

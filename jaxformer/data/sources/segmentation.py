@@ -1,4 +1,4 @@
-"""Folders of images and their segmentation masks, as ADE20K has them."""
+"""Source of images and segmentation masks in two parallel folders, the layout of ADE20K."""
 
 import dataclasses
 import os
@@ -13,14 +13,14 @@ from jaxformer.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class MaskFolders(Source):
-    """Images and their segmentation masks, in two folders. The mask of `a/b.jpg` is `a/b.png` in the other folder.
-    Examples have the columns `image` and `mask`, which are paths.
+    """Images and their segmentation masks, in two folders. The mask of the image `a/b.jpg` is the file `a/b.png` in the
+    mask folder. Examples have the columns `image` and `mask`, which are paths.
     """
 
     images: str
     """Folder of the images. Images may be in subfolders."""
     masks: str
-    """Folder of the masks, with the same subfolders and file names."""
+    """Folder of the masks, with the same subfolders and file names, except for the extension."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         images, masks = (_files(folder) for folder in (self.images, self.masks))
@@ -49,18 +49,20 @@ class _Pairs(Sequence):
         return {"image": image, "mask": mask}
 
     def identity(self, index: int) -> dict[str, Any]:
-        """Returns an example with the contents of its files in place of the paths, so that fingerprints of the data do
-        not change when the folders are moved.
+        """Returns example `index` with the contents of its files instead of the paths. Fingerprints of the data are
+        computed from it, so that they do not change when the folders are moved.
         """
         return {name: storage.read_bytes(path) for name, path in self[index].items()}
 
     def place(self, index: int) -> str:
-        """Returns the path of an example's image file, for error messages."""
+        """Returns the path of the image file of example `index`, for error messages."""
         return self.found[index][0]
 
 
 def _files(folder: str) -> dict[str, str]:
-    """Returns the paths of the images in a folder and its subfolders, by their relative path without extension."""
+    """Finds the images in a folder and its subfolders. Returns a dict that maps their relative paths, without
+    extension, to their full paths.
+    """
     home, found = os.path.expanduser(folder), {}
     if not os.path.isdir(home):
         raise InputError(f"{folder}: no such folder; give a folder of images")

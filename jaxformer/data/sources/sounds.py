@@ -1,4 +1,4 @@
-"""Sounds from files, bytes or arrays, and sources of sounds with transcripts."""
+"""Decoding of sounds from files, bytes or arrays, and sources of sounds with transcripts."""
 
 import csv
 import dataclasses
@@ -21,11 +21,13 @@ ENDINGS = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".op
 """File name extensions of sounds, in lower case."""
 
 SoundLike = str | os.PathLike | bytes | np.ndarray
-"""Path of a sound file, its content, or an array of samples."""
+"""Path of a sound file, its content as bytes, or an array of samples."""
 
 _SHORT = re.compile(r"^data *: (\w+) \(should be (\d+)\)", re.MULTILINE)
 _UNKNOWN = ("0", "0x0", "4294967295", "0xFFFFFFFF", "0xffffffff")
-"""Sizes that programs write to the header of a stream whose length they do not know yet."""
+"""Sizes in a file header that mean that the length of the sound is unknown. Programs write them to streams whose length
+they do not know in advance.
+"""
 
 
 class Undecodable(Exception):
@@ -44,11 +46,11 @@ def read_sound(sound: SoundLike, rate: int, name: str = "", array_rate: int | No
     with soxr. Samples are not clipped or scaled.
 
     Args:
-      sound: path, content of a sound file, or an array [samples] or [samples, channels] of floats from -1 to 1 or of
-        integers (int16, or int64 with the range of int16, as in TFDS; uint8 with 128 as 0).
+      sound: path of a sound file, its content as bytes, or an array [samples] or [samples, channels] of floats from -1
+        to 1 or of integers (int16, or int64 with the range of int16, as in TFDS; uint8 with 128 as 0).
       rate: samples per second of the result.
       name: name of a sound without a path, for error messages.
-      array_rate: samples per second of an array. If None, `rate`.
+      array_rate: sampling rate of `sound`, in samples per second, if it is an array. If None, it is `rate`.
 
     Returns:
       Samples, float32 [samples].
@@ -71,7 +73,7 @@ def read_sound(sound: SoundLike, rate: int, name: str = "", array_rate: int | No
 
 
 def _decoded(sound: str | os.PathLike | bytes, name: str) -> tuple[np.ndarray, int]:
-    """Decodes a file. Returns its samples, float32 [samples] or [samples, channels], and its sampling rate."""
+    """Decodes a sound file. Returns its samples, float32 [samples] or [samples, channels], and its sampling rate."""
     soundfile = _package("soundfile")
     content = sound if isinstance(sound, bytes) else _content(os.fspath(sound))
     try:
@@ -88,7 +90,9 @@ def _decoded(sound: str | os.PathLike | bytes, name: str) -> tuple[np.ndarray, i
 
 
 def _missing(file: Any, count: int) -> str:
-    """Returns how much of a decoded file is missing. Empty if it is complete."""
+    """Describes how many samples of a truncated sound file are missing, for an error message. Returns an empty string
+    if the file is complete. `file` is the open SoundFile, and `count` the number of samples that were decoded.
+    """
     if (found := _SHORT.search(file.extra_info)) and found[1] not in _UNKNOWN:
         return f"its header announces {found[1]} bytes of samples, and {found[2]} follow"
     announced = file.frames
@@ -123,7 +127,7 @@ def _resampled(samples: np.ndarray, given: int, rate: int) -> np.ndarray:
 
 
 def _package(name: str) -> Any:
-    """Imports a package that reads sounds. Raises InputError if it is not installed."""
+    """Imports an optional package for decoding or resampling sounds. Raises InputError if it is not installed."""
     import importlib
 
     try:
@@ -134,8 +138,8 @@ def _package(name: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class SoundManifest(Source):
-    """JSON Lines files that name a sound file and its transcript per line, such as
-    `{"audio": "clips/1.wav", "text": "Hello."}`.
+    """Source of sounds with transcripts: JSON Lines files (manifests) in which each line contains the path of a sound
+    file and its transcript, such as `{"audio": "clips/1.wav", "text": "Hello."}`.
 
     Relative paths of sounds are relative to the folder of the manifest. Other columns are kept.
     """
@@ -155,7 +159,9 @@ class SoundManifest(Source):
 
 
 class _Manifest(files.JsonDocuments):
-    """Lines of manifests. Checks once that the sound files exist."""
+    """Sequence of the examples of a `SoundManifest`, with absolute paths of the sound files. Raises InputError on
+    creation if a sound file does not exist.
+    """
 
     def __init__(self, paths: list[str], audio: str, encoding: str):
         super().__init__(paths, encoding)
@@ -178,14 +184,14 @@ class _Manifest(files.JsonDocuments):
 
 @dataclasses.dataclass(frozen=True)
 class SpeechFolder(Source):
-    """A folder like that of the LJ Speech data set: metadata.csv with lines `NAME|TEXT` or `NAME|TEXT|NORMALIZED TEXT`,
-    and sound files wavs/NAME.wav.
+    """Source of sounds with transcripts in the layout of the LJ Speech data set: a file metadata.csv with lines
+    `NAME|TEXT` or `NAME|TEXT|NORMALIZED TEXT`, and sound files wavs/NAME.wav.
 
-    An example is {"audio": path, "text": text}, with the normalized text if there is one.
+    An example is {"audio": path, "text": text}. The text is the normalized one if the line contains it.
     """
 
     path: str
-    """Path of the folder."""
+    """Path of the folder that contains metadata.csv and wavs."""
     encoding: str = "utf-8"
     """Python name of the encoding of metadata.csv, such as utf-8."""
 
@@ -198,7 +204,7 @@ class SpeechFolder(Source):
 
 
 class _Readings(Sequence):
-    """Examples of a `SpeechFolder`."""
+    """Sequence of the examples of a `SpeechFolder`, each a dict {"audio": path, "text": text}."""
 
     scan = True
 
@@ -229,16 +235,20 @@ class _Readings(Sequence):
         return {"audio": path, "text": text}
 
     def identity(self, index: int) -> dict[str, Any]:
-        """Returns the text of an example and the content of its file, which identify it wherever the folder is."""
+        """Returns example `index` with the content of its sound file instead of the path. Fingerprints of the data are
+        computed from it, so that they do not change when the folder is moved.
+        """
         _, path, text = self.found[index]
         return {"audio": storage.read_bytes(path), "text": text}
 
     def place(self, index: int) -> str:
-        """Returns the line of an example in metadata.csv, for error messages."""
+        """Returns the path of metadata.csv and the line number of example `index` in it, for error messages."""
         return f"{self.file}: line {self.found[index][0]}"
 
 
 def _sound_in(folder: str, name: str) -> str | None:
-    """Returns the path of the sound with this name, with any extension of a sound file. None if there is none."""
+    """Returns the path of the file in `folder` that is called `name`, with or without a sound file extension. `.wav` is
+    tried before the others. Returns None if none exists.
+    """
     paths = (os.path.join(folder, name + ending) for ending in (".wav", "", *ENDINGS))
     return next(filter(os.path.isfile, paths), None)

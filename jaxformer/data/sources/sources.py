@@ -1,4 +1,4 @@
-"""Step 1 of the data pipeline: sources of documents, such as text files and TFDS data sets.
+"""Data sources, the first step of the data pipeline: sources of documents, such as text files and TFDS data sets.
 
 A source is a frozen dataclass of plain values. `source.open()` returns a random-access sequence of examples, each a
 dict of named columns. `shuffled` and `in_order` return the order in which the examples of such a sequence are read.
@@ -50,12 +50,13 @@ class Tfds(Source):
     """
 
     name: str = "bible/web"
-    """Name of the data set with its config and version (bible/web, glue/mrpc, glue/mrpc:2.0.0), or path of a prepared
-    folder."""
+    """Name of the data set with its config and version, such as bible/web, glue/mrpc or glue/mrpc:2.0.0, or path of the
+    folder of a prepared data set.
+    """
     split: str = "train"
-    """Split in TFDS notation: train, validation, train[:10%]."""
+    """Split in the notation of TFDS, such as train, validation or train[:10%]."""
     data_dir: str | None = None
-    """Folder of prepared data sets. If None, uses the TFDS default."""
+    """Folder of prepared data sets. If None, uses the default folder of TFDS."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         builder = tfds_builders.prepared(self.name, self.data_dir, self.split)
@@ -79,14 +80,16 @@ class Tfds(Source):
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles(Source):
-    """Plain text files. Compressed files (`.gz`) and files not in UTF-8 are decoded into memory; others are
-    memory-mapped.
+    """Source of documents in plain text files. Compressed files (`.gz`) and files not in UTF-8 are decoded into memory;
+    others are memory-mapped.
     """
 
     paths: tuple[str, ...] = ()
     """Paths or glob patterns of the files."""
     documents: Literal["blank_line", "line", "file"] = "blank_line"
-    """Separator of documents: an empty line, every line break, or the end of the file."""
+    """How documents are separated: by blank lines, by every line break (one document per line), or one document per
+    file.
+    """
     encoding: str = "utf-8"
     """Python name of the file encoding: utf-8, latin-1, cp1252, utf-16."""
 
@@ -99,8 +102,8 @@ class TextFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Source):
-    """JSON Lines files with one JSON object per line. Compressed files (`.gz`) and files not in UTF-8 are decoded into
-    memory.
+    """Source of examples in JSON Lines files, which contain one JSON object per line. Compressed files (`.gz`) and
+    files not in UTF-8 are decoded into memory.
     """
 
     paths: tuple[str, ...] = ()
@@ -117,7 +120,9 @@ class JsonLines(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelFiles(Source):
-    """Pairs of corresponding lines from two text files, such as translations. Pairs with an empty line are skipped."""
+    """Source of text pairs, which are corresponding lines of two text files, such as translations. Pairs with an empty
+    line are skipped.
+    """
 
     inputs: str
     """Path of the file with the input texts."""
@@ -135,13 +140,13 @@ class ParallelFiles(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Columns(Source):
-    """Renames two columns of a source to `inputs` and `targets`.
+    """Source that renames two text columns of another source to `inputs` and `targets`. Other columns are left out.
 
-    Use it with `Mixture` to train one model on several tasks.
+    Use it in a `Mixture` of sources with different columns, to train one model on several tasks.
     """
 
     source: Source
-    """Source of the examples."""
+    """Source whose columns are renamed."""
     inputs: str = "inputs"
     """Name of the column with the input text."""
     targets: str = "targets"
@@ -161,13 +166,15 @@ class Columns(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Mixture(Source):
-    """Mixture of several sources. Each source is shuffled and repeated separately, and drawn by weight."""
+    """Mixture of several sources. Each source is shuffled and repeated separately, and supplies a share of the training
+    documents that is proportional to its weight.
+    """
 
     sources: tuple[Source, ...] = ()
     """Sources to mix."""
     weights: tuple[float, ...] = ()
-    """Share of each source among the documents that are read. The weights need not sum to 1. A source with weight 0 is
-    left out.
+    """Weight of each source, proportional to its share of the documents that are read. A source with weight 0 is left
+    out.
     """
 
     def __post_init__(self):
@@ -184,7 +191,9 @@ class Mixture(Source):
 
 
 class Mixed(Sequence):
-    """Sequence of all documents of an opened mixture. The documents of its sources follow one after the other."""
+    """Sequence of all documents of an opened mixture: the documents of its first source, followed by those of the
+    second, and so on. The weights determine how often training reads documents of each source (see `shuffled`).
+    """
 
     def __init__(self, parts: list[Sequence], weights: list[float], names: list[str]):
         self.parts, self.weights, self.names = parts, weights, names
@@ -199,7 +208,7 @@ class Mixed(Sequence):
         return part[index]
 
     def place(self, index: int) -> str:
-        """Returns the origin of a document for error messages, such as its file and line."""
+        """Returns the origin of document `index` for error messages, such as its file and line."""
         return place(*self._find(index))
 
     def _find(self, index: int) -> tuple[Sequence, int]:
@@ -208,7 +217,9 @@ class Mixed(Sequence):
 
 
 class Renamed(Sequence):
-    """Sequence of examples {"inputs", "targets"}, made from examples with other column names."""
+    """Sequence of examples {"inputs": str, "targets": str}, made by renaming columns of other examples and adding the
+    prefix to the inputs (see `Columns`).
+    """
 
     def __init__(self, examples: Sequence, columns: Columns):
         self.examples, self.columns = examples, columns
@@ -218,7 +229,7 @@ class Renamed(Sequence):
         return len(self.examples)
 
     def place(self, index: int) -> str:
-        """Returns the origin of an example for error messages, such as its file and line."""
+        """Returns the origin of example `index` for error messages, such as its file and line."""
         return place(self.examples, index)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -238,7 +249,9 @@ class Decoded(Sequence):
         self.examples, self.name = examples, name
 
     def place(self, index: int) -> str:
-        """Returns the split of an example and its index in the split, for error messages."""
+        """Returns the origin of example `index` for error messages: the data set, the split, and the index in the
+        split. For example, "bible/web: split train, example 7".
+        """
         return f"{self.name}, example {index}"
 
     def __len__(self) -> int:
@@ -249,14 +262,16 @@ class Decoded(Sequence):
 
 
 def place(documents: Sequence, index: int) -> str:
-    """Returns the origin of a document for error messages: its file and line, or its split and index."""
+    """Returns the origin of document `index` for error messages: its file and line, or its split and index."""
     own = getattr(documents, "place", None)
     return own(index) if own else f"example {index}"
 
 
 @contextlib.contextmanager
 def located(documents: Sequence, index: int) -> Iterator[None]:
-    """Context manager that adds the origin of document `index` to errors raised in its block."""
+    """Context manager that adds the origin of document `index`, such as its file and line, to errors raised in its
+    block.
+    """
     try:
         yield
     except InputError as error:
@@ -267,7 +282,9 @@ def located(documents: Sequence, index: int) -> Iterator[None]:
 
 
 def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iterable[int] | None = None) -> list[Any]:
-    """Applies a function to each document, or only to those with the given indices. Errors name the document."""
+    """Applies a function to each document, or only to the documents with the given indices, and returns the list of
+    results. Error messages contain the origin of the document.
+    """
     found = []
     for index in range(len(documents)) if indices is None else indices:
         with located(documents, index):
@@ -276,16 +293,16 @@ def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iter
 
 
 def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
-    """Yields the ranges of document indices to check before training: up to `most` evenly spaced documents per
-    component.
+    """Yields ranges of the indices of documents that are checked before training: up to `most` evenly spaced documents
+    of each source in a mixture, or of the only source.
 
-    Only sources with the attribute `scan` are checked, because their documents are cheap to read. Plain text files need
-    no check: if a file can be opened, all its documents are texts.
+    Only sequences with the attribute `scan` are checked, because their documents are cheap to read. Plain text files
+    are not checked: if a file can be opened, all its documents are texts.
 
     Args:
       documents: opened source.
-      most: maximum number of documents per component of a mixture.
-      start: number that is added to all indices.
+      most: maximum number of documents per source.
+      start: number that is added to all indices. Used for the sources of a mixture.
     """
     if isinstance(documents, Mixed):
         for part, part_start in zip(documents.parts, documents.starts[:-1], strict=True):
@@ -297,7 +314,7 @@ def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
 def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:
     """Returns the endless random order in which training reads documents, as a dataset of indices into `documents`.
 
-    Every component of a mixture is reshuffled at the start of each of its own epochs.
+    Each source of a mixture is reshuffled every time that all its documents have been read.
     """
     if not isinstance(documents, Mixed):
         return _shuffled_range(len(documents), _seed(seed, 0))
@@ -324,7 +341,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 def in_order(documents: Sequence) -> grain.MapDataset:
     """Returns an order that contains every document once, from first to last, as a dataset of indices into `documents`.
 
-    The documents of each component of a mixture are spread evenly over the whole order.
+    The documents of each source of a mixture keep their order, and are spread evenly over the whole order.
     """
     if not isinstance(documents, Mixed):
         return grain.MapDataset.range(len(documents))
@@ -337,9 +354,12 @@ def in_order(documents: Sequence) -> grain.MapDataset:
 
 
 def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
-    """Yields the name and the index range of each component of a mixture, including those of nested mixtures.
+    """Yields (name, index range) for each source in a mixture, including the sources of nested mixtures.
 
-    A source that is not a mixture is one component called `name`.
+    Args:
+      documents: opened source or mixture.
+      name: name of `documents`. If it is not a mixture, this name and its range are the only pair.
+      start: number that is added to all indices.
     """
     if not isinstance(documents, Mixed):
         yield name, range(start, start + len(documents))
@@ -349,9 +369,8 @@ def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple
 
 
 def parts(documents: Sequence) -> Iterator[Sequence]:
-    """Yields each component of an opened mixture, including those of nested mixtures, in the order of `components`.
-
-    If `documents` is not a mixture, yields `documents`.
+    """Yields the opened sources in a mixture, including those of nested mixtures, in the order of `components`. If
+    `documents` is not a mixture, yields only `documents`.
     """
     if not isinstance(documents, Mixed):
         yield documents
@@ -361,7 +380,7 @@ def parts(documents: Sequence) -> Iterator[Sequence]:
 
 
 def random_index(documents: Sequence, rng: np.random.Generator) -> int:
-    """Returns the index of a random document. For a mixture, the component is drawn by weight."""
+    """Returns the index of a random document. For a mixture, first draws one of its sources by weight."""
     if not isinstance(documents, Mixed):
         return int(rng.integers(len(documents)))
     part = int(np.searchsorted(documents.thresholds, rng.random(), side="right"))

@@ -1,4 +1,4 @@
-"""Sources of labeled texts: comma- or tab-separated values, and one folder per class."""
+"""Sources of labeled texts: CSV files, TSV files, and folders of text files with one folder per class."""
 
 import array
 import csv
@@ -19,7 +19,7 @@ _DELIMITERS = (",", ";", "\t", "|")
 
 @dataclasses.dataclass(frozen=True)
 class Csv(Source):
-    """Files of comma-separated values, quoted as in RFC 4180. All rows are kept in memory."""
+    """Source of examples in CSV files (comma-separated values), quoted as in RFC 4180. All rows are kept in memory."""
 
     paths: tuple[str, ...] = ()
     """Paths or glob patterns of the files. Files that end in `.gz` are decompressed."""
@@ -41,14 +41,14 @@ class Csv(Source):
 
 @dataclasses.dataclass(frozen=True)
 class Tsv(Source):
-    """Files of tab-separated values. All rows are kept in memory."""
+    """Source of examples in TSV files (tab-separated values). All rows are kept in memory."""
 
     paths: tuple[str, ...] = ()
     """Paths or glob patterns of the files. Files that end in `.gz` are decompressed."""
     columns: tuple[str, ...] | None = None
     """Column names. If None, the first row of each file contains them."""
     quoted: bool = False
-    """Whether values may be quoted. In GLUE files, quotation marks are part of the text."""
+    """Whether values may be quoted. If False, quotation marks are part of the text, as in GLUE files."""
     encoding: str = "utf-8"
     """Python name of the file encoding, such as utf-8 or latin-1."""
 
@@ -61,9 +61,9 @@ class Tsv(Source):
 
 @dataclasses.dataclass(frozen=True)
 class ClassFolders(Source):
-    """One folder per class with one text file per example.
+    """Source of labeled texts, with one folder per class and one text file per example.
 
-    An example is {"text", "label"}, where the label is the name of the folder. The IMDb reviews and the 20 Newsgroups
+    An example is {"text": content of the file, "label": name of the folder}. The IMDb reviews and the 20 Newsgroups
     articles (encoded in latin-1) have this layout.
     """
 
@@ -100,12 +100,12 @@ class _FolderDocuments(Sequence):
         return {"text": files.decoded(path, self.encoding).strip(), "label": label}
 
     def place(self, index: int) -> str:
-        """Returns the path of an example's file, for error messages."""
+        """Returns the path of the file of example `index`, for error messages."""
         return self.documents[index][0]
 
 
 def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
-    """Lists the files in a local folder that has one subfolder per class. Yields (path, label, size in bytes)."""
+    """Lists the files in a local folder that has one subfolder per class. Yields (path, class name, size in bytes)."""
     if not os.path.isdir(path):
         raise InputError(f"{path}: no such folder; expected one with a folder for each class")
     for label in sorted(os.listdir(path)):
@@ -117,9 +117,7 @@ def _class_files(path: str) -> Iterator[tuple[str, str, int]]:
 
 
 def _class_objects(path: str) -> Iterator[tuple[str, str, int]]:
-    """Lists the objects in a folder in a bucket that has one subfolder per class. Yields (path, label, size in
-    bytes).
-    """
+    """Lists the objects in a bucket folder with one subfolder per class. Yields (path, class name, size in bytes)."""
     for key, info in storage.objects_below(path).items():
         label, _, name = key.partition("/")
         if name and "/" not in name and not label.startswith(".") and not name.startswith("."):
@@ -157,20 +155,28 @@ class Table(Sequence):
         return self.rows[index]
 
     def contents(self) -> Iterator[tuple[str, Any]]:
-        """Yields the path and the whole content of each file."""
+        """Yields (path, content) for each file. Fingerprints of the data are computed from the contents."""
         for path in self.paths:
             yield path, files.read_bytes(path)
 
     def place(self, index: int) -> str:
-        """Returns the file and first line number of a row, for error messages."""
+        """Returns the file of row `index` and the number of the row's first line, for error messages."""
         return f"{self.paths[self.files[index]]}: line {self.lines[index]}"
 
 
 def _rows(
     path: str, columns: Sequence[str] | None, delimiter: str, quoted: bool, encoding: str, problems: Problems
 ) -> Iterator[tuple[int, dict[str, str]]]:
-    """Reads a CSV or TSV file. Yields (line number, row) pairs, and adds rows with the wrong number of values to
-    `problems`.
+    """Reads a CSV or TSV file. Yields (line number, row) pairs, where a row is a dict that maps column names to texts.
+    Rows with the wrong number of values are added to `problems` instead.
+
+    Args:
+      path: path of the file.
+      columns: column names. If None, they are read from the first row.
+      delimiter: character that separates values.
+      quoted: whether values may be quoted.
+      encoding: Python name of the file encoding.
+      problems: collects descriptions of wrong rows.
     """
     csv.field_size_limit(2**31 - 1)  # A text may be longer than the default limit of the csv module.
     quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
@@ -195,7 +201,9 @@ def _rows(
 
 
 def _header(path: str, values: Sequence[str], delimiter: str) -> list[str]:
-    """Returns the column names in the first row of a table. Raises InputError if the delimiter seems to be wrong."""
+    """Returns the column names, given the values of the first row of a table. Raises InputError if a name occurs twice,
+    or if the delimiter seems to be wrong.
+    """
     names = [value.strip() for value in values]
     if len(set(names)) < len(names):
         raise InputError(f"{path}: its first row contains a column name twice; set columns")

@@ -1,4 +1,6 @@
-"""TensorFlow Datasets (TFDS) builders: finds data sets by name and prepares them on first use, without TensorFlow."""
+"""TensorFlow Datasets (TFDS) builders: objects that describe, prepare and read a data set. Finds them by name and
+prepares data sets on first use, without TensorFlow.
+"""
 
 import contextlib
 import difflib
@@ -26,7 +28,7 @@ _INFO = "dataset_info.json"
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
 _NO_BUILDERS = ("core", "scripts", "testing", "proto")
 _SECONDS = 5
-"""Number of seconds to wait for a host before it counts as unreachable."""
+"""Number of seconds to wait for a connection to a host before it counts as unreachable."""
 
 
 def prepared(name: str, data_dir: str | None, split: str = "") -> Any:
@@ -59,8 +61,8 @@ def prepared(name: str, data_dir: str | None, split: str = "") -> Any:
 
 
 def find(name: str, data_dir: str | None) -> Any:
-    """Returns the TFDS builder of a data set in the catalog, whether it is prepared or not. Does not download
-    anything.
+    """Returns the TFDS builder of a data set in the TFDS catalog, whether the data set is prepared or not. Does not
+    download anything. Raises InputError if the builder cannot be found or imported.
     """
     import tensorflow_datasets as tfds
 
@@ -91,7 +93,8 @@ def find(name: str, data_dir: str | None) -> Any:
 
 @functools.cache
 def import_builders() -> None:
-    """Imports all TFDS packages that define data sets, because importing registers them.
+    """Imports all TFDS packages that define data sets, because a data set can be found by name only after its package
+    is imported.
 
     Skips packages with missing dependencies.
     """
@@ -105,7 +108,9 @@ def import_builders() -> None:
 
 
 def _perhaps(base: str, name: str) -> str:
-    """Returns a suggestion for a wrong data set name: a similar name, or the configs of the data set."""
+    """Returns a suggestion to append to an error message about a wrong data set name: a similar name, or the configs of
+    the data set. Empty if there is nothing to suggest.
+    """
     import tensorflow_datasets as tfds
 
     names = tfds.list_builders(with_community_datasets=False)
@@ -117,7 +122,9 @@ def _perhaps(base: str, name: str) -> str:
 
 
 def _of_folder(folder: str) -> Any:
-    """Returns the TFDS builder of a data set that was prepared in a folder. Chooses the latest of several versions."""
+    """Returns the TFDS builder of a prepared data set in a folder. If the folder contains several versions of the data
+    set, chooses the latest.
+    """
     import tensorflow_datasets as tfds
 
     found = _folders_with_info(folder)
@@ -137,7 +144,7 @@ def _of_folder(folder: str) -> Any:
 
 
 def _of_bucket(folder: str, split: str) -> Any:
-    """Copies a split of a data set from a bucket to this machine. Returns the TFDS builder of the copy."""
+    """Copies a split of a prepared data set from a bucket to this machine. Returns the TFDS builder of the copy."""
     folder = folder.rstrip("/")
     found = [key.rpartition("/")[0] for key in storage.objects_below(folder) if key.rpartition("/")[2] == _INFO]
     versions = [key for key in found if _VERSION.fullmatch(key)]
@@ -153,8 +160,8 @@ def _of_bucket(folder: str, split: str) -> Any:
 
 
 def _folders_with_info(folder: str) -> list[str]:
-    """Finds prepared data sets. Returns `[folder]` if the folder itself is one, otherwise its nearest subfolders that
-    are, up to three levels below.
+    """Finds the folders of prepared data sets. Returns `[folder]` if the folder itself is one, otherwise the sorted
+    subfolders at the smallest depth (at most 3) at which there are any.
     """
     folders, found = [folder], []
     for _ in range(4):
@@ -184,8 +191,8 @@ def _with_random_access(builder: Any) -> Any:
 
 
 def _other_version(builder: Any, name: str, data_dir: str | None) -> Any:
-    """Returns the TFDS builder of another version of the data set that is already prepared, and prints a note. Returns
-    None if there is no such version, or if `name` requires a certain version.
+    """Returns the TFDS builder of another version of the data set that is already prepared, and prints a note that this
+    version is read. Returns None if there is none, or if `name` requires a certain version.
     """
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
@@ -227,7 +234,9 @@ def _prepare(builder: Any, name: str) -> None:
 
 @contextlib.contextmanager
 def _archives_without_tensorflow() -> Iterator[None]:
-    """Context manager that lets TFDS open archives with Python's `open` if TensorFlow is not installed."""
+    """Context manager that lets TFDS open archives with Python's `open` if TensorFlow is not installed. TFDS would
+    otherwise open them with TensorFlow.
+    """
     from tensorflow_datasets.core.download import extractor
 
     if importlib.util.find_spec("tensorflow"):
@@ -243,7 +252,9 @@ def _archives_without_tensorflow() -> Iterator[None]:
 
 
 def _elsewhere(name: str, with_beam: bool) -> str:
-    """Returns instructions for preparing a data set on another machine, for an error message."""
+    """Returns instructions for preparing a data set on another machine, for the end of an error message. `with_beam` is
+    whether this requires Apache Beam.
+    """
     packages = "tensorflow-datasets tensorflow apache-beam" if with_beam else "tensorflow-datasets tensorflow"
     return (
         f"prepare it on a machine where that is possible (pip install {packages}; tfds build {name} "
@@ -252,7 +263,9 @@ def _elsewhere(name: str, with_beam: bool) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """Explains on one line why preparing a data set failed: a missing package, or an unreachable host."""
+    """Explains on one line why preparing a data set failed: the missing package, the unreachable host, the files to
+    download manually, or the first line of the error message.
+    """
     chain: list[BaseException] = []
     cause: BaseException | None = error
     while cause is not None and cause not in chain:
@@ -270,7 +283,9 @@ def _reason(error: BaseException) -> str:
 
 
 def _in_reach(urls: Iterable[str]) -> bool:
-    """Returns whether at least one host of the URLs answers. True if there are no URLs, or if a proxy is configured."""
+    """Returns whether at least one host of the URLs can be reached; tries up to three. True if there are no URLs, or if
+    a proxy is configured.
+    """
     parts = [urllib.parse.urlsplit(url) for url in urls]
     hosts = sorted({(part.hostname, 80 if part.scheme == "http" else 443) for part in parts if part.hostname})
     if not hosts or urllib.request.getproxies():
@@ -282,7 +297,9 @@ def _in_reach(urls: Iterable[str]) -> bool:
 
 
 def _check_hub(name: str) -> None:
-    """Raises InputError if the Hugging Face Hub cannot be reached. TFDS would query it for a data set of this name."""
+    """Raises InputError if the Hugging Face Hub cannot be reached. It is called for data sets whose TFDS name begins
+    with `huggingface`, because TFDS reads them from the Hub.
+    """
     try:
         from huggingface_hub.constants import ENDPOINT
     except ImportError:

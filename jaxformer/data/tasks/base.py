@@ -1,9 +1,9 @@
-"""Step 3 of the data pipeline: tasks turn an encoded document into training examples.
+"""Tasks, which make training examples from the documents of a data source.
 
 A task is a frozen dataclass whose methods are pure. `read` checks the columns of an example from a source and returns
-their values. `encode` (step 2) turns such an example into the document that the data pipeline caches. `examples` turns
-a document and a `Visit` (one reading of the document) into training examples. `row` declares how training examples are
-laid out in a batch row.
+their values. `encode` converts such an example to a document, for example by tokenizing its text, and the data pipeline
+caches it. `examples` makes training examples from a document each time that the document is read (see `Visit`). `row`
+declares how training examples are laid out in a batch row.
 """
 
 import abc
@@ -20,10 +20,12 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class Written:
-    """Input and reference text of an example, for evaluating generated text."""
+    """Input text and reference text of an example. Evaluation compares the text that the model generates from the input
+    with the reference.
+    """
 
     inputs: str
-    """Input text, with the prefix of the task."""
+    """Input text, including the prefix that the task adds."""
     reference: str
     """Text that the model should generate, as in the source."""
     tokens: np.ndarray
@@ -36,8 +38,8 @@ class Written:
 
 @dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[DocumentT]):
-    """Pretraining or fine-tuning task: makes training examples from documents. Abstract: use a subclass, such as
-    `NextToken`.
+    """Base class of pretraining and fine-tuning tasks, which make training examples from documents. Abstract: use a
+    subclass, such as `NextToken`.
     """
 
     @property
@@ -45,7 +47,8 @@ class Task(abc.ABC, Generic[DocumentT]):
     def row(self) -> dict[str, Feature]:
         """Maps the names of the arrays of a training example to their layouts in a batch row.
 
-        The data pipeline adds arrays of segments and position ids for `tokens` and `inputs`.
+        For `tokens` and `inputs`, the data pipeline adds two more arrays: the number of each token's example in the row
+        (segments), and the position of each token in its example (position ids).
         """
 
     @property
@@ -65,11 +68,15 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @property
     def requirement(self) -> str:
-        """Requirement that a document must meet to give a training example, for error messages."""
+        """Phrase for error messages that names what a document must contain to give a training example, such as
+        "document with text".
+        """
         return "document with text"
 
     def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:
-        """Checks that the tokenizer and the packing setting fit the task. Raises InputError if they do not."""
+        """Checks that the task can be used with the tokenizer, and with packing if `pack` is True. Raises InputError if
+        it cannot.
+        """
 
     def check_source(self, documents: Sequence[Mapping[str, Any]], name: str) -> None:
         """Raises InputError if the task cannot learn from the training source, for example because all its labels are
@@ -83,7 +90,9 @@ class Task(abc.ABC, Generic[DocumentT]):
         return self
 
     def prepare_requests(self, requests: Sequence[Any]) -> Sequence[Any]:
-        """Converts the arguments of the `predict` command (texts or paths) to the inputs of the predictor."""
+        """Converts the arguments of the `predict` command (texts or file paths) to the inputs of the model's predictor,
+        for example by decoding images.
+        """
         return requests
 
     def read(self, example: Mapping[str, Any]) -> Any:
@@ -95,12 +104,12 @@ class Task(abc.ABC, Generic[DocumentT]):
         return example
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        """Makes arguments for the `predict` command from an example of a source. Returns an empty tuple if the task
-        does not support it.
+        """Returns arguments with which users can try the `predict` command: texts or file paths taken from an example
+        of a source. Returns an empty tuple if the task does not support it.
 
         Args:
           example: maps column names to values.
-          folder: folder to write an argument to if it must be a file, such as an image.
+          folder: folder in which to save a value that is in memory if `predict` takes a file, such as an image.
 
         Raises:
           InputError: If a column that the task reads is missing from the example.
@@ -109,7 +118,9 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @property
     def writes(self) -> bool:
-        """Whether models of this task generate a text that can be compared with a reference. See `written`."""
+        """Whether models of this task generate a text that can be compared with a reference text, as returned by
+        `written`.
+        """
         return False
 
     def written(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Written | None:
@@ -131,4 +142,6 @@ class Task(abc.ABC, Generic[DocumentT]):
 
     @abc.abstractmethod
     def examples(self, document: DocumentT, visit: Visit[DocumentT]) -> list[Example]:
-        """Makes the training examples for one reading of a document (see `Visit`). The list may be empty."""
+        """Makes the training examples of a document for one reading of it. The list may be empty. `visit` provides the
+        tokenizer, the random generator of this reading, and other documents.
+        """

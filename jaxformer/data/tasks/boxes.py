@@ -18,14 +18,16 @@ from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, InputError, shown
 
 NO_LABEL = "N/A"
-"""Name of label ids that are not used. COCO has several of them."""
+"""Placeholder in a list of label names for label ids that no object has. COCO has several of them, because its ids are
+not consecutive.
+"""
 WHOLE = ("pad", "stretch")
-"""Values of `ImageField.fit` with which the whole image is visible."""
+"""Values of `ImageField.fit` for which the whole image, and so every box, stays visible."""
 
 
 @dataclasses.dataclass(frozen=True)
 class PreparedScene:
-    """An image that is resized and padded for detection."""
+    """A decoded image, and its pixels after resizing and padding, for object detection."""
 
     path: str
     """Path of the image file. For an image in memory, a name for messages."""
@@ -41,9 +43,9 @@ class PreparedScene:
 class LabelledBoxes(ImageTask):
     """Object detection: an image, and the boxes and labels of the objects in it. An image may have no objects.
 
-    Rows: `images` uint8 [batch, size, size, channels] and `pixel_mask` uint8 [batch, size, size] (see `ImageField`);
-    `boxes`, `labels`, `box_weights`, `crowd`, `areas` and `image_size` (see `BoxField`); `weights` float32 [batch, 1],
-    1 for each image.
+    Batch rows: `images` uint8 [batch, size, size, channels] and `pixel_mask` uint8 [batch, size, size] (see
+    `ImageField`); `boxes`, `labels`, `box_weights`, `crowd`, `areas` and `image_size` (see `BoxField`); `weights`
+    float32 [batch, 1], 1 for each image.
     """
 
     image: ImageField = ImageField(fit="pad")
@@ -54,7 +56,7 @@ class LabelledBoxes(ImageTask):
     labels: tuple[str, ...] = ()
     """Label names in index order. Must equal the labels of the model."""
     max_boxes: int = 100
-    """Number of boxes in a row. An image with more objects is an error."""
+    """Number of boxes in a batch row, including padding. An image with more objects is an error."""
     box_format: BoxFormat = "pixels"
     """How the source writes boxes: `pixels` is left, upper, right and lower edge in pixels; `fractions` is upper, left,
     lower and right edge as fractions of the height and the width, as in TensorFlow Datasets.
@@ -79,7 +81,9 @@ class LabelledBoxes(ImageTask):
         return BoxField(self.objects, self.labels, self.max_boxes, self.box_format)
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> FieldValues:
-        """Decodes the image, and checks that the boxes are inside of it."""
+        """Decodes the image and reads its objects. Converts the boxes to pixels, and raises InputError if a box is not
+        inside the image.
+        """
         encoded = super().encode(example, tokenizer)
         if encoded.values is None:
             return encoded
@@ -88,7 +92,7 @@ class LabelledBoxes(ImageTask):
         return FieldValues({**encoded.values, "objects": objects}, encoded.size)
 
     def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[PreparedScene]:
-        """Decodes and resizes images without augmentation, as for evaluation. Images are files or in memory.
+        """Decodes and resizes images without augmentation, as in evaluation. Images can be file paths or in memory.
 
         Raises InputError if an image cannot be decoded.
         """
@@ -96,10 +100,12 @@ class LabelledBoxes(ImageTask):
 
 
 def prepared(field: ImageField, image: pictures.ImageLike, number: int) -> PreparedScene:
-    """Decodes and resizes an image without augmentation. `number` is the position of the image among the inputs,
-    for messages.
+    """Decodes and resizes an image without augmentation. Raises InputError if the image cannot be decoded.
 
-    Raises InputError if the image cannot be decoded.
+    Args:
+      field: how images are resized.
+      image: the image.
+      number: position of the image among the inputs, counted from 1, for error messages.
     """
     name = pictures.name_of(image, f"image {number}")
     try:

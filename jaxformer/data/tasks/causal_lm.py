@@ -19,16 +19,16 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class NextToken(TextTask):
-    """Next-token prediction on documents (Radford et al. 2019), including the EOS token.
+    """Next-token prediction on documents, each followed by the EOS token (Radford et al. 2019).
 
     A long document is cut into chunks that overlap by one token, so that every token except the first is a target once.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
-    the data pipeline adds.
+    Batch rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` (the number of each
+    token's example in the row) and `position_ids` that the data pipeline adds.
     """
 
     length: int = 1024
-    """Number of tokens per row."""
+    """Number of tokens per batch row."""
     column: str | None = None
     """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
     beginning: bool = False

@@ -20,9 +20,11 @@ from jaxformer.data.transforms.text import TextAugmentation
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 1000
-"""Number of evenly spaced examples to read first when checking that a source has examples of at least two classes."""
+"""Number of evenly spaced examples to read before the others when checking that a source has at least two different
+labels. The check stops at the second label.
+"""
 PAIR = "\t"
-"""Character that separates the two texts of a pair in an argument of `predict`."""
+"""Character between the two texts of a pair, where the `predict` command takes a pair as one argument."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,16 +36,16 @@ class Labelled:
     second: np.ndarray | None
     """Tokens of the second text without special tokens, int32 [tokens]. None if there is no second text."""
     target: np.ndarray
-    """Target of the text: the index of its label, a multi-hot vector, or a number. See `LabelField.read`."""
+    """Target, in the form that `LabelField.read` returns: the index of the label, a multi-hot vector, or a number."""
     size: int
-    """Number of characters in both texts, which is their size in the cache."""
+    """Number of characters in both texts, which counts as their size in the cache of encoded documents."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Classify(Task[Labelled]):
     """Task to predict the label of a text or of a pair of texts (Devlin et al. 2019, §4.1).
 
-    Rows, with `examples_per_row` examples each:
+    Batch rows, with `examples_per_row` examples each:
       `tokens`: int32 [batch, length]. The data pipeline adds `segments` and `position_ids` of the same shape.
       `token_types`: int32 [batch, length], 1 in the second text. Only for encoders.
       `cls_positions`: int32 [batch, examples], index of the first token of each example.
@@ -63,15 +65,18 @@ class Classify(Task[Labelled]):
     labels: tuple[str, ...] = ()
     """Label names in index order. Must equal the labels of the model. For regression, the single name of the target."""
     kind: Kind = "single_label"
-    """Kind of target: exactly one label, any number of labels, or a real number."""
+    """Kind of target: exactly one label per example (single_label), any number of labels (multi_label), or a real
+    number (regression).
+    """
     length: int = 128
-    """Number of tokens per row. If a pair is too long, the end of its longer text is cut."""
+    """Number of tokens per batch row. If a pair is too long, the end of its longer text is cut."""
     form: Form = "encoder"
     """Kind of model for which texts are laid out. For an encoder, texts a and b become [CLS] a [SEP] b [SEP]; for a
-    decoder, a [EOS] b [EOS]. If an imported tokenizer has a template of special tokens, that template is used instead.
+    decoder, a [EOS] b [EOS]. If an imported tokenizer defines its own special tokens (a template), these are used
+    instead.
     """
     examples_per_row: int = 1
-    """Number of examples per row. A number above 1 requires packing."""
+    """Number of examples per batch row. A number above 1 requires packing (`data.pack`)."""
     augmentation: TextAugmentation | None = None
     """Random augmentation of the texts, drawn again each time that training reads them. If None, texts are not
     augmented.
@@ -117,8 +122,8 @@ class Classify(Task[Labelled]):
         layouts.check_packing(self.examples_per_row, pack)
 
     def prepare_requests(self, requests: Sequence[str]) -> list[str | tuple[str, str]]:
-        """Prepares the arguments of `predict`: returns texts unchanged or, if the task reads pairs, splits each at its
-        tab into two texts.
+        """Prepares the arguments of the `predict` command. Returns texts unchanged. If the task reads pairs, splits
+        each argument that contains a tab into two texts.
         """
         if self.pair is None:
             return list(requests)
@@ -131,7 +136,9 @@ class Classify(Task[Labelled]):
         return (PAIR.join(map(columns.first_words, self._texts(example))),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
-        """Returns the list of one or two texts, and the target."""
+        """Returns the texts of an example (two if the task reads pairs, otherwise one), and the target (see
+        `LabelField.read`).
+        """
         return self._texts(example), self._target.read(example, "data.task.label")
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Labelled:
@@ -158,6 +165,6 @@ class Classify(Task[Labelled]):
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """Splits an argument of `predict` at its tab into the two texts of a pair."""
+    """Splits an argument of the `predict` command at its first tab into the two texts of a pair."""
     first, _, second = text.partition(PAIR)
     return first.strip(), second.strip()

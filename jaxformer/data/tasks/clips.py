@@ -1,4 +1,6 @@
-"""Tasks of clips: plain clips, labeled clips, and clips with hidden tubes."""
+"""Tasks on video clips: clips without labels, labeled clips, and clips in which tubes (the same patches of all frames)
+are hidden.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -18,10 +20,10 @@ from jaxformer.errors import FieldError
 
 @dataclasses.dataclass(frozen=True)
 class ClipTask(FieldTask):
-    """Clips without labels. Base class of tasks of clips.
+    """Task of video clips without labels, and base class of the other tasks on clips.
 
-    Rows: `clips` uint8 [batch, frames, size, size, channels] (all views of a video in evaluation, see `ClipField`);
-    `weights` float32 [batch, 1], 1 for each clip.
+    Batch rows: `clips` uint8 [batch, frames, size, size, channels] (all views of a video in evaluation, see
+    `ClipField`); `weights` float32 [batch, 1], 1 for each clip.
     """
 
     clip: ClipField = ClipField()
@@ -35,7 +37,7 @@ class ClipTask(FieldTask):
             return []
 
     def prepare_requests(self, requests: Sequence[ClipLike]) -> list[PreparedClip]:
-        """Decodes, resizes and crops the views and windows of videos.
+        """Decodes, resizes and crops videos for prediction (see `PreparedClip`).
 
         Raises InputError if a video cannot be decoded.
         """
@@ -44,10 +46,11 @@ class ClipTask(FieldTask):
 
 @dataclasses.dataclass(frozen=True)
 class LabelledClips(Labelled, ClipTask):
-    """Classification of clips: a clip and its label. Mixup and CutMix treat all frames of a clip alike.
+    """Classification of clips: a clip and its label. Mixup and CutMix mix all frames of two clips in the same way.
 
-    Rows: `clips` uint8 [batch, frames, size, size, channels] (all views of a video in evaluation, see `ClipField`);
-    `labels` int32 and `weights` float32 [batch, 2], as in `LabelledImages`.
+    Batch rows: `clips` uint8 [batch, frames, size, size, channels] (all views of a video in evaluation, see
+    `ClipField`); `labels` int32 and `weights` float32 [batch, 2], the labels of a clip and their shares. Without Mixup
+    and CutMix, the first label has weight 1 and the second weight 0.
     """
 
     mixes: ClassVar[tuple[str, str]] = ("clip", "clips")
@@ -59,10 +62,11 @@ class LabelledClips(Labelled, ClipTask):
 @dataclasses.dataclass(frozen=True)
 class MaskedTubes(Hidden, ClipTask):
     """Clips with a random number (noise) for each patch of a frame. A masked autoencoder hides the patches with the
-    highest numbers in all frames, which gives tubes (Tong et al. 2022).
+    highest numbers in all frames, so that each hidden patch extends through the whole clip as a tube (Tong et al.
+    2022).
 
-    Rows: `clips` uint8 [batch, frames, size, size, channels]; `noise` float32 [batch, patches], one value for each
-    patch of a frame, where the model sees the patches with the lowest values; `weights` float32 [batch, 1], 1 for each
+    Batch rows: `clips` uint8 [batch, frames, size, size, channels]; `noise` float32 [batch, patches], one value for
+    each patch of a frame (the model sees the patches with the lowest values); `weights` float32 [batch, 1], 1 for each
     clip.
     """
 

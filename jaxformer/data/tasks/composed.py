@@ -1,4 +1,6 @@
-"""Base class of tasks that are composed of fields. Each field decodes and transforms one column."""
+"""Base class of tasks that are composed of `Field` objects. Each `Field` decodes and transforms one column of an
+example.
+"""
 
 import dataclasses
 import functools
@@ -17,10 +19,10 @@ from jaxformer.errors import InputError, under
 
 @dataclasses.dataclass(frozen=True)
 class FieldValues:
-    """The encoded values of all fields of a task, for one example of the source."""
+    """The encoded values of one example of the source, one for each field of a task."""
 
     values: Mapping[str, Any] | None
-    """Maps field names to values. None if one of the values cannot be used."""
+    """Maps field names to values. None if one of them cannot be used; no training example is then made."""
     size: int
     """Size of the values in memory, in units of four bytes."""
 
@@ -33,17 +35,19 @@ class FieldTask(Task[FieldValues]):
     A subclass declares dataclass fields whose values are `Field` objects. These are applied in the order of
     declaration.
 
-    Rows: the arrays of all `Field` objects; `weights` float32 [batch, 1], 1 for each example.
+    Batch rows: the arrays of all `Field` objects; `weights` float32 [batch, 1], 1 for each example.
     """
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
-        """Maps names to the `Field` objects of the task, in the order in which they are applied."""
+        """Maps names to the `Field` objects of the task, in the order in which they are applied. By default, these are
+        the dataclass fields whose values are `Field` objects.
+        """
         return self._nested
 
     @functools.cached_property
     def _nested(self) -> dict[str, Field]:
-        """Maps the names of those dataclass fields whose value is a `Field` to their values."""
+        """Maps the names of dataclass fields to their values, for all dataclass fields whose value is a `Field`."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in values.items() if isinstance(value, Field)}
 
@@ -100,13 +104,16 @@ class FieldTask(Task[FieldValues]):
         return [] if document.values is None else [self._example(document.values, visit)]
 
     def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """Makes the training example for one reading of a document. `values` maps field names to encoded values."""
+        """Makes the training example for one reading of a document. `values` maps field names to the encoded values of
+        the document.
+        """
         return self.transformed(values, visit) | {"weights": np.ones(1, np.float32)}
 
     def transformed(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        """Applies the transforms of all fields for one reading of a document. Returns the arrays, keyed by name.
+        """Applies the transforms of all fields to the encoded values of a document (keyed by field name), for one
+        reading of it. Returns the resulting arrays, keyed by array name.
 
-        Fields after an image field, such as boxes, are transformed geometrically in the same way as the image.
+        Fields after an image field, such as boxes, are cropped, flipped or rotated in the same way as the image.
         """
         arrays, geometry = {}, None
         for name, field in self.fields.items():

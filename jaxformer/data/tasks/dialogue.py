@@ -1,4 +1,6 @@
-"""Dialogue task: formats dialogues as text with a role name before each turn. A decoder learns the assistant turns."""
+"""Dialogue task: formats dialogues as text with a role name before each turn. A decoder learns to generate the
+assistant turns.
+"""
 
 import dataclasses
 import functools
@@ -19,15 +21,17 @@ from jaxformer.errors import FieldError, InputError
 Turn = tuple[str, str]
 """Role and content of a turn, such as ("user", "Hello")."""
 ANSWERS = "assistant"
-"""Role whose turns the model learns to generate."""
+"""Role whose turns are the training targets, so that the model learns to generate them."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DialogueTemplate:
-    """Text before the turns of each role, such as "User:" before a user turn. An EOS token follows each turn."""
+    """Texts that are written before the turns of each role (role texts), such as "User:" before a user turn. An EOS
+    token follows each turn.
+    """
 
     system: str = "System:"
-    """Text that is written before the system prompt."""
+    """Text that is written before each system prompt."""
     user: str = "User:"
     """Text that is written before each turn of the user."""
     assistant: str = "Assistant:"
@@ -40,41 +44,45 @@ class DialogueTemplate:
 
     @property
     def roles(self) -> dict[str, str]:
-        """Maps each role to the text before its turns."""
+        """Maps each role (system, user, assistant) to the text that is written before its turns."""
         return dataclasses.asdict(self)
 
     def space(self, role: str) -> str:
-        """Returns the white space that separates the role text from the content. A single space if the template has
-        none.
+        """Returns the white space at the end of a role's text, which separates it from the content of a turn. If the
+        text does not end in white space, returns a single space.
         """
         before = self.roles[role]
         return before[len(before.rstrip()) :] or " "
 
     def text(self, turn: Turn) -> str:
-        """Returns the content of a turn with the text of its role before it."""
+        """Formats a turn as text: the text of its role, such as "User:", followed by the content of the turn."""
         role, content = turn
         return self.roles[role].rstrip() + (self.space(role) + content if content else "")
 
     def encode(self, turn: Turn, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes the role text and the content of a turn together, as one text.
+        """Encodes a turn as one text: the text of its role, such as "User:", followed by the content.
 
         Returns:
-          Tokens before the content, int32 [tokens], and tokens of the content with the EOS token, int32 [tokens].
+          Tokens of the role text, int32 [tokens], and tokens of the content with the EOS token, int32 [tokens].
         """
         tokens, offsets = tokenizer.encode_with_offsets(self.text(turn))
         size = int(np.sum(offsets[:, 0] < len(self.roles[turn[0]].rstrip())))
         return tokens[:size], layouts.ended(tokens[size:], tokenizer)
 
     def prompt(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
-        """Encodes a text as a dialogue, followed by the role text of the next answer. Returns int32 [tokens].
+        """Encodes a text as a dialogue that ends with the role text of the assistant, so that a model continues with an
+        answer. Returns int32 [tokens].
 
-        A line that begins with the text of a role starts a new turn. Lines before the first such line are a user turn.
+        A line that begins with the role text of a role, such as "User:", starts a new turn. Lines before the first such
+        line are a user turn.
         """
         parts = [part for turn in self.turns(text) for part in self.encode(turn, tokenizer)]
         return np.concatenate([*parts, tokenizer.encode(self.assistant.rstrip())]).astype(np.int32)
 
     def turns(self, text: str) -> list[Turn]:
-        """Splits a text into its non-empty turns."""
+        """Splits a text into its turns, and leaves out empty turns. A line that begins with the text of a role, such as
+        "User:", starts a new turn. Lines before the first such line are a user turn.
+        """
         found, role, lines = [], "user", []
         for line in text.strip().splitlines():
             new_role = next((name for name, before in self.roles.items() if line.startswith(before)), None)
@@ -87,14 +95,14 @@ class DialogueTemplate:
 
 
 class Part(NamedTuple):
-    """An encoded turn of a dialogue."""
+    """An encoded turn of a dialogue, and whether it is a training target."""
 
     before: np.ndarray
-    """Tokens of the role text before the turn, int32 [tokens]."""
+    """Tokens of the text of the role, such as "User:", which precedes the content, int32 [tokens]."""
     tokens: np.ndarray
-    """Tokens of the turn and the EOS token, int32 [tokens]."""
+    """Tokens of the content of the turn, followed by the EOS token, int32 [tokens]."""
     learned: bool
-    """Whether the turn is an assistant turn, which makes it a target."""
+    """Whether the tokens are training targets, which is the case for turns of the assistant."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Turns:
 
     parts: tuple[Part, ...]
     size: int
-    """Number of characters in all turns, which is their size in the cache."""
+    """Number of characters in all turns, which counts as their size in the cache of encoded documents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,16 +119,16 @@ class Dialogue(Task[Turns]):
     """Next-token prediction on the assistant turns of a dialogue. Each token is predicted from everything before it.
 
     Each example has a list of turns {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
-    that does not fit in a row is split after an answer and continues in the next row. A question with its answers that
-    is longer than a row is truncated.
+    that does not fit in a row is split after an answer and continues in the next row. If a question and the answers to
+    it are together longer than a row, they are truncated.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
-    the data pipeline adds. Weights are 1 if the target belongs to an assistant turn, including its EOS token, and
-    otherwise 0.
+    Batch rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` (the number of each
+    token's example in the row) and `position_ids` that the data pipeline adds. Weights are 1 if the target belongs to
+    an assistant turn, including its EOS token, and otherwise 0.
     """
 
     length: int = 512
-    """Number of tokens per row."""
+    """Number of tokens per batch row."""
     messages: str = "messages"
     """Name of the column with the list of turns."""
     template: DialogueTemplate = DialogueTemplate()
@@ -164,7 +172,9 @@ class Dialogue(Task[Turns]):
         return [example for row in self._rows(document) if (example := self._example(row)) is not None]
 
     def _rows(self, document: Turns) -> list[list[Part]]:
-        """Distributes the turns of a dialogue over batch rows, in order. Returns the turns of each row."""
+        """Distributes the turns of a dialogue over batch rows, in order, without separating a question from its
+        answers. Returns one list of turns per row.
+        """
         rows, size = [[]], 0
         for exchange in _exchanges(document.parts):
             more = len(_joined(exchange))
@@ -176,7 +186,7 @@ class Dialogue(Task[Turns]):
         return rows
 
     def _example(self, parts: Sequence[Part]) -> Example | None:
-        """Makes a training example from the turns of one row. Returns None if none of its tokens is a target."""
+        """Makes a training example from the turns of one batch row. Returns None if none of its tokens is a target."""
         ids = _joined(parts)[: self.length + 1]
         learned = [np.repeat([False, part.learned], [len(part.before), len(part.tokens)]) for part in parts]
         weights = np.concatenate([[], *learned])[1 : len(ids)].astype(np.float32)
@@ -186,7 +196,9 @@ class Dialogue(Task[Turns]):
 
 
 def _exchanges(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Yields groups of turns. Each group contains a question and the answers that follow it."""
+    """Groups the turns of a dialogue into exchanges: each contains the turns up to and including the next assistant
+    turns, such as a question and its answer.
+    """
     exchange = []
     for part in parts:
         if exchange and exchange[-1].learned and not part.learned:

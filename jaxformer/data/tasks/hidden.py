@@ -1,4 +1,4 @@
-"""Base class of tasks whose masked autoencoder hides patches of images or of frames."""
+"""Base class of pretraining tasks for masked autoencoders, which hide patches of images or of video frames."""
 
 import dataclasses
 import functools
@@ -16,13 +16,17 @@ from jaxformer.errors import FieldError
 
 @dataclasses.dataclass(frozen=True)
 class Hidden(FieldTask):
-    """Task of pixels with a random number (noise) per patch. Abstract: use a subclass, such as `MaskedPatches`."""
+    """Base class of pretraining tasks for masked autoencoders. An example contains pixels, and a random number (noise)
+    per patch that determines whether the patch is hidden. Abstract: use a subclass, such as `MaskedPatches`.
+    """
 
     patch: int = 16
     """Height and width of a patch in pixels. Must equal the patch size of the model."""
 
     hides: ClassVar[str]
-    """Name of the field with the pixels. The field has a `size`, the height and width of its pixels."""
+    """Name of the dataclass field, such as `image`, that reads the pixels. Its `size` is the height and width of the
+    pixels.
+    """
 
     def __post_init__(self):
         fields.at_least("data.task.patch", self.patch, 1)

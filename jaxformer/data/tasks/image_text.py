@@ -15,8 +15,8 @@ from jaxformer.data.tasks.composed import FieldTask
 class ImageTextPairs(FieldTask):
     """Pairs of an image and a text that describes it.
 
-    Rows: `images` uint8 [batch, size, size, channels]; `tokens` int32 [batch, length]; `weights` float32 [batch, 1], 1
-    for each pair. The data pipeline adds `segments` (1 at text tokens, 0 at padding) and `position_ids`.
+    Batch rows: `images` uint8 [batch, size, size, channels]; `tokens` int32 [batch, length]; `weights` float32 [batch,
+    1], 1 for each pair. The data pipeline adds `segments` (1 at text tokens, 0 at padding) and `position_ids`.
     """
 
     image: ImageField = ImageField()
@@ -25,7 +25,8 @@ class ImageTextPairs(FieldTask):
     """How the text of a pair is read and tokenized."""
 
     def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[Prepared | str]:
-        """Prepares the arguments of `predict`: preprocesses images as for evaluation, and returns texts unchanged.
+        """Prepares the arguments of the `predict` command: decodes, resizes and crops images as in evaluation, and
+        returns texts unchanged.
 
         A string is an image if it is the path of a file or ends with an image file extension. Other strings are texts.
 
@@ -36,7 +37,9 @@ class ImageTextPairs(FieldTask):
 
 
 def is_text(request: pictures.ImageLike) -> TypeGuard[str]:
-    """Returns whether an argument of `predict` is a text rather than an image."""
+    """Returns whether an argument of the `predict` command is a text. A string is an image if it is the path of a file
+    or ends with an image file extension, and otherwise a text. Other values are images.
+    """
     if not isinstance(request, str):
         return False
     return not (request.lower().endswith(pictures.ENDINGS) or os.path.isfile(request))

@@ -1,4 +1,4 @@
-"""Image tasks: plain images, labeled images, and images with hidden patches."""
+"""Image tasks: images without labels, labeled images, and images with hidden patches."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -15,16 +15,17 @@ from jaxformer.data.tasks.labelled import Labelled
 
 @dataclasses.dataclass(frozen=True)
 class ImageTask(FieldTask):
-    """Images without labels. Base class of image tasks.
+    """Task of images without labels, and base class of the other image tasks.
 
-    Rows: `images` uint8 [batch, size, size, channels]; `weights` float32 [batch, 1], 1 for each image.
+    Batch rows: `images` uint8 [batch, size, size, channels]; `weights` float32 [batch, 1], 1 for each image.
     """
 
     image: ImageField = ImageField()
     """How images are read, resized and augmented."""
 
     def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[Prepared]:
-        """Decodes, resizes and crops images without augmentation, as for evaluation. Images are files or in memory.
+        """Decodes, resizes and crops images without augmentation, as in evaluation. Images can be file paths or in
+        memory.
 
         Raises InputError if an image cannot be decoded.
         """
@@ -35,9 +36,9 @@ class ImageTask(FieldTask):
 class LabelledImages(Labelled, ImageTask):
     """Image classification: an image and its label.
 
-    Rows: `images` uint8 [batch, size, size, channels]; `labels` int32 and `weights` float32 [batch, 2]. If an image is
-    a mixture of two images, it has the labels of both, and the weights are their shares. Otherwise the first label has
-    weight 1 and the second weight 0.
+    Batch rows: `images` uint8 [batch, size, size, channels]; `labels` int32 and `weights` float32 [batch, 2]. An image
+    that Mixup or CutMix has made from two images has the labels of both, and the weights are their shares. Otherwise
+    the first label has weight 1 and the second weight 0.
     """
 
     mixes: ClassVar[tuple[str, str]] = ("image", "images")
@@ -51,8 +52,8 @@ class MaskedPatches(Hidden, ImageTask):
     """Images with a random number (noise) per patch. A masked autoencoder hides the patches with the highest numbers
     (He et al. 2022).
 
-    Rows: `images` uint8 [batch, size, size, channels]; `noise` float32 [batch, patches], one value per patch, where the
-    model sees the patches with the lowest values; `weights` float32 [batch, 1], 1 for each image.
+    Batch rows: `images` uint8 [batch, size, size, channels]; `noise` float32 [batch, patches], one value per patch (the
+    model sees the patches with the lowest values); `weights` float32 [batch, 1], 1 for each image.
     """
 
     hides: ClassVar[str] = "image"

@@ -17,30 +17,32 @@ from jaxformer.data.transforms.image import cutmix, mixup
 from jaxformer.errors import FieldError, shown
 
 LOOKED_AT = 100
-"""Number of evenly spaced examples to read first when checking that a source has examples of at least two classes.
-Small, because each of them is decoded.
+"""Number of evenly spaced examples to read before the others when checking that a source has at least two different
+labels. The number is small because reading an example decodes its image or clip.
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Labelled(FieldTask):
-    """Task of pixels and their label. Abstract: use a subclass, such as `LabelledImages`."""
+    """Base class of tasks that classify images or clips. Abstract: use a subclass, such as `LabelledImages`."""
 
     label: str = "label"
     """Name of the column with the label, which is a name or an index."""
     labels: tuple[str, ...] = ()
     """Label names in index order. Must equal the labels of the model."""
     mixup: float = 0.0
-    """Parameter α of the Beta(α, α) distribution that mixing weights are drawn from in Mixup (Zhang et al. 2018). 0
-    disables Mixup.
+    """Parameter α of the Beta(α, α) distribution from which Mixup draws the weights of the two images (Zhang et al.
+    2018). 0 disables Mixup.
     """
     cutmix: float = 0.0
-    """Parameter α of the Beta(α, α) distribution that area shares are drawn from in CutMix (Yun et al. 2019). 0
-    disables CutMix. If Mixup is also enabled, each training example uses one of the two at random.
+    """Parameter α of the Beta(α, α) distribution from which CutMix draws the shares of the image area (Yun et al.
+    2019). 0 disables CutMix. If Mixup is also enabled, each training example uses one of the two at random.
     """
 
     mixes: ClassVar[tuple[str, str]]
-    """Names of the field with the pixels, and of their array in a row."""
+    """Name of the dataclass field that reads the pixels, and name of the array of pixels in a batch row, such as
+    `("image", "images")`.
+    """
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
@@ -51,7 +53,9 @@ class Labelled(FieldTask):
 
     @abc.abstractmethod
     def view(self, encoded: Any, rng: np.random.Generator) -> np.ndarray:
-        """Returns the pixels of another document for mixing, uint8 [..., height, width, channels]."""
+        """Returns the pixels of an encoded image or clip, resized and randomly augmented, uint8 [..., height, width,
+        channels]. They are mixed with the pixels of another one.
+        """
 
     @functools.cached_property
     def fields(self) -> Mapping[str, Field]:
@@ -82,9 +86,10 @@ class Labelled(FieldTask):
         return arrays | {name: image, "labels": np.array(labels, np.int32), "weights": weights}
 
     def _mixed(self, image: np.ndarray, visit: Visit[FieldValues]) -> tuple[np.ndarray, int, float]:
-        """Mixes the pixels with those of a random other document, by Mixup or CutMix.
+        """Mixes the pixels of a training example with those of another, randomly drawn document, by Mixup or CutMix.
 
-        Returns the mixed pixels, the label of the other document, and the share of `image`.
+        Returns the mixed pixels, the label of the other document, and the share of `image` in the mixture. If the other
+        document cannot be decoded, returns `image` itself, 0 and 1.0.
         """
         other = visit.draw(visit.rng)
         if other.values is None:

@@ -1,4 +1,6 @@
-"""Array layouts that several text tasks share: a single text, or inputs and targets with or without an encoder."""
+"""Functions that text tasks share. They lay out one text, or an input and a target text, as the arrays of a training
+example, for models with or without an encoder.
+"""
 
 import dataclasses
 
@@ -18,7 +20,7 @@ class Document:
     tokens: np.ndarray
     """Tokens of the text, int32 [tokens]."""
     size: int
-    """Number of characters in the text, which is its size in the cache."""
+    """Number of characters in the text, which counts as its size in the cache of encoded documents."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,37 +28,38 @@ class TextPair:
     """Two encoded texts without special tokens."""
 
     inputs: np.ndarray
-    """Tokens of the inputs, int32 [tokens]."""
+    """Tokens of the input text, or the first text, int32 [tokens]."""
     targets: np.ndarray
-    """Tokens of the targets, int32 [tokens]."""
+    """Tokens of the target text, or the second text, int32 [tokens]."""
     size: int
-    """Number of characters in both texts, which is their size in the cache."""
+    """Number of characters in both texts, which counts as their size in the cache of encoded documents."""
 
 
 def text_row(length: int) -> dict[str, Feature]:
-    """Returns the layout of a batch row for language modeling: `tokens`, `targets` int32 and `weights` float32
-    [batch, length].
+    """Returns the layouts of the arrays in a batch row for language modeling, keyed by name: `tokens`, `targets` int32
+    and `weights` float32 [batch, length].
     """
     return {"tokens": Feature(length), "targets": Feature(length), "weights": Feature(length, "float32")}
 
 
 def pair_row(input_length: int | None, length: int) -> dict[str, Feature]:
-    """Returns the layout of a batch row with pairs of input and target texts.
+    """Returns the layouts of the arrays in a batch row for generating a target text from an input text, keyed by name.
 
-    Extends `text_row` with `inputs` int32 [batch, input_length] for an encoder-decoder. If `input_length` is None, for
-    a decoder-only model, extends it with `prefix` int32 [batch, length] instead, which is 1 at input tokens.
+    These are the arrays of `text_row` and one more: for an encoder-decoder, `inputs` int32 [batch, input_length]; for a
+    decoder-only model (`input_length` is None), `prefix` int32 [batch, length], which is 1 at input tokens.
     """
     other = {"prefix": Feature(length)} if input_length is None else {"inputs": Feature(input_length)}
     return text_row(length) | other
 
 
 def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
-    """Returns a training example in which each token is predicted from the tokens before it.
+    """Returns a training example in which each token is predicted from the tokens before it: the arrays `tokens`,
+    `targets`, `weights` and, if `prefix` is given, `prefix`.
 
     Args:
       ids: the text with its special tokens, int [length + 1]. The arrays of the example have one entry less.
-      prefix: number of leading ids that are given rather than predicted. If None, one id is given, and the example has
-        no array `prefix`.
+      prefix: number of ids at the start that are given to the model, so that they are not targets. If None, all ids
+        except the first are targets.
     """
     weights = np.ones(len(ids) - 1, np.float32)
     example = {"tokens": ids[:-1], "targets": ids[1:], "weights": weights}
@@ -68,7 +71,7 @@ def text_example(ids: np.ndarray, prefix: int | None = None) -> Example:
 
 
 def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, encoder: bool) -> Example:
-    """Returns a training example for generating targets from inputs.
+    """Returns a training example for generating a target text from an input text: the arrays of `pair_row`.
 
     With an encoder, the decoder input starts with the padding token (Raffel et al. 2020). Without an encoder, the
     targets follow the inputs.
@@ -86,16 +89,16 @@ def pair_example(inputs: np.ndarray, targets: np.ndarray, tokenizer: Tokenizer, 
 
 
 def ended(tokens: np.ndarray, tokenizer: Tokenizer, limit: int | None = None) -> np.ndarray:
-    """Appends the EOS token to a text, and truncates the text so that the result has at most `limit` tokens. Returns
-    int32 [tokens].
+    """Appends the EOS token to the tokens of a text, and truncates the text so that the result has at most `limit`
+    tokens. Returns int32 [tokens].
     """
     kept = tokens if limit is None else tokens[: limit - 1]
     return np.append(kept, tokenizer.eos_id).astype(np.int32)
 
 
 def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:
-    """Splits a text into chunks of up to `length` + 1 tokens. Each chunk begins with the last token of the previous
-    one.
+    """Splits the tokens of a text into chunks of up to `length` + 1 tokens. Each chunk begins with the last token of
+    the previous chunk, so that every token except the first of the text is a target in exactly one chunk.
     """
     return [ids[start : start + length + 1] for start in range(0, len(ids) - 1, length)]
 
@@ -103,7 +106,8 @@ def overlapping(ids: np.ndarray, length: int) -> list[np.ndarray]:
 def lay_out(
     tokenizer: Tokenizer, form: Form, length: int, first: np.ndarray, second: np.ndarray | None = None
 ) -> LaidOut:
-    """Adds special tokens to a text or a text pair, and truncates it to at most `length` tokens.
+    """Adds special tokens to a text or a text pair, such as [CLS] and [SEP], after truncating it so that the result has
+    at most `length` tokens.
 
     If a pair is too long, the end of its longer text is cut.
 
@@ -127,7 +131,7 @@ def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tupl
     The EOS token follows the text. If an imported tokenizer adds a BOS token, as for BART, it is added before the text.
 
     Returns:
-      The tokens, int32 [tokens], and whether the whole text fits.
+      The tokens, int32 [tokens], and whether all tokens of the text fit in them.
     """
     own = tokenizer.own_template
     first = [] if own is None else [slot.content for slot in own.single[:1] if isinstance(slot.content, int)]
@@ -136,7 +140,9 @@ def encoder_inputs(tokens: np.ndarray, tokenizer: Tokenizer, limit: int) -> tupl
 
 
 def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.ndarray, np.ndarray]:
-    """Truncates two texts to `room` tokens in total by cutting the end of the longer text."""
+    """Truncates two texts at their ends to `room` tokens in total. A text that is shorter than half of `room` is kept
+    completely; if both are longer, each keeps half. Returns the truncated texts.
+    """
     size = min(len(first), max(room - len(second), (room + 1) // 2))
     return first[:size], second[: room - size]
 
@@ -144,7 +150,8 @@ def cut_longest(first: np.ndarray, second: np.ndarray, room: int) -> tuple[np.nd
 def check_template(
     tokenizer: Tokenizer, form: Form, length: int, pair: bool = False, path: str = "data.task.length"
 ) -> None:
-    """Raises InputError if the vocabulary lacks special tokens, or if special tokens leave no room for text.
+    """Checks that the vocabulary contains the special tokens that the model needs, and that they leave room for text in
+    a row of `length` tokens. Raises InputError otherwise.
 
     Args:
       tokenizer: tokenizer, which determines the special tokens.
@@ -160,7 +167,9 @@ def check_template(
 
 
 def check_packing(examples_per_row: int, pack: bool) -> None:
-    """Raises InputError if packing is off but `examples_per_row` is above 1, or if packing is on but it is 1."""
+    """Raises InputError if `examples_per_row` does not fit the packing setting `pack`: it must be above 1 with packing,
+    and 1 without packing.
+    """
     if examples_per_row > 1 and not pack:
         raise FieldError(
             "data.task.examples_per_row",

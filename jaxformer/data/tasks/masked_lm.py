@@ -40,7 +40,7 @@ class Sentences(Sequence):
 
     @functools.cached_property
     def tokens(self) -> list[np.ndarray]:
-        """List of the encoded sentences, without those that have no token."""
+        """Tokens of all sentences, int32 [tokens] each, except for sentences without any token."""
         missing = [i for i, tokens in enumerate(self._tokens) if tokens is None]
         encoded = self.tokenizer.encode_batch([self.texts[i] for i in missing])
         for index, tokens in zip(missing, encoded, strict=True):
@@ -52,27 +52,29 @@ class Sentences(Sequence):
 class MaskedSentencePairs(Task[Sentences]):
     """Masked language modeling and next-sentence prediction (Devlin et al. 2019, §3.1).
 
-    Rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [batch, length]; `masked_positions`, `targets` int32
-    and `weights` float32 [batch, predictions]. With next-sentence prediction also `cls_positions`, `next_sentence` (0:
-    the second sentence follows the first, 1: it is from another document) int32 and `next_sentence_weights` float32
-    [batch, examples_per_row]. Unused entries of a row are 0, including weights and segments.
+    Batch rows: `tokens`, `segments`, `position_ids`, `token_types` int32 [batch, length]; `masked_positions`, `targets`
+    int32 and `weights` float32 [batch, predictions]. With next-sentence prediction also `cls_positions`,
+    `next_sentence` (0: the second sentence follows the first, 1: it is from another document) int32 and
+    `next_sentence_weights` float32 [batch, examples_per_row]. Unused entries of a row are 0, including weights and
+    segments.
     """
 
     length: int = 128
-    """Number of tokens per row."""
+    """Number of tokens per batch row."""
     predictions: int = 20
-    """Maximum number of masked tokens per row."""
+    """Maximum number of masked tokens per batch row, and so per example."""
     mask_rate: float = 0.15
-    """Share of the tokens to predict."""
+    """Share of the tokens that are masked and predicted."""
     whole_word: bool = False
     """Whether to mask whole words: either all tokens of a word or none of them."""
     next_sentence: bool = True
-    """Whether to make sentence pairs for next-sentence prediction. If False, examples are single chunks of text (Liu et
-    al. 2019)."""
+    """Whether to make sentence pairs for next-sentence prediction. If False, each example is one chunk of text, as in
+    RoBERTa (Liu et al. 2019).
+    """
     short_rate: float = 0.1
-    """Share of the examples that are shortened to a random length."""
+    """Share of the examples whose maximum length is drawn at random, below the length of a row."""
     examples_per_row: int = 1
-    """Number of examples per row. A number above 1 requires packing."""
+    """Number of examples per batch row. A number above 1 requires packing (`data.pack`)."""
     column: str | None = None
     """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
 
@@ -165,7 +167,7 @@ class MaskedSentencePairs(Task[Sentences]):
         return sentence_pairs(document.tokens, room, self.short_rate, visit.rng, visit.draw)
 
     def _lay_out(self, pairs: list[SentencePair], tokenizer: Tokenizer):
-        """Adds special tokens to sentence pairs: [CLS] a [SEP] b [SEP].
+        """Adds special tokens to sentence pairs: [CLS] a [SEP] b [SEP], or [CLS] a [SEP] if a pair has no second part.
 
         Returns tokens and token types int32 [examples, length] with one pair per row, and the number of tokens of each
         pair, int64 [examples].

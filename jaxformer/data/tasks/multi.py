@@ -15,7 +15,9 @@ from jaxformer.errors import FieldError, under
 
 
 class Routed(NamedTuple):
-    """An encoded document, and the name of its task, `denoising` or `text_to_text`, which makes the examples."""
+    """An encoded document, and the name of the subtask of `MultiTask` (`denoising` or `text_to_text`) that makes
+    training examples from it.
+    """
 
     name: str
     document: Sized
@@ -29,16 +31,16 @@ class Routed(NamedTuple):
 class MultiTask(Task[Routed]):
     """Mixture of span corruption and text-to-text tasks (Raffel et al. 2020, §3.5.2).
 
-    An example that has both columns of `text_to_text` goes to that task, and any other example to `denoising`. The
-    source is usually a `Mixture`: its weights determine how often each kind occurs, and `Columns` sources in it can
-    name each text-to-text task by a prefix. Rows have the arrays of `TextToText`. Each array has the larger of the
-    lengths that the two tasks require.
+    An example of the source that has both columns of `text_to_text` is used for that task, and any other example for
+    `denoising`. The source is usually a `Mixture`: its weights determine how often each kind of example occurs, and
+    `Columns` sources in it can add a prefix to the inputs that names the task, such as "translate English to German: ".
+    Batch rows have the arrays of `TextToText`, each with the larger of the lengths that the two tasks need.
     """
 
     denoising: SpanCorruption | UL2 | PrefixLM = SpanCorruption()
-    """Task for examples with a single text."""
+    """Task that is used for examples with a single text."""
     text_to_text: TextToText = TextToText()
-    """Task for examples with a pair of texts."""
+    """Task that is used for examples with an input and a target text."""
 
     def __post_init__(self):
         lengths = [self.denoising.input_length, self.text_to_text.input_length]
@@ -98,7 +100,9 @@ class MultiTask(Task[Routed]):
         return self._tasks[document.name].examples(document.document, visit)
 
     def _choose(self, example: Mapping[str, Any]) -> tuple[str, Task[Any]]:
-        """Chooses the task for an example by its columns. Returns the name of the task, and the task."""
+        """Chooses `text_to_text` for an example that has both its columns, otherwise `denoising`. Returns the name of
+        the chosen task, and the task.
+        """
         columns = self.text_to_text.inputs, self.text_to_text.targets
         name = "text_to_text" if all(column in example for column in columns) else "denoising"
         return name, self._tasks[name]

@@ -22,24 +22,27 @@ from jaxformer.data.transforms.text import TextAugmentation
 class TextPairs(Task[TextPair]):
     """Pairs of texts with the same meaning, such as a question and its answer.
 
-    Both columns may be the same: dropout then makes two different vectors of one text (Gao et al. 2021).
+    Both columns may be the same: the two embeddings of one text then differ only by dropout (Gao et al. 2021).
 
-    Rows: `inputs` int32 [batch, input_length] is the first text, with `input_segments` and `input_position_ids`.
+    Batch rows: `inputs` int32 [batch, input_length] is the first text, with `input_segments` and `input_position_ids`.
     `tokens` int32 [batch, length] is the second text, with `segments` and `position_ids`. Both contain the special
     tokens of the tokenizer, such as [CLS] and [SEP]. `weights` float32 [batch, examples_per_row] is 1 for each pair.
     """
 
     length: int = 64
-    """Number of tokens per row for each text. A longer text is truncated at its end."""
+    """Number of tokens per batch row for the second text, and for the first text unless `input_length` is set. A longer
+    text is truncated at its end.
+    """
     first: str = "first"
     """Name of the column with the first text."""
     second: str = "second"
     """Name of the column with the second text. May be the same column as `first`."""
     input_length: int | None = None
-    """Number of tokens per row for the first text, for example if questions are shorter than answers. Defaults to
-    `length`."""
+    """Number of tokens per batch row for the first text, for example if questions are shorter than answers. If None, it
+    is `length`.
+    """
     examples_per_row: int = 1
-    """Number of pairs per row. A number above 1 requires packing."""
+    """Number of pairs per batch row. A number above 1 requires packing (`data.pack`)."""
     augmentation: TextAugmentation | None = None
     """Random augmentation of both texts, drawn again each time that training reads them. If None, texts are not
     augmented.

@@ -27,33 +27,37 @@ class Passage:
     context: np.ndarray
     """Tokens of the context, int32 [tokens]."""
     offsets: np.ndarray
-    """Start and end character (exclusive) of each context token, int32 [tokens, 2]."""
+    """Start and end (exclusive) of each context token, as character indices in the context, int32 [tokens, 2]."""
     answer: tuple[int, int] | None
     """Indices in `context` of the first and last token of the first answer. None if there is no answer."""
     size: int
-    """Number of characters in the question and the context, which is their size in the cache."""
+    """Number of characters in the question and the context, which counts as their size in the cache of encoded
+    documents.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """A question and a part of its context that fit together in a batch row, with special tokens."""
+    """A question and a part of its context, laid out with special tokens so that they fit in a batch row. A long
+    context is split into several overlapping windows.
+    """
 
     tokens: np.ndarray
-    """Tokens of the window, int32 [length]. For BERT: [CLS] question [SEP] part [SEP]."""
+    """Tokens of the window, int32 [length]. For BERT: [CLS] question [SEP] context part [SEP]."""
     token_types: np.ndarray
     """Token type of each token, int32 [length]. For BERT, 1 in the context part and after it, otherwise 0."""
     before: int
-    """Index in `tokens` of the first token of the context part."""
+    """Index in `tokens` of the first context token."""
     stop: int
-    """Index in `tokens` after the last token of the context part."""
+    """Index in `tokens` after the last context token."""
     start: int
-    """Index in the complete context of the first token of this part."""
+    """Index in the complete context of the window's first context token."""
 
     @property
     def spannable(self) -> np.ndarray:
         """Mask of the tokens where answers may start and end, int32 [length]: 1 in the context and at the first token.
 
-        The first token, such as [CLS], means that there is no answer.
+        If the first token, such as [CLS], is predicted as the answer, the context contains no answer.
         """
         index = np.arange(len(self.tokens))
         return ((index == 0) | ((index >= self.before) & (index < self.stop))).astype(np.int32)
@@ -64,17 +68,17 @@ class AnswerSpans(Task[Passage]):
     """Predicts the first and last token of the answer to a question, in overlapping windows of its context.
 
     The source has the columns of SQuAD: a question, a context, and `answers` with the lists `text` and `answer_start`,
-    the index in the context of each answer's first character. The first answer is the target; empty lists mean that
-    there is no answer. In a window that does not contain the complete answer, [CLS] is the target.
+    the index in the context of each answer's first character. The first answer is the target; empty lists mean that the
+    context does not contain an answer. In a window that does not contain the complete answer, [CLS] is the target.
 
-    Rows: `tokens`, `token_types` and `spannable` int32 [batch, length], and the `segments` and `position_ids` that the
-    data pipeline adds. `spannable` is 1 where answers may start and end: at [CLS] and in the context. `starts`, `ends`
-    int32 [batch, examples_per_row] are the first and last token of the answer, as indices into the row. `weights`
-    float32 [batch, examples_per_row] is 1 for each window.
+    Batch rows: `tokens`, `token_types` and `spannable` int32 [batch, length], and the `segments` (the number of each
+    token's example in the row) and `position_ids` that the data pipeline adds. `spannable` is 1 where answers may start
+    and end: at [CLS] and in the context. `starts`, `ends` int32 [batch, examples_per_row] are the first and last token
+    of the answer, as indices into the row. `weights` float32 [batch, examples_per_row] is 1 for each window.
     """
 
     length: int = 384
-    """Number of tokens per row: the question, the context and special tokens."""
+    """Number of tokens per batch row, which contains the question, a part of the context and special tokens."""
     stride: int = 128
     """Number of context tokens between the starts of two successive windows."""
     question_length: int = 64
@@ -86,7 +90,9 @@ class AnswerSpans(Task[Passage]):
     answers: str = "answers"
     """Name of the column with the answers, a dict with the lists `text` and `answer_start`."""
     examples_per_row: int = 1
-    """Number of examples per row. A number above 1 requires packing."""
+    """Number of windows (a question and a part of its context) per batch row. A number above 1 requires packing
+    (`data.pack`).
+    """
 
     def __post_init__(self):
         for name in ("stride", "question_length", "examples_per_row"):
@@ -94,8 +100,8 @@ class AnswerSpans(Task[Passage]):
         self._check_room(3)  # The number for BERT; `check` uses the number that the tokenizer adds.
 
     def _check_room(self, special: int) -> None:
-        """Checks that a row has room for a question, a context and `special` special tokens. Raises InputError if it
-        does not, or if `stride` would skip context tokens.
+        """Checks that a row of `length` tokens has room for the question, part of the context and `special` special
+        tokens, and that consecutive windows do not skip context tokens (see `stride`). Raises InputError otherwise.
         """
         room = self.length - self.question_length - special
         if room < 1:
@@ -128,7 +134,8 @@ class AnswerSpans(Task[Passage]):
         layouts.check_packing(self.examples_per_row, pack)
 
     def read(self, example: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, int]]]:
-        """Returns the question, the context, and the answers with the indices of their first characters.
+        """Returns the question, the context, and the answers as a list of (text, index of its first character in the
+        context).
 
         Raises:
           InputError: If a column is missing, or an answer does not occur at its position in the context.
@@ -213,7 +220,7 @@ class AnswerSpans(Task[Passage]):
 
 
 def encode_passage(question: str, context: str, tokenizer: Tokenizer) -> Passage:
-    """Encodes a question and its context, without an answer."""
+    """Encodes a question and its context. The `answer` of the result is None."""
     tokens, offsets = tokenizer.encode_with_offsets(context)
     return Passage(tokenizer.encode(question), tokens, offsets, None, len(question) + len(context))
 

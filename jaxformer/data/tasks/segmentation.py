@@ -20,35 +20,37 @@ from jaxformer.errors import FieldError, InputError, shown
 
 @dataclasses.dataclass(frozen=True)
 class PreparedPicture:
-    """An image for segmentation, in its own size."""
+    """A decoded image for segmentation, in its original size."""
 
     path: str
     """Path of the image file. For an image in memory, a name for messages."""
     picture: Image.Image
     edge: int
-    """Length in pixels to which the shorter side is resized."""
+    """Length in pixels to which the shorter side is resized before prediction."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SegmentedImages(ImageTask):
     """Semantic segmentation: an image, and a mask with the label of each pixel.
 
-    Rows: `images` uint8 [batch, size, size, channels]; `mask` uint8 [batch, size, size], 255 for pixels without a label
-    (see `MaskField`); `weights` float32 [batch, 1], 1 for each image.
+    Batch rows: `images` uint8 [batch, size, size, channels]; `mask` uint8 [batch, size, size], 255 for pixels without a
+    label (see `MaskField`); `weights` float32 [batch, 1], 1 for each image.
     """
 
     image: ImageField = ImageField(512)
-    """How images are read, resized and augmented. Masks follow."""
+    """How images are read, resized and augmented. Masks are cropped and flipped in the same way."""
     mask: str = "mask"
     """Name of the column with the mask (see `MaskField`)."""
     labels: tuple[str, ...] = ()
     """Label names in index order. Must equal the labels of the model."""
     zero_is_unlabelled: bool = False
-    """Whether 0 in a mask means no label, and 1 is the first label, as in ADE20K."""
+    """Whether pixel value 0 in a source mask means no label, and 1 is the first label, as in ADE20K. If False, 0 is the
+    first label.
+    """
     objects: str | None = None
-    """Name of a column with objects, if masks contain the numbers of objects, from 1, instead of labels. The column is
-    a dict with the index of each object's `label`. The first of `labels` is then that of the background, and label i of
-    objects is `labels[i + 1]`.
+    """Name of a column with objects, if pixels of masks contain object numbers (from 1, 0 for background) instead of
+    labels. The column is a dict whose list `label` has the label index i of each object, which selects `labels[i + 1]`;
+    `labels[0]` is the background. If None, masks contain label indices.
     """
 
     def __post_init__(self):
@@ -80,7 +82,9 @@ class SegmentedImages(ImageTask):
         return FieldValues({**found.values, "mask": self._of_objects(mask, objects, name)}, found.size)
 
     def _of_objects(self, mask: LabelMap, objects: Mapping[str, Any], name: str) -> LabelMap:
-        """Replaces the numbers of objects in a mask by their labels."""
+        """Returns a mask of labels, given a mask of object numbers (from 1, 0 for background). `objects` is a dict
+        whose list `label` has the label of each object, and `name` is the name of the mask for error messages.
+        """
         labels = np.asarray(objects["label"], int) + 1
         last = int(mask.labels[mask.labels != IGNORED].max(initial=0))
         if last > len(labels) or labels.max(initial=0) >= len(self.labels):
@@ -91,7 +95,7 @@ class SegmentedImages(ImageTask):
         return LabelMap(lookup[mask.labels])
 
     def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[PreparedPicture]:
-        """Decodes images. They keep their size. Raises InputError if an image cannot be decoded."""
+        """Decodes images for prediction, without resizing them. Raises InputError if an image cannot be decoded."""
         found = []
         for number, image in enumerate(requests, 1):
             name = pictures.name_of(image, f"image {number}")
@@ -102,8 +106,8 @@ class SegmentedImages(ImageTask):
         return found
 
     def scored(self, example: Mapping[str, Any]) -> tuple[PreparedPicture, np.ndarray] | None:
-        """Returns the image of an example and its mask, [height, width], both in their own size. None if the image
-        cannot be decoded.
+        """Returns the image and the mask of an example, both in the original size of the image. The mask is uint8
+        [height, width], with 255 for pixels without a label. Returns None if the image cannot be decoded.
         """
         values = self.encode(example, None).values
         if values is None:

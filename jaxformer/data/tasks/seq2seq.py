@@ -1,4 +1,6 @@
-"""Tasks that generate one text from another: text-to-text, and prefix language modeling."""
+"""Tasks that generate one text from another: `TextToText`, such as translation, and prefix language modeling
+(`PrefixLM`).
+"""
 
 import dataclasses
 import functools
@@ -20,22 +22,26 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class PrefixLM(TextTask):
-    """Prefix language modeling (Raffel et al. 2020, §3.2.1; Liu et al. 2018).
+    """Task of prefix language modeling (Raffel et al. 2020, §3.2.1; Liu et al. 2018).
 
-    Splits a chunk of text at a random point. The part after that point is predicted from the part before it (the
-    prefix).
+    Cuts each document into chunks, and splits each chunk at a random point. The model predicts the tokens after that
+    point from the tokens before it (the prefix).
 
-    For an encoder-decoder, rows have the arrays of `TextToText`. For a decoder-only model (`input_length` is None),
-    text is cut into chunks as by `NextToken`. The row also has `prefix` int32 [batch, length], 1 at the tokens of the
-    prefix, which attend to each other in both directions. `weights` are 0 in the prefix except at its last token.
+    For an encoder-decoder, a batch has the same arrays as that of `TextToText`. For a decoder-only model
+    (`input_length` is None), chunks overlap by one token as in `NextToken`, and a batch also has `prefix` int32 [batch,
+    length]: 1 at prefix tokens, which attend to each other in both directions, and 0 elsewhere. `weights` are 0 at
+    prefix tokens except the last one, which predicts the first token after the prefix.
     """
 
     length: int = 512
-    """Number of target tokens per row. For a decoder-only model, number of tokens of prefix and targets together."""
+    """Number of target tokens per batch row. For a decoder-only model, the number of prefix and target tokens together.
+    """
     input_length: int | None = None
-    """Number of input tokens per row, for an encoder-decoder. None for a decoder-only model."""
+    """Number of encoder input tokens per batch row, for an encoder-decoder. None for a decoder-only model."""
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
+    """Name of the dataset column that contains a text or a list of sentences. If None, `sentences` if that column
+    exists, otherwise `text`.
+    """
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 2)
@@ -75,29 +81,34 @@ class PrefixLM(TextTask):
 
 @dataclasses.dataclass(frozen=True)
 class TextToText(Task[TextPair]):
-    """Generates one text from another: translation, summarization, answers (Sutskever et al. 2014, Raffel et al. 2020).
+    """Task to generate one text from another: translation, summarization, answers (Sutskever et al. 2014, Raffel et al.
+    2020).
 
-    Rows: `inputs` int32 [batch, input_length] with `input_segments` and `input_position_ids`; `tokens`, `targets` int32
-    and `weights` float32 [batch, length] with `segments` and `position_ids`. Inputs and targets end with the EOS token.
-    `tokens` are a padding token followed by the targets without their last token.
+    A batch is a dict of arrays: `inputs`, `input_segments` and `input_position_ids` int32 [batch, input_length] for the
+    encoder; `tokens`, `targets`, `segments` and `position_ids` int32 and `weights` float32 [batch, length] for the
+    decoder. Inputs and targets end with the EOS token. `tokens` are a padding token followed by the targets without
+    their last token. Segments are the number of the example in its row, counted from 1, and 0 for padding.
 
-    For a decoder-only model (`input_length` is None), `tokens` are the inputs followed by the targets. `prefix` int32
-    [batch, length] is 1 in the inputs. `weights` are 0 in the inputs except at their last token.
+    For a decoder-only model (`input_length` is None), `tokens` are the inputs followed by the targets. In place of the
+    encoder arrays, a batch has `prefix` int32 [batch, length], 1 at input tokens and 0 elsewhere. `weights` are 0 at
+    input tokens except the last one, which predicts the first target token.
     """
 
     input_length: int | None = 512
-    """Number of input tokens per row, for an encoder-decoder. If None, inputs and targets share rows of `length`
-    tokens."""
+    """Number of encoder input tokens per batch row, for an encoder-decoder. If None, for a decoder-only model, inputs
+    and targets share rows of `length` tokens.
+    """
     length: int = 512
-    """Number of target tokens per row."""
+    """Number of target tokens per batch row. If `input_length` is None, the number of input and target tokens together.
+    """
     inputs: str = "inputs"
-    """Name of the column with the input text."""
+    """Name of the dataset column with the input text."""
     targets: str = "targets"
-    """Name of the column with the target text."""
+    """Name of the dataset column with the target text."""
     prefix: str = ""
     """Text to add before the inputs, such as "summarize: "."""
     too_long: Literal["cut", "drop"] = "cut"
-    """Handling of an example that does not fit in a row: `cut` truncates it, `drop` leaves it out."""
+    """Handling of an example that does not fit in a batch row: `cut` truncates it, `drop` leaves it out."""
 
     def __post_init__(self):
         fields.at_least("data.task.input_length", self.input_length, 2)
@@ -150,9 +161,9 @@ class TextToText(Task[TextPair]):
         return Written(self.prefix + text, reference, inputs, cut_inputs, cut_targets)
 
     def _cut(self, pair: TextPair, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray, bool, bool]:
-        """Adds EOS tokens to inputs and targets, and truncates both to fit in a row.
+        """Adds EOS tokens to inputs and targets, and truncates both to fit in a batch row.
 
-        Returns the inputs, the targets, whether the inputs were truncated, and whether the targets were truncated.
+        Returns (inputs, targets, whether the inputs were truncated, whether the targets were truncated).
         """
         if self.input_length is not None:
             inputs, whole = layouts.encoder_inputs(pair.inputs, tokenizer, self.input_length)

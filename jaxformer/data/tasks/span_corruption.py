@@ -1,4 +1,4 @@
-"""T5 span-corruption tasks: predict hidden spans of a text (Raffel et al. 2020), with one or several denoisers."""
+"""Span-corruption tasks of T5 (Raffel et al. 2020) and UL2 (Tay et al. 2022): hide spans of a text and predict them."""
 
 import abc
 import dataclasses
@@ -35,9 +35,12 @@ class Denoiser:
     mean_span: float | None = 3.0
     """Average length of a hidden span in tokens. If None, hides everything after a random point, as in a prefix LM."""
     weight: float = 1.0
-    """Share of the training examples that this denoiser makes, relative to the weights of the other denoisers."""
+    """Relative frequency of this denoiser in a mixture: the share of its training examples is its weight divided by the
+    sum of all weights.
+    """
     mode: str = ""
-    """Name of the denoiser, such as [R]. If `UL2.modes` is set, the model input begins with it."""
+    """Mode token that names the kind of denoiser, such as [R]. If `UL2.modes` is True, each model input begins with it.
+    """
 
     def __post_init__(self):
         _check_noise("data.task.denoisers", self.rate, self.mean_span)
@@ -46,10 +49,11 @@ class Denoiser:
 
 
 class Denoising(TextTask):
-    """Base class of the tasks `SpanCorruption` and `UL2`. Rows have the same arrays as those of `TextToText`.
+    """Base class of the tasks `SpanCorruption` and `UL2`, which hide spans of a text and predict them. A batch has the
+    same arrays as that of `TextToText`.
 
-    A document is cut into chunks, so that the inputs and targets of each chunk fit in a row without truncation. All
-    tokens of a document are used, except a single remaining token at its end.
+    A document is cut into chunks of such a length that the inputs and targets of each chunk fit in a batch row without
+    truncation. If a single token remains at the end of a document, it is not used.
     """
 
     input_length: int | None
@@ -59,7 +63,7 @@ class Denoising(TextTask):
     @property
     @abc.abstractmethod
     def recipes(self) -> tuple[Denoiser, ...]:
-        """Denoisers of this task. Each training example is made by one of them."""
+        """Denoisers of this task. For each training example, one of them is drawn at random."""
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
@@ -67,8 +71,8 @@ class Denoising(TextTask):
 
     @functools.cached_property
     def target_length(self) -> int:
-        """Number of target tokens per row: `length` if it is set, otherwise the maximum number of target tokens that
-        inputs of `input_length` can have.
+        """Number of target tokens per batch row: `length`, or if it is None, the maximum number of target tokens of an
+        example whose inputs fit in `input_length` tokens.
         """
         if self.length is not None:
             return self.length
@@ -82,11 +86,12 @@ class Denoising(TextTask):
         return "document of two tokens or more"
 
     def stretch_length(self, denoiser: Denoiser, taken: int = 0) -> int:
-        """Returns the number of tokens in a chunk of a document, such that its inputs and targets fit in a row.
+        """Returns the maximum number of tokens of a document from which one example is made, so that its inputs and
+        targets fit in a batch row.
 
         Args:
-          denoiser: denoiser that will hide tokens of the chunk.
-          taken: number of tokens to add before the inputs, such as those of the denoiser's name.
+          denoiser: denoiser that will hide some of these tokens.
+          taken: number of tokens that will be added before the inputs, such as the denoiser's mode.
         """
         if self.input_length is None:
             length = None if self.length is None else self.length - taken
@@ -133,8 +138,8 @@ class Denoising(TextTask):
         return layouts.pair_example(inputs, layouts.ended(targets, visit.tokenizer), visit.tokenizer, encoder)
 
     def _modes(self, tokenizer: Tokenizer) -> list[np.ndarray]:
-        """Returns, for each denoiser in use, the tokens of its name, which are added before the inputs. Without
-        `modes`, returns empty arrays.
+        """Returns the tokens that are added before the inputs, for each denoiser with a weight above 0: its encoded
+        `mode` if `self.modes` is True, otherwise an empty array.
         """
         return [tokenizer.encode(denoiser.mode if self.modes else "") for denoiser in self._used]
 
@@ -144,7 +149,9 @@ class Denoising(TextTask):
 
     @functools.cached_property
     def _thresholds(self) -> np.ndarray:
-        """Cumulative shares of the denoisers. A random number from 0 to 1 is compared with them to draw a denoiser."""
+        """Cumulative shares of the denoisers, without the final 1. The position of a random number from 0 to 1 among
+        them is the index of the denoiser to use.
+        """
         weights = [denoiser.weight for denoiser in self._used]
         return (np.cumsum(weights) / np.sum(weights))[:-1]
 
@@ -171,20 +178,26 @@ class Denoising(TextTask):
 class SpanCorruption(Denoising):
     """Span corruption: spans of a text are replaced by sentinels and predicted (Raffel et al. 2020, §3.1.4).
 
-    The rows are those of `TextToText`. The tokenizer needs one sentinel per span: `SentencePiece(sentinels=100)`.
+    A batch has the same arrays as that of `TextToText`. The tokenizer needs one sentinel token per span of an example,
+    for example those of `SentencePiece(sentinels=100)`.
     """
 
     input_length: int | None = 512
-    """Number of input tokens per row, for an encoder-decoder. If None, inputs and targets share rows of `length`
-    tokens."""
+    """Number of encoder input tokens per batch row, for an encoder-decoder. If None, for a decoder-only model, inputs
+    and targets share rows of `length` tokens.
+    """
     length: int | None = None
-    """Number of target tokens per row. If None, the maximum that the inputs require: 114 for 512 input tokens."""
+    """Number of target tokens per batch row. If None, the maximum number of target tokens that an example can have: 114
+    for `input_length=512` with the default rate and spans.
+    """
     rate: float = 0.15
-    """Share of the tokens to hide."""
+    """Share of the tokens to hide, from 0 to 1."""
     mean_span: float = 3.0
     """Average length of a hidden span in tokens."""
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
+    """Name of the dataset column that contains a text or a list of sentences. If None, `sentences` if that column
+    exists, otherwise `text`.
+    """
 
     def __post_init__(self):
         _check_noise("data.task", self.rate, self.mean_span)
@@ -209,24 +222,31 @@ MIXTURE = (
 
 @dataclasses.dataclass(frozen=True)
 class UL2(Denoising):
-    """UL2, a mixture of denoisers (Tay et al. 2022, §3.1). Each example is made by one of them.
+    """UL2 pretraining with a mixture of denoisers (Tay et al. 2022, §3.1). For each training example, one of them is
+    drawn at random.
 
-    The rows are those of `TextToText`. The tokenizer needs one sentinel per span, up to 128 for 512 input tokens:
-    `SentencePiece(sentinels=128)`.
+    A batch has the same arrays as that of `TextToText`. The tokenizer needs one sentinel token per span of an example.
+    With the default denoisers and 512 input tokens that is up to 128: `SentencePiece(sentinels=128)`.
     """
 
     input_length: int | None = 512
-    """Number of input tokens per row, for an encoder-decoder. If None, inputs and targets share rows of `length`
-    tokens."""
+    """Number of encoder input tokens per batch row, for an encoder-decoder. If None, for a decoder-only model, inputs
+    and targets share rows of `length` tokens.
+    """
     length: int | None = None
-    """Number of target tokens per row. If None, the maximum that the inputs require."""
+    """Number of target tokens per batch row. If None, the maximum number of target tokens that an example can have."""
     denoisers: tuple[Denoiser, ...] = MIXTURE
-    """Denoisers to choose from at random, with probabilities proportional to their weights."""
+    """Denoisers of the mixture. One is drawn at random for each example, with a probability proportional to its
+    `weight`.
+    """
     modes: bool = False
-    """Whether to begin the inputs with the denoiser's mode, encoded as text, so that a downstream task can select a
-    mode."""
+    """Whether inputs begin with the mode token of the denoiser, such as [R], so that a downstream task can choose a
+    mode by beginning its inputs with it.
+    """
     column: str | None = None
-    """Name of the column with the text or the list of sentences. If None, the column `sentences` or `text` is used."""
+    """Name of the dataset column that contains a text or a list of sentences. If None, `sentences` if that column
+    exists, otherwise `text`.
+    """
 
     def __post_init__(self):
         if not any(denoiser.weight for denoiser in self.denoisers):

@@ -25,15 +25,15 @@ class LabelledSentences:
     tokens: tuple[np.ndarray, ...]
     """Tokens of each sentence, int32 [tokens]."""
     labels: np.ndarray
-    """Labels of the sentences that fit in a row, int32 [sentences]: 1 for sentences of the oracle summary (those most
-    similar to the reference summary), and 0 for others.
+    """Labels of the sentences that fit in a batch row, int32 [sentences]: 1 for a sentence of the oracle summary (the
+    sentences most similar to the reference summary), 0 for other sentences.
     """
     size: int
-    """Number of characters in the document, which is its size in the cache."""
+    """Number of characters of all sentences. The document cache uses it to estimate memory use."""
 
 
 class SentenceRow(NamedTuple):
-    """Sentences of one document, laid out with special tokens in a batch row."""
+    """Token ids of the sentences of one document with special tokens, as they appear in a batch row."""
 
     tokens: np.ndarray
     """Tokens of the row, int32 [length]. For BERT: [CLS] sentence [SEP] [CLS] sentence [SEP] and so on."""
@@ -43,34 +43,35 @@ class SentenceRow(NamedTuple):
     """Index of the first token of each sentence that fits in the row, int32 [sentences]. For BERT, this token is [CLS].
     """
     whole: bool
-    """Whether the row contains the complete document."""
+    """Whether all sentences fit completely. False if sentences were truncated or left out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SummarySentences(Task[LabelledSentences]):
     """Predicts for each sentence of a document whether it is part of the summary.
 
-    The targets are an oracle summary: the sentences that are most similar to the summary in the source, found greedily
-    by ROUGE. A document that is too long is truncated at its end, and the oracle chooses among the sentences that fit.
-    A document gives no example if it has fewer than two sentences, or no word in common with its summary.
+    The targets are an oracle summary: the sentences that are most similar to the document's reference summary, selected
+    greedily by ROUGE. A document that does not fit is truncated at its end, and only sentences that fit can be
+    selected. A document yields no example if fewer than two sentences fit, or if they have no word in common with the
+    summary.
 
-    Rows: `tokens` and `token_types` int32 [batch, length], and the `segments` and `position_ids` that the data pipeline
-    adds. Each sentence has the special tokens of the tokenizer, such as [CLS] and [SEP], and token types alternate
-    between sentences. `sentence_positions` int32 [batch, sentences_per_row] are the indices of the first token of each
-    sentence. `targets` int32 of the same shape are 1 for the sentences of the oracle, and `weights` float32 are 1 for
-    all sentences.
+    A batch is a dict of arrays: `tokens`, `token_types`, `segments` and `position_ids` int32 [batch, length];
+    `sentence_positions` and `targets` int32 and `weights` float32 [batch, sentences_per_row]. Special tokens such as
+    [CLS] and [SEP] surround each sentence, and token types alternate between 0 and 1 from sentence to sentence.
+    `sentence_positions` are the indices of the first token of each sentence. `targets` are 1 for oracle sentences, and
+    `weights` are 1 for all sentences and 0 for padding.
     """
 
     length: int = 512
-    """Number of tokens per row."""
+    """Number of tokens per batch row."""
     sentences_per_row: int = 64
-    """Maximum number of sentences per row."""
+    """Maximum number of sentences per batch row. Further sentences of a document are left out."""
     oracle_sentences: int = 3
     """Maximum number of sentences that are labeled as the summary of a document."""
     document: str = "document"
-    """Name of the column with the document: a text, or a list of sentences."""
+    """Name of the dataset column with the document: a text, or a list of sentences."""
     summary: str = "summary"
-    """Name of the column with the summary."""
+    """Name of the dataset column with the reference summary."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 4)
@@ -104,7 +105,7 @@ class SummarySentences(Task[LabelledSentences]):
         return (columns.first_words(" ".join(self.read(example)[0]), 50),)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], str]:
-        """Returns the sentences of a document, without those that contain no word, and its summary."""
+        """Returns the sentences of a document that contain at least one word, and the text of its summary."""
         found = columns.value(example, self.document, "data.task.document")
         if isinstance(found, str):
             sentences = summaries.split_document(columns.text(example, self.document, "data.task.document"))
@@ -136,17 +137,20 @@ class SummarySentences(Task[LabelledSentences]):
         ]
 
     def lay_out(self, sentences: Sequence[np.ndarray], tokenizer: Tokenizer) -> SentenceRow:
-        """Lays out the sentences of a document in a batch row. See the function `lay_out`."""
+        """Concatenates the sentences of a document with special tokens, up to `sentences_per_row` sentences and
+        `length` tokens. See the function `lay_out`.
+        """
         return lay_out(sentences[: self.sentences_per_row], tokenizer, self.length)
 
 
 def lay_out(sentences: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) -> SentenceRow:
-    """Concatenates the sentences of a document with their special tokens.
+    """Concatenates the sentences of a document, each with its special tokens, such as [CLS] and [SEP].
 
     Args:
       sentences: tokens of each sentence without special tokens, int32 [tokens].
       tokenizer: tokenizer, which determines the special tokens and where they are added.
-      length: maximum number of tokens. The last sentence is truncated if it does not fit completely.
+      length: maximum number of tokens. The last sentence is truncated if it does not fit completely, and the sentences
+        after it are left out.
     """
     template = tokenizer.template("encoder")
     tokens, types, positions, size = [], [], [], 0

@@ -20,9 +20,9 @@ from jaxformer.errors import FieldError, shown
 OUTSIDE = "O"
 """Tag of a word that is not part of an entity."""
 BEGINS, CONTINUES, ENDS = ("B-", "S-", "U-"), ("I-", "E-", "L-"), ("E-", "L-", "S-", "U-")
-"""Prefixes of the tags that may mark the first word of an entity, its further words, and its last word. BIO tags use B
-and I. BIOES tags add E for the last word and S for a single word. BILOU tags add L for the last word and U for a single
-word.
+"""Prefixes of the tags that can mark the first word of an entity (BEGINS), a later word (CONTINUES), and the last word
+(ENDS). BIO tags use B and I. BIOES tags add E for the last word and S for an entity of one word. BILOU tags add L for
+the last word and U for an entity of one word.
 """
 
 
@@ -37,32 +37,32 @@ class Words:
     first: np.ndarray
     """Whether each token is the first token of its word, bool [tokens]."""
     tags: np.ndarray
-    """Index of the word's tag at the first token of each word, and 0 at other tokens, int32 [tokens]."""
+    """Tag index of each word, stored at the word's first token, and 0 at other tokens, int32 [tokens]."""
     size: int
-    """Number of characters in the words, which is their size in the cache."""
+    """Number of characters in the text. The document cache uses it to estimate memory use."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TagTokens(Task[Words]):
     """Task to predict the tag of each word, at the first token of the word.
 
-    Each example of the source has a list of words and a list of their tags. Long sentences are cut into windows before
-    a word, outside of entities if possible.
+    Each example of the dataset has a list of words and a list of their tags. A sentence that does not fit in a batch
+    row is cut into windows. A cut is made before a word, and if possible not within an entity.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
-    the data pipeline adds. Each example has the special tokens of the tokenizer, such as [CLS] and [SEP]. Weights are 1
-    at the first token of each word. If the tags mark entities, rows also have `partial` int32 [batch, length], which is
-    1 in the windows of sentences with several windows.
+    A batch is a dict of arrays: `tokens`, `targets`, `segments` and `position_ids` int32 and `weights` float32 [batch,
+    length]. Tokens include the special tokens of the tokenizer, such as [CLS] and [SEP]. Weights are 1 at the first
+    token of each word, and 0 elsewhere. If the tags mark entities, a batch also has `partial` int32 [batch, length]: 1
+    for sentences that were cut into several windows, 0 for others.
     """
 
     labels: tuple[str, ...] = ()
-    """Tag names in index order. Must equal the labels of the model."""
+    """Tag names, in the order of their indices. Must equal the labels of the model."""
     length: int = 128
-    """Number of tokens per row."""
+    """Number of tokens per batch row."""
     words: str = "words"
-    """Name of the column with the list of words."""
+    """Name of the dataset column with the list of words."""
     tags: str = "tags"
-    """Name of the column with the list of tags, one per word. Tags are names, or indices into `labels`."""
+    """Name of the dataset column with the list of tags, one per word. A tag is a name, or an index into `labels`."""
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 3)
@@ -103,7 +103,7 @@ class TagTokens(Task[Words]):
         return [self._example(document, part, visit.tokenizer, len(parts) > 1) for part in parts]
 
     def windows(self, document: Words, tokenizer: Tokenizer) -> list[slice]:
-        """Splits a sentence into windows that fit in a batch row, as slices that together cover all its tokens.
+        """Splits the tokens of a sentence into consecutive windows that fit in a batch row, and returns their slices.
 
         Each window becomes a training example.
         """
@@ -124,26 +124,29 @@ class TagTokens(Task[Words]):
 
 
 def has_entities(labels: Sequence[str]) -> bool:
-    """Returns whether the tags mark entities: they include `O`, and tags with prefixes such as B-x and I-x (BIO, BIOES
-    or BILOU).
+    """Returns whether tag names mark entities: at least one has an entity prefix such as B- or I- (BIO, BIOES or
+    BILOU), and each of the others is `O`.
     """
     return bool(kinds(labels)) and all(label == OUTSIDE or label.startswith(BEGINS + CONTINUES) for label in labels)
 
 
 def kinds(labels: Sequence[str]) -> tuple[str, ...]:
-    """Returns the entity types that occur in tag names, such as PER in B-PER, in the order of the tags."""
+    """Returns the entity types that occur in tag names, such as PER in B-PER, without duplicates and in order of first
+    occurrence.
+    """
     return tuple(dict.fromkeys(label[2:] for label in labels if label.startswith(BEGINS + CONTINUES)))
 
 
 def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int] | None = None) -> Words:
-    """Encodes words as a text with spaces between them.
+    """Joins words with spaces, encodes the text, and finds the word to which each token belongs.
 
-    A word that the tokenizer drops has no token. A token that spans two words is the first token of the second word.
+    A word that the tokenizer drops has no token. A token that spans the space between two words counts as the first
+    token of the second word.
 
     Args:
       words: words of the text.
       tokenizer: tokenizer.
-      tags: tag index of each word. If None, words do not have tags.
+      tags: tag index of each word. If None, `Words.tags` is 0 at all tokens.
     """
     text = " ".join(words)
     tokens, offsets = tokenizer.encode_with_offsets(text)
@@ -155,12 +158,16 @@ def encode_words(words: Sequence[str], tokenizer: Tokenizer, tags: Sequence[int]
 
 
 def windows(first: np.ndarray, room: int, cuttable: np.ndarray | None = None) -> list[slice]:
-    """Splits a sequence of tokens into windows of up to `room` tokens that together cover all tokens.
+    """Splits a sequence of tokens into consecutive windows of up to `room` tokens, and returns their slices.
+
+    A window begins at a token for which `cuttable` is True if possible, otherwise at the first token of a word if
+    possible.
 
     Args:
-      first: whether each token is the first token of a word, bool [tokens]. A window begins at a word if possible.
+      first: whether each token is the first token of a word, bool [tokens].
       room: maximum number of tokens in a window.
-      cuttable: whether a window may begin at each token, bool [tokens]. Other cuts are made only if necessary.
+      cuttable: whether each token is a preferred start of a window, bool [tokens]. If None, all first tokens of words
+        are equally good.
     """
     stretches, start = [], 0
     while start < len(first):

@@ -10,7 +10,7 @@ from jaxformer.data.tokenizers import Tokenizer
 
 
 class TextTask(Task[Document]):
-    """Task that reads one text column."""
+    """Task whose documents are the tokens of one text column."""
 
     column: str | None
 

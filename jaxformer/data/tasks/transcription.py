@@ -25,19 +25,21 @@ from jaxformer.errors import FieldError
 
 @dataclasses.dataclass(frozen=True)
 class TranscriptField(Field[layouts.Document]):
-    """Field that reads a transcript, and adds the start token, the language, the task and the end token.
+    """Field that reads a transcript, and adds special tokens: before it the start, language and task tokens, after it
+    the EOS token.
 
-    Rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` and `position_ids` that
-    the data pipeline adds. `tokens` are the prefix and the words; each target is the next token.
+    A batch has the arrays `tokens`, `targets`, `segments` and `position_ids` int32 and `weights` float32 [batch,
+    length]. Each target is the next token.
     """
 
     column: str = "text"
-    """Name of the column with the transcript."""
+    """Name of the dataset column with the transcript."""
     length: int = 448
-    """Number of tokens per row. A longer transcript is left out, because its end would be missing."""
+    """Number of tokens per batch row, including special tokens. A longer transcript is skipped rather than truncated.
+    """
     language: str = ""
-    """Code of the language that is spoken, such as de. Empty for a model that only knows English, whose outputs have no
-    language and no task.
+    """Code of the spoken language, such as de. Empty for an English-only model, whose outputs have no language and task
+    tokens.
     """
     speech_task: SpeechTask = "transcribe"
     """Whether the text is a transcript or an English translation."""
@@ -62,7 +64,9 @@ class TranscriptField(Field[layouts.Document]):
         self.prefix(tokenizer)
 
     def prefix(self, tokenizer: Tokenizer) -> list[int]:
-        """Returns the tokens before the words."""
+        """Returns the special tokens before a transcript: the start token, the language and task tokens unless
+        `language` is empty, and the token for an output without timestamps.
+        """
         return SpeechTokens.of(tokenizer).prefix(self.language or None, self.speech_task)
 
     def read(self, example: Mapping[str, Any], path: str = "data.task.text.column") -> str:
@@ -86,16 +90,16 @@ class TranscriptField(Field[layouts.Document]):
 
 @dataclasses.dataclass(frozen=True)
 class Transcription(FieldTask):
-    """Sounds and their transcripts.
+    """Task of speech recognition or translation: predicts the transcript of a sound.
 
-    Rows: `log_mel` float32 [batch, frames, mels]; `tokens`, `targets` int32 and `weights` float32 [batch, length]. The
-    data pipeline adds `segments` (1 at tokens, 0 at padding) and `position_ids`.
+    A batch is a dict of arrays: `log_mel` float32 [batch, frames, mels], and `tokens`, `targets`, `segments` and
+    `position_ids` int32 and `weights` float32 [batch, length]. `segments` are 1 at tokens and 0 at padding.
     """
 
     audio: SoundField = SoundField()
-    """How sounds are read."""
+    """Settings for reading sounds: the column, the length, and the log-mel spectrogram."""
     text: TranscriptField = TranscriptField()
-    """How transcripts are read and tokenized."""
+    """Settings for reading transcripts: the column, the length, the language, and whether to translate."""
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
@@ -109,7 +113,7 @@ class Transcription(FieldTask):
         return () if request is None else (request,)
 
     def prepare_requests(self, requests: Sequence[sounds.SoundLike]) -> list[PreparedSound]:
-        """Reads the sounds to transcribe, of any length.
+        """Decodes the sounds that a user asks to transcribe. They can have any length.
 
         Raises:
           InputError: If a sound does not exist or cannot be decoded.

@@ -1,4 +1,6 @@
-"""Byte-level BPE (Radford et al. 2019). It encodes the UTF-8 bytes of a text, so that no text has unknown pieces."""
+"""Byte-level BPE (Radford et al. 2019). It encodes the UTF-8 bytes of a text, so that any text can be encoded without
+an unknown token.
+"""
 
 import functools
 import re
@@ -10,8 +12,8 @@ from jaxformer.data.tokenizers.tokenizer import Ids
 
 
 class ByteLevelTokenizer(JsonTokenizer):
-    """Byte-level BPE tokenizer. Its pieces (vocabulary entries) are spelled with 256 letters, one per byte. A word
-    begins with the space before it.
+    """Byte-level BPE tokenizer, as in GPT-2. In its vocabulary, each byte is written as one of 256 printable characters
+    (`ALPHABET`). The space before a word belongs to the word's first token.
     """
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
@@ -20,9 +22,9 @@ class ByteLevelTokenizer(JsonTokenizer):
         return np.array([text[:1].isspace() or not any(c.isalnum() or c == "\ufffd" for c in text) for text in texts])
 
     def _spelt(self, piece: str) -> bytes:
-        """Returns the bytes that a piece (a vocabulary entry) stands for.
+        """Returns the bytes that a vocabulary entry represents.
 
-        A piece with letters outside the alphabet, such as an added token, is encoded as UTF-8.
+        If the entry contains characters that are not in `ALPHABET`, as added tokens may, returns its UTF-8 encoding.
         """
         if all(letter in ALPHABET for letter in piece):
             return bytes(ALPHABET[letter] for letter in piece)
@@ -45,7 +47,7 @@ class ByteLevelTokenizer(JsonTokenizer):
         return super()._encode_around(text, ids)
 
     def decode(self, ids: Ids) -> str:
-        """Decodes the bytes to text. Incomplete characters become U+FFFD."""
+        """Decodes token ids to text. Bytes that are not valid UTF-8, such as an incomplete character, become U+FFFD."""
         visible = self._visible(ids)
         text = b"".join(self._bytes[number] for number in visible).decode(errors="replace")
         return text.removeprefix(" ") if visible and (self._prefixed or visible[0] in self._shown) else text
@@ -63,9 +65,10 @@ class ByteLevelTokenizer(JsonTokenizer):
 
 
 def _alphabet() -> dict[str, int]:
-    """Returns GPT-2's mapping from the letters that pieces are spelled with to bytes.
+    """Returns GPT-2's mapping from printable characters to the bytes that they represent in vocabulary entries.
 
-    Printable bytes are their own letters. The letters of other bytes are U+0100 and the following characters, in order.
+    Printable bytes are represented by themselves. The other bytes are represented by U+0100 and the following
+    characters, in order.
     """
     prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in prints]
@@ -73,4 +76,4 @@ def _alphabet() -> dict[str, int]:
 
 
 ALPHABET = _alphabet()
-"""Maps each letter that pieces are spelled with to the byte that it represents."""
+"""Maps each of the 256 characters in which vocabulary entries are written to the byte that it represents."""

@@ -1,4 +1,4 @@
-"""Tokenizer configurations. A tokenizer is trained on the training source on first use, or loaded from files."""
+"""Tokenizer configurations. A tokenizer is loaded from files, or trained on the training data when first needed."""
 
 import dataclasses
 import json
@@ -19,22 +19,25 @@ from jaxformer.errors import FieldError, InputError
 
 @dataclasses.dataclass(frozen=True)
 class SentencePiece:
-    """SentencePiece tokenizer. It is trained on the training source on first use, or loaded from a file."""
+    """Configuration of a SentencePiece tokenizer, which is loaded from a file, or trained on the training data when it
+    is first needed.
+    """
 
     vocab: int = 4096
-    """Vocabulary size for training, including special pieces and sentinels."""
+    """Vocabulary size for training, including special tokens and sentinels."""
     model_type: Literal["unigram", "bpe"] = "unigram"
-    """Type of model: unigram language model (Kudo 2018) or byte-pair encoding."""
+    """Type of SentencePiece model: unigram language model (Kudo 2018) or byte-pair encoding."""
     lowercase: bool = False
     """Whether to convert text to lower case."""
     path: str | None = None
-    """Path of a trained .model file. If None, trains a model with the other fields."""
+    """Path of a trained .model file. If None, a model is trained with the other settings."""
     sample: int = 100_000
-    """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
+    """Maximum number of documents of the training data to train the tokenizer on. If there are more, documents at equal
+    intervals are used.
+    """
     sentinels: int = 0
-    """Number of sentinel pieces for span corruption, such as 100 for T5. `<extra_id_0>` is the last piece of the
-    vocabulary, and `<extra_id_1>` the piece before it. If a loaded model has no sentinels, they are added after its
-    pieces.
+    """Number of sentinel tokens for span corruption, such as 100 for T5. They are the last vocabulary entries, in
+    descending order (`<extra_id_0>` is the last one), and are appended to a loaded model that has none.
     """
 
     def __post_init__(self):
@@ -43,8 +46,8 @@ class SentencePiece:
             raise FieldError("tokenizer.sentinels", f"={self.sentinels}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer that is saved in `folder`. If there is none, loads it from `path`, or trains it on the
-        documents that `open_source()` returns, and saves it in `folder`.
+        """Loads the tokenizer that is saved in `folder`. If there is none, creates the tokenizer and saves it there:
+        loads it from `path` if that is set, otherwise trains it on the documents that `open_source()` returns.
         """
         if saved(folder):
             return load_tokenizer(folder)
@@ -63,21 +66,29 @@ class SentencePiece:
 
 @dataclasses.dataclass(frozen=True)
 class WordPiece:
-    """BERT's WordPiece tokenizer. It is trained on the training source on first use, or loaded from a file."""
+    """Configuration of BERT's WordPiece tokenizer, which is loaded from a file, or trained on the training data when it
+    is first needed.
+    """
 
     vocab: int = 30_522
-    """Maximum vocabulary size for training, including special pieces. A small text gives fewer pieces."""
+    """Maximum vocabulary size for training, including special tokens. A small training text results in fewer entries.
+    """
     lowercase: bool = True
-    """Whether to convert text to lower case and strip accents. Also applies to a vocab.txt, which does not have this
-    setting."""
+    """Whether to convert text to lower case and strip accents, for training and for a vocab.txt. A tokenizer.json has
+    its own setting, which is used instead.
+    """
     path: str | None = None
-    """Path of a vocab.txt, a tokenizer.json, or a folder that contains one of them. If None, trains a tokenizer."""
+    """Path of a vocab.txt or a tokenizer.json, or of a folder that contains one of them. If None, a tokenizer is
+    trained.
+    """
     sample: int = 100_000
-    """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
+    """Maximum number of documents of the training data to train the tokenizer on. If there are more, documents at equal
+    intervals are used.
+    """
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer that is saved in `folder`. If there is none, loads it from `path`, or trains it on the
-        documents that `open_source()` returns, and saves it in `folder`.
+        """Loads the tokenizer that is saved in `folder`. If there is none, creates the tokenizer and saves it there:
+        loads it from `path` if that is set, otherwise trains it on the documents that `open_source()` returns.
         """
         if saved(folder):
             return load_tokenizer(folder)
@@ -103,16 +114,22 @@ class WordPiece:
 
 @dataclasses.dataclass(frozen=True)
 class ByteLevelBpe:
-    """GPT-2's byte-level BPE tokenizer. It is trained on the training source on first use, or loaded from a file."""
+    """Configuration of GPT-2's byte-level BPE tokenizer, which is loaded from files, or trained on the training data
+    when it is first needed.
+    """
 
     vocab: int = 50_257
-    """Maximum vocabulary size for training, including the 256 bytes and special pieces. A small text gives fewer
-    pieces."""
+    """Maximum vocabulary size for training, including one entry per byte (256) and special tokens. A small training
+    text results in fewer entries.
+    """
     path: str | None = None
-    """Path of a tokenizer.json, or of a folder that contains one, or vocab.json and merges.txt, or GPT-2's encoder.json
-    and vocab.bpe. If None, trains a tokenizer."""
+    """Path of a tokenizer.json, a vocab.json (with merges.txt next to it) or GPT-2's encoder.json (with vocab.bpe next
+    to it), or of a folder that contains these files. If None, a tokenizer is trained.
+    """
     sample: int = 100_000
-    """Maximum number of documents to train the tokenizer on, evenly spaced over the source."""
+    """Maximum number of documents of the training data to train the tokenizer on. If there are more, documents at equal
+    intervals are used.
+    """
 
     def __post_init__(self):
         least = 256 + len(SPECIALS)
@@ -121,8 +138,8 @@ class ByteLevelBpe:
             raise FieldError("tokenizer.vocab", f"={self.vocab}: {problem}")
 
     def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
-        """Loads the tokenizer that is saved in `folder`. If there is none, loads it from `path`, or trains it on the
-        documents that `open_source()` returns, and saves it in `folder`.
+        """Loads the tokenizer that is saved in `folder`. If there is none, creates the tokenizer and saves it there:
+        loads it from `path` if that is set, otherwise trains it on the documents that `open_source()` returns.
         """
         if saved(folder):
             return load_tokenizer(folder)
@@ -143,11 +160,11 @@ class ByteLevelBpe:
 
 
 def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLevelTokenizer:
-    """Loads a byte-level BPE tokenizer from GPT-2's two files.
+    """Loads a byte-level BPE tokenizer from its vocabulary file and its merges file, as published for GPT-2.
 
     Args:
-      vocab: path of the JSON file that maps pieces to ids.
-      merges: path of the file with one merge per line.
+      vocab: path of a JSON file that maps vocabulary entries to ids.
+      merges: path of a file with one merge per line.
       prefix: whether the tokenizer adds a space before every text.
     """
     try:
@@ -162,7 +179,7 @@ def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLe
 
 
 def _pair(line: str) -> tuple[str, str]:
-    """Parses a line of a BPE merges file into the two pieces to merge."""
+    """Parses a line of a BPE merges file into the two vocabulary entries that are merged."""
     pieces = line.split(" ")
     if len(pieces) != 2:
         raise ValueError(f"{line!r}: expected two pieces")
@@ -170,8 +187,8 @@ def _pair(line: str) -> tuple[str, str]:
 
 
 def _file(path: str, *names: str) -> str:
-    """Returns the path of a tokenizer file. If `path` is a folder, returns the first of the named files that exists in
-    it.
+    """Returns the path of a tokenizer file: `path` itself, or if it is a folder, the first file in it with one of the
+    given names. Raises InputError if the folder has none of them.
     """
     path = os.path.expanduser(path)
     if not storage.path(path).is_dir():

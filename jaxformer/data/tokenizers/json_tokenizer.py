@@ -1,4 +1,4 @@
-"""Base class of tokenizers that are stored as a tokenizer.json and run by the `tokenizers` library."""
+"""Base class of tokenizers that are stored as a tokenizer.json and run by Hugging Face's `tokenizers` library."""
 
 import abc
 import functools
@@ -13,12 +13,14 @@ from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer, without_spaces
 
 ROLES = "special_tokens_map.json"
 """Name of the file next to tokenizer.json that maps roles, such as `eos_token`, to special tokens. The transformers
-library uses the same file.
+library writes the same file.
 """
 
 
 class JsonTokenizer(Tokenizer):
-    """Base class of tokenizers that use the `tokenizers` library. They do not add special tokens to a text."""
+    """Base class of tokenizers that are stored as a tokenizer.json and run by Hugging Face's `tokenizers` library.
+    `encode` does not add special tokens, even if the file defines a template for them.
+    """
 
     file = "tokenizer.json"
 
@@ -27,8 +29,8 @@ class JsonTokenizer(Tokenizer):
 
         Args:
           model: content of tokenizer.json.
-          roles: maps roles, such as `eos`, to special tokens whose role does not follow from their name, such as
-            `<|im_end|>`.
+          roles: maps roles, such as `eos`, to names of special tokens, such as `<|im_end|>`. Needed only for roles that
+            cannot be inferred from common names such as `</s>`.
         """
         import tokenizers
 
@@ -61,7 +63,7 @@ class JsonTokenizer(Tokenizer):
 
     @abc.abstractmethod
     def _starts(self, pieces: list[str]) -> np.ndarray:
-        """Returns whether each piece of the vocabulary begins a word, bool [vocab]."""
+        """Returns whether each vocabulary entry begins a word, bool [vocab]."""
 
     def encode(self, text: str) -> np.ndarray:
         return np.array(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
@@ -79,14 +81,17 @@ class JsonTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """Tokenizer variant that adds no space before a text, for text directly after `[MASK]` or a sentinel."""
+        """Variant of the tokenizer that does not add a space before a text. It encodes text that directly follows
+        `[MASK]` or a sentinel and continues the same word.
+        """
         return self._of_text(_without_prefix)
 
     def _of_text(self, change: Callable[[dict[str, Any]], None]):
-        """Creates a `tokenizers.Tokenizer` that encodes names of special tokens in a text, such as `[MASK]`, as plain
+        """Creates a `tokenizers.Tokenizer` that encodes a special token's name in a text, such as `[MASK]`, as plain
         text.
 
-        `change` is a function that modifies the parsed tokenizer.json in place. It is called first.
+        Args:
+          change: function that modifies the parsed tokenizer.json in place before the tokenizer is created.
         """
         import tokenizers
 
@@ -106,7 +111,9 @@ class JsonTokenizer(Tokenizer):
         return tokenizer
 
     def _visible(self, ids: Ids) -> list[int]:
-        """Removes the ids that `decode` does not show, such as most special tokens."""
+        """Removes the ids that `decode` omits: ids outside the vocabulary, and special tokens such as EOS, but not
+        `[MASK]` and sentinels.
+        """
         return [int(number) for number in ids if 0 <= number < self.vocab_size and not self._hidden[number]]
 
     @functools.cached_property
@@ -124,16 +131,22 @@ class JsonTokenizer(Tokenizer):
 
 
 def _unknown(model: Mapping[str, Any]) -> list[str]:
-    """Returns a list with the unknown piece (such as [UNK]) of a model from a tokenizer.json. Empty if the model does
-    not have one.
+    """Returns a list with the name of the unknown token, such as [UNK]. Empty if the model has none.
+
+    Args:
+      model: the `model` object of a tokenizer.json.
     """
     number, name = model.get("unk_id"), model.get("unk_token")
     return [name] if name else [] if number is None else [model["vocab"][number][0]]
 
 
 def parts(config: Mapping[str, Any], *names: str) -> Iterator[dict[str, Any]]:
-    """Yields the named components of a tokenizer.json, such as its `normalizer`. If a component is a sequence of
-    others, yields these one by one.
+    """Yields components of a tokenizer.json, such as its `normalizer`, as dicts. If a component is a sequence of other
+    components, yields each of these instead.
+
+    Args:
+      config: parsed content of tokenizer.json.
+      names: keys of the components.
     """
     for part in filter(None, map(config.get, names)):
         for several in ("normalizers", "pretokenizers", "decoders", "processors"):

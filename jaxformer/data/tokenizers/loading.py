@@ -41,12 +41,12 @@ SentencePieceKind = TypeVar("SentencePieceKind", bound=SentencePieceTokenizer | 
 
 
 def load(kind: type[SentencePieceKind], path: str) -> SentencePieceKind:
-    """Loads a SentencePiece model from its file, or a Marian tokenizer from the folder with its two models and its
-    vocabulary.
+    """Loads a SentencePiece tokenizer from its model file, or a Marian tokenizer from its folder.
 
     Args:
       kind: class of the tokenizer.
-      path: path of the file or folder.
+      path: path of the model file. For Marian, path of `source.spm`; `target.spm` and `vocab.json` are read from the
+        same folder.
     """
     if kind is MarianTokenizer:
         folder = os.path.dirname(os.path.expanduser(path))
@@ -62,7 +62,11 @@ def load(kind: type[SentencePieceKind], path: str) -> SentencePieceKind:
 
 
 def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenizer:
-    """Loads a tokenizer.json. See `JsonTokenizer` for `roles`.
+    """Loads the tokenizer that a tokenizer.json defines.
+
+    Args:
+      path: path of the file.
+      roles: names of special tokens; see `JsonTokenizer`.
 
     Raises:
       InputError: If the file is not a tokenizer.json, or its kind of tokenizer is not supported.
@@ -83,7 +87,8 @@ def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenize
 
 
 def kind_of(config: Mapping[str, Any]) -> type[JsonTokenizer] | None:
-    """Returns the tokenizer class for a tokenizer.json, which depends on how its pieces are spelled.
+    """Returns the tokenizer class for a tokenizer.json, which depends on how its vocabulary entries mark words: `##`
+    (WordPiece), byte-level characters, or `▁` (SentencePiece).
 
     Args:
       config: parsed content of tokenizer.json.

@@ -1,4 +1,6 @@
-"""Marian tokenizer (Junczys-Dowmunt et al. 2018): one SentencePiece model per language, and a common vocabulary."""
+"""Marian tokenizer (Junczys-Dowmunt et al. 2018): separate SentencePiece models for the source and the target language,
+which share one vocabulary of ids.
+"""
 
 import copy
 import json
@@ -11,10 +13,10 @@ from jaxformer.errors import InputError
 
 
 class MarianTokenizer(Tokenizer):
-    """Tokenizer of a Marian translation model. It encodes source texts. The attribute `target` is the tokenizer for
-    translations.
+    """Tokenizer of a Marian translation model. It encodes texts in the source language. Its property `target` is a
+    tokenizer that encodes texts in the target language. Both tokenizers decode ids to text in the target language.
 
-    The vocabulary file maps the pieces of both languages to ids. A text may begin with the token of the target
+    The vocabulary file maps the entries of both languages to ids. A source text may begin with the name of the target
     language, such as `>>fra<<`.
     """
 
@@ -41,7 +43,7 @@ class MarianTokenizer(Tokenizer):
 
     @property
     def target(self) -> "MarianTokenizer":
-        """Tokenizer of the target language, with which translations are encoded and decoded."""
+        """Tokenizer that encodes texts in the target language, for example reference translations."""
         other = copy.copy(self)
         other._processor = self._target
         return other
@@ -60,8 +62,8 @@ class MarianTokenizer(Tokenizer):
         return np.array(ids, np.int32), stretches.astype(np.int32)
 
     def _divided(self, text: str) -> tuple[list[int], str]:
-        """Splits a text into the language token at its beginning, such as `>>fra<<`, and the rest. Returns the ids of
-        the token, if any, and the rest.
+        """Splits a text into the language token at its beginning, such as `>>fra<<`, and the rest. Returns a list with
+        the id of the language token, empty if there is none, and the rest of the text.
         """
         end = text.find("<<") + 2
         if not text.startswith(">>") or end < 2:

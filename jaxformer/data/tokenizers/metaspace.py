@@ -1,4 +1,6 @@
-"""Tokenizers that are stored in a tokenizer.json and spell pieces as SentencePiece does: a word begins with U+2581."""
+"""Tokenizers that are stored in a tokenizer.json and mark words as SentencePiece does: U+2581 at the beginning of a
+word.
+"""
 
 import functools
 
@@ -11,7 +13,7 @@ from jaxformer.data.tokenizers.tokenizer import Ids
 
 
 class MetaspaceTokenizer(JsonTokenizer):
-    """Unigram or BPE tokenizer whose pieces are spelled as in SentencePiece."""
+    """Unigram or BPE tokenizer whose vocabulary entries mark the start of a word with U+2581, as in SentencePiece."""
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
         return np.array([starts_word(piece) for piece in pieces])

@@ -13,16 +13,18 @@ SPACE = "\u2581"
 
 
 def starts_word(piece: str) -> bool:
-    """Returns whether a piece begins a word. Punctuation counts as a separate word."""
+    """Returns whether a vocabulary entry begins a word. An entry without letters and digits, such as punctuation,
+    counts as a separate word.
+    """
     return piece.startswith(SPACE) or not any(map(str.isalnum, piece))
 
 
 def readable(piece: str, starts: bool) -> str:
-    """Converts a piece (a vocabulary entry) to readable text. `…` marks a piece that continues a word.
+    """Converts a vocabulary entry to readable text: "▁Hello" to "Hello", "ing" to "…ing", and a single space to "␣".
 
     Args:
-      piece: the piece, with its space character.
-      starts: whether the piece begins a word.
+      piece: the entry, in which U+2581 marks a space.
+      starts: whether the entry begins a word.
     """
     if piece == SPACE:
         return "␣"
@@ -32,7 +34,13 @@ def readable(piece: str, starts: bool) -> str:
 def spelt(processor, text: str) -> tuple[list[tuple[str, int]], np.ndarray]:
     """Encodes a text with a SentencePiece processor.
 
-    Returns the piece and id of each token, and its start and end character (exclusive), int32 [tokens, 2].
+    Args:
+      processor: `sentencepiece.SentencePieceProcessor`.
+      text: text to encode.
+
+    Returns:
+      A pair: a list of (vocabulary entry, id) per token, and the character offsets of each token (start, end
+      exclusive), int32 [tokens, 2].
     """
     from sentencepiece import sentencepiece_pb2
 
@@ -74,7 +82,9 @@ class SentencePieceTokenizer(Tokenizer):
 
     @functools.cached_property
     def _continuing(self):
-        """SentencePiece model that adds no space before a text, for text directly after `[MASK]` or a sentinel."""
+        """Variant of the SentencePiece processor that does not add a space before a text. It encodes text that directly
+        follows `[MASK]` or a sentinel and continues the same word.
+        """
         import sentencepiece
 
         model = training.parsed(self._model)
@@ -97,7 +107,8 @@ class SentencePieceTokenizer(Tokenizer):
         return self._model
 
     def with_sentinels(self, count: int) -> "SentencePieceTokenizer":
-        """Returns a tokenizer with `count` sentinel pieces after the pieces of this tokenizer.
+        """Returns a tokenizer whose vocabulary has `count` additional sentinel tokens at its end. Returns this
+        tokenizer if it already has `count` sentinels.
 
         Raises:
           InputError: If the model already has a different number of sentinels.

@@ -16,16 +16,17 @@ NAMES = {
 
 
 def sentinel(number: int) -> str:
-    """Returns the name of a sentinel token, such as `<extra_id_0>`. In span corruption, it replaces one span (Raffel et
-    al. 2020).
+    """Returns the name of sentinel token `number`, such as `<extra_id_0>`. In span corruption, a sentinel replaces a
+    hidden span (Raffel et al. 2020).
     """
     return f"<extra_id_{number}>"
 
 
 def sentinels(ids: dict[str, int]) -> list[int]:
-    """Returns the ids of sentinels 0, 1, 2, ... up to the first one that the vocabulary lacks.
+    """Returns the ids of sentinels 0, 1, 2, ..., ending before the first one that is not in the vocabulary.
 
-    `ids` maps pieces to ids.
+    Args:
+      ids: maps vocabulary entries to ids.
     """
     found = []
     while (name := sentinel(len(found))) in ids:
@@ -34,9 +35,10 @@ def sentinels(ids: dict[str, int]) -> list[int]:
 
 
 def special(ids: dict[str, int]) -> list[int]:
-    """Returns the ids of all special pieces and sentinels in a vocabulary, without duplicates.
+    """Returns the ids of all special tokens, including sentinels, that are in the vocabulary, without duplicates.
 
-    `ids` maps pieces to ids.
+    Args:
+      ids: maps vocabulary entries to ids.
     """
     names = [name for names in NAMES.values() for name in names]
     return list(dict.fromkeys([ids[name] for name in names if name in ids] + sentinels(ids)))

@@ -9,13 +9,14 @@ from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.errors import InputError
 
 SpeechTask = Literal["transcribe", "translate"]
-"""Kind of output of a multilingual model: the words in the language that is spoken, or their English translation."""
+"""Kind of output of a multilingual speech recognizer: a transcript in the spoken language, or an English translation.
+"""
 
 START, NO_TIMESTAMPS, PREVIOUS = "<|startoftranscript|>", "<|notimestamps|>", "<|startofprev|>"
 NO_SPEECH = ("<|nospeech|>", "<|nocaptions|>")
-"""Names of the token for windows without speech, in new and old vocabularies."""
+"""Names of the token that marks sound without speech: the current name, and the name in older Whisper vocabularies."""
 SECONDS = 0.02
-"""Seconds between the times of two successive timestamp tokens."""
+"""Time difference between consecutive timestamp tokens, in seconds."""
 _LANGUAGE = re.compile(r"<\|([a-z]{2,3})\|>")
 
 
@@ -24,26 +25,30 @@ class SpeechTokens:
     """Ids of the special tokens of a speech recognizer's vocabulary."""
 
     start: int
-    """Token with which every output starts."""
+    """Id of the token with which every output starts."""
     end: int
-    """Token that ends an output. All tokens of words have lower ids."""
+    """Id of the EOS token. Tokens of ordinary text have lower ids, and other special tokens have higher ids."""
     no_timestamps: int
-    """Token of the prefix for an output without timestamps. The id after it is the timestamp of 0 s."""
+    """Id of the token that precedes an output without timestamps. The next id is the timestamp token of 0 s."""
     no_speech: int | None
-    """Token whose probability after the start token is that of a window without speech."""
+    """Id of the token that marks sound without speech. Its probability after the start token is the probability of no
+    speech. None if the vocabulary lacks it.
+    """
     previous: int | None
-    """Token before the text of the previous window."""
+    """Id of the token that precedes the text of the previous window of sound, given as context. None if the vocabulary
+    lacks it.
+    """
     tasks: Mapping[str, int]
-    """Tokens of the tasks `transcribe` and `translate`."""
+    """Maps the task names `transcribe` and `translate` to token ids. Omits tasks that the vocabulary lacks."""
     languages: Mapping[str, int]
-    """Tokens of the languages, by code such as `de`."""
+    """Maps the codes of the languages in the vocabulary, such as `de`, to token ids."""
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> "SpeechTokens":
-        """Finds the tokens in the vocabulary of a tokenizer.
+        """Finds the special tokens in the vocabulary of a tokenizer.
 
         Raises:
-          InputError: If the vocabulary does not have the start token or the token for no timestamps.
+          InputError: If the vocabulary lacks the start token or the token for outputs without timestamps.
         """
         ids = {piece: number for number, piece in enumerate(tokenizer.pieces) if piece.startswith("<|")}
         for name in (START, NO_TIMESTAMPS):
@@ -67,19 +72,20 @@ class SpeechTokens:
 
     @property
     def first_timestamp(self) -> int:
-        """Timestamp token of 0 s."""
+        """Id of the timestamp token of 0 s. Later timestamps have the following ids, 0.02 s apart."""
         return self.no_timestamps + 1
 
     def prefix(self, language: str | None, task: SpeechTask = "transcribe", timestamps: bool = False) -> list[int]:
-        """Returns the tokens before the words of an output.
+        """Returns the ids of the special tokens that precede the text of an output.
 
         Args:
-          language: code of the language. None for a model without language and task tokens.
-          task: what the model writes.
+          language: code of the spoken language, such as `de`. If None, as for an English-only model, there are no
+            language and task tokens.
+          task: whether the output is a transcript or an English translation.
           timestamps: whether the output has timestamps.
 
         Raises:
-          InputError: If the vocabulary does not have the language or the task.
+          InputError: If the vocabulary has no token for the language or the task.
         """
         tokens = [self.start]
         if language is not None:
@@ -92,5 +98,5 @@ class SpeechTokens:
         return tokens if timestamps else [*tokens, self.no_timestamps]
 
     def words(self, tokens: Sequence[int]) -> list[int]:
-        """Returns the tokens of words, without special tokens and timestamps."""
+        """Removes special tokens and timestamps from the token ids of an output."""
         return [int(token) for token in tokens if token < self.end]

@@ -1,4 +1,6 @@
-"""Templates: which special tokens a tokenizer adds to a text or to a pair of texts, and the type of each token."""
+"""Templates, such as [CLS] A [SEP], which define the special tokens and token types that a tokenizer adds to a text or
+to a pair of texts.
+"""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -15,7 +17,7 @@ class Slot(NamedTuple):
     content: str | int
     """`A` for the first text, `B` for the second text, or the id of a special token."""
     token_type: int = 0
-    """Token type that the model receives for the element, 0 or 1 as in BERT."""
+    """Token type id of all tokens of this element, 0 or 1 as in BERT."""
 
 
 class LaidOut(NamedTuple):
@@ -31,7 +33,7 @@ class LaidOut(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """Which special tokens are added to a text, and to a pair of texts."""
+    """Defines which special tokens are added to a single text, such as [CLS] A [SEP], and to a pair of texts."""
 
     single: tuple[Slot, ...]
     """Elements for a single text `A`."""
@@ -39,15 +41,19 @@ class Template:
     """Elements for a pair of texts `A` and `B`."""
 
     def slots(self, pair: bool) -> tuple[Slot, ...]:
-        """Returns the elements for a pair of texts or for a single text."""
+        """Returns the elements of the template for a pair of texts if `pair` is True, otherwise for a single text."""
         return self.pair if pair else self.single
 
     def added(self, pair: bool = False) -> int:
-        """Returns the number of special tokens that are added to a single text or to a pair."""
+        """Returns the number of special tokens that are added to a pair of texts if `pair` is True, otherwise to a
+        single text.
+        """
         return sum(isinstance(slot.content, int) for slot in self.slots(pair))
 
     def without_end(self, token: int | None) -> "Template":
-        """Returns this template without the special tokens `token` at its end, such as EOS tokens."""
+        """Returns this template without its last elements if these are the special token `token`, such as EOS. If
+        `token` is None, nothing is removed.
+        """
 
         def cut(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
             return cut(slots[:-1]) if token is not None and slots[-1].content == token else slots
@@ -55,7 +61,9 @@ class Template:
         return Template(cut(self.single), cut(self.pair))
 
     def lay_out(self, first: np.ndarray, second: np.ndarray | None = None) -> LaidOut:
-        """Adds special tokens to one text, int [tokens], or to a pair of texts."""
+        """Adds special tokens and token types to a text (`first`), or to a pair of texts if `second` is given. Both are
+        int [tokens].
+        """
         texts = {"A": first, "B": second}
         parts, types, starts, size = [], [], [], 0
         for content, token_type in self.slots(second is not None):
@@ -68,29 +76,35 @@ class Template:
 
 
 PLAIN = Template((Slot("A"),), (Slot("A"), Slot("B", 1)))
-"""Template without special tokens."""
+"""Template that adds no special tokens. In a pair, the second text has token type 1."""
 
 
 def encoder_template(cls: int, sep: int) -> Template:
-    """Returns the BERT template (Devlin et al. 2019).
+    """Returns BERT's template (Devlin et al. 2019): [CLS] A [SEP] for a text, and [CLS] A [SEP] B [SEP] for a pair,
+    with token type 1 from B on.
 
-    The template is [CLS] A [SEP], and [CLS] A [SEP] B [SEP] with type 1 from B on.
+    Args:
+      cls: id of [CLS].
+      sep: id of [SEP].
     """
     single = (Slot(cls), Slot("A"), Slot(sep))
     return Template(single, (*single, Slot("B", 1), Slot(sep, 1)))
 
 
 def roberta_template(cls: int, sep: int) -> Template:
-    """Returns the template of RoBERTa (Liu et al. 2019) and BART.
+    """Returns the template of RoBERTa (Liu et al. 2019) and BART: <s> A </s> for a text, and <s> A </s></s> B </s> for
+    a pair. All token types are 0.
 
-    The template is <s> A </s>, and <s> A </s></s> B </s>. All token types are 0.
+    Args:
+      cls: id of <s>.
+      sep: id of </s>.
     """
     single = (Slot(cls), Slot("A"), Slot(sep))
     return Template(single, (*single, Slot(sep), Slot("B"), Slot(sep)))
 
 
 def decoder_template(end: int) -> Template:
-    """Returns a template that adds an EOS token after each text (Radford et al. 2018). `end` is its id."""
+    """Returns a template that adds the EOS token, with id `end`, after each text (Radford et al. 2018)."""
     return Template((Slot("A"), Slot(end)), (Slot("A"), Slot(end), Slot("B", 1), Slot(end, 1)))
 
 
@@ -114,12 +128,13 @@ def template_of(processor: Mapping[str, Any] | None) -> Template | None:
 
 
 def to_processor(template: Template, pieces: list[str], beside: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """Converts a template to a `post_processor` for tokenizer.json.
+    """Converts a template to the `post_processor` object of a tokenizer.json.
 
     Args:
       template: template to convert.
-      pieces: pieces (entries) of the vocabulary, in the order of their ids.
-      beside: existing post-processor that does not add tokens. It is kept and applied before the template.
+      pieces: vocabulary entries, in the order of their ids.
+      beside: another post-processor that adds no tokens, such as `ByteLevel`. If given, the result is a sequence of it
+        and the converted template.
     """
 
     def part(slot: Slot) -> dict[str, Any]:

@@ -18,7 +18,9 @@ from jaxformer.data.tokenizers.template import Template, decoder_template, encod
 from jaxformer.errors import InputError
 
 Form = Literal["encoder", "decoder"]
-"""Kind of model that reads the text: a bidirectional encoder, or a decoder that reads from left to right."""
+"""Kind of model for which special tokens are added: a bidirectional encoder, or a decoder that reads from left to
+right.
+"""
 
 
 Ids = Sequence[int] | np.ndarray
@@ -26,13 +28,14 @@ Ids = Sequence[int] | np.ndarray
 
 
 class Tokenizer(abc.ABC):
-    """Converts text to token ids and back. Use one of its subclasses. `encode` never returns ids of special tokens.
+    """Converts text to token ids and back. Abstract: use a subclass, such as `SentencePieceTokenizer`. `encode` never
+    returns ids of special tokens.
 
     Attributes:
-      pieces: pieces (entries) of the vocabulary, in the order of their ids.
-      word_start: whether each piece begins a word, bool [vocab]. True for special pieces and punctuation.
-      roles: maps roles, such as `eos`, to special pieces. Roles whose piece has a name in `special_tokens.NAMES` may be
-        missing.
+      pieces: vocabulary entries, in the order of their ids.
+      word_start: whether each vocabulary entry begins a word, bool [vocab]. True for special tokens and punctuation.
+      roles: maps roles, such as `eos`, to names of special tokens. May omit roles that are inferred from common names,
+        such as `</s>` (see `special_tokens.NAMES`).
     """
 
     file: str
@@ -46,15 +49,15 @@ class Tokenizer(abc.ABC):
         special: Sequence[str] = (),
         by_name: bool = True,
     ):
-        """Initializes the attributes of all tokenizers.
+        """Initializes the attributes that all tokenizers have.
 
         Args:
-          pieces: pieces (entries) of the vocabulary, in the order of their ids.
-          word_start: whether each piece begins a word, bool [vocab].
-          roles: maps roles, such as `eos`, to special pieces. Roles whose piece has a name in `special_tokens.NAMES`
-            may be missing.
-          special: pieces that are special regardless of their names.
-          by_name: whether pieces with a name in `special_tokens.NAMES` are special.
+          pieces: vocabulary entries, in the order of their ids.
+          word_start: whether each vocabulary entry begins a word, bool [vocab].
+          roles: maps roles, such as `eos`, to names of special tokens. May omit roles that are inferred from common
+            names, such as `</s>` (see `special_tokens.NAMES`).
+          special: vocabulary entries that are special tokens regardless of their names.
+          by_name: whether vocabulary entries with a name in `special_tokens.NAMES` are special tokens.
         """
         self._by_name = by_name
         self.pieces, self.word_start, self.roles = pieces, word_start, dict(roles or {})
@@ -67,14 +70,16 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def special_ids(self) -> list[int]:
-        """Ids of the special pieces in the vocabulary."""
+        """Ids of the special tokens, including sentinels."""
         more = [self._ids[name] for name in self._more_special if name in self._ids]
         named = [number for number in special_tokens.special(self._ids) if self._by_name or number in more]
         return list(dict.fromkeys(named + more))
 
     @functools.cached_property
     def sentinel_ids(self) -> np.ndarray:
-        """Ids of the sentinels `<extra_id_0>`, `<extra_id_1>`, ..., int32. Usually in descending order."""
+        """Ids of the sentinels `<extra_id_0>`, `<extra_id_1>`, ... in this order, int32 [sentinels]. The ids themselves
+        usually descend.
+        """
         return np.array(special_tokens.sentinels(self._ids), np.int32)
 
     @functools.cached_property
@@ -83,16 +88,16 @@ class Tokenizer(abc.ABC):
 
     @functools.cached_property
     def is_special(self) -> np.ndarray:
-        """Whether each piece of the vocabulary is special, bool [vocab]."""
+        """Whether each vocabulary entry is a special token, bool [vocab]."""
         return np.isin(np.arange(self.vocab_size), self.special_ids)
 
     @functools.cached_property
     def ordinary_ids(self) -> np.ndarray:
-        """Ids of all pieces that are not special, int32."""
+        """Ids of all vocabulary entries that are not special tokens, int32."""
         return np.flatnonzero(~self.is_special).astype(np.int32)
 
     def special_id(self, key: str) -> int | None:
-        """Returns the id of the special token with a role, such as `pad`. None if the vocabulary does not have one."""
+        """Returns the id of the special token that has a role, such as `pad`. None if the vocabulary has none."""
         special = set(self.special_ids)
         names = [self.roles[key]] if key in self.roles else special_tokens.NAMES[key]
         return next((self._ids[name] for name in names if self._ids.get(name) in special), None)
@@ -108,7 +113,7 @@ class Tokenizer(abc.ABC):
         )
 
     def require(self, *keys: str) -> None:
-        """Raises InputError if the vocabulary lacks a special token for one of the given roles, such as `eos`."""
+        """Raises InputError if the vocabulary has no special token for one of the given roles, such as `eos`."""
         for key in keys:
             self._special(key)
 
@@ -123,17 +128,21 @@ class Tokenizer(abc.ABC):
 
     @property
     def own_template(self) -> Template | None:
-        """Template of special tokens that is stored in the tokenizer's files.
+        """Template of special tokens, such as [CLS] A [SEP], that the tokenizer's files define.
 
-        None if the tokenizer was trained by this library or its files do not define a template.
+        None if they do not define one, or if the tokenizer was trained by this library.
         """
         return None
 
     def template(self, form: Form) -> Template:
-        """Returns the template: which special tokens are added to a text and to a pair of texts.
+        """Returns the template that defines which special tokens are added to a text and to a pair of texts.
 
-        This is the tokenizer's own template if there is one. Otherwise an encoder reads [CLS] A [SEP] B [SEP], and a
-        decoder reads an EOS token after each text.
+        This is the tokenizer's own template if it has one; for a decoder, padding tokens at its end are removed.
+        Otherwise it is [CLS] A [SEP] and [CLS] A [SEP] B [SEP] for an encoder, and an EOS token after each text for a
+        decoder.
+
+        Args:
+          form: kind of the model, `encoder` or `decoder`.
 
         Raises:
           InputError: If the vocabulary lacks these special tokens.
@@ -153,25 +162,25 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def encode(self, text: str) -> np.ndarray:
-        """Encodes a text. Adds no special tokens, and treats names such as `[MASK]` as plain text. Returns int32
-        [tokens].
+        """Encodes a text without adding special tokens. Names of special tokens in the text, such as `[MASK]`, are
+        encoded as plain text. Returns token ids, int32 [tokens].
         """
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Encodes several texts. Returns int32 [tokens] for each."""
+        """Encodes several texts as by `encode`. Returns the token ids of each text, int32 [tokens]."""
         return [self.encode(text) for text in texts]
 
     @abc.abstractmethod
     def encode_with_offsets(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """Encodes a text like `encode`, and also returns the character offsets of each token.
+        """Encodes a text as by `encode`, and also returns the position of each token in the text.
 
         Returns:
-          Token ids, int32 [tokens], and offsets, int32 [tokens, 2]: the index of the first character that is not white
-          space, and the index after the last character.
+          Token ids, int32 [tokens], and character offsets, int32 [tokens, 2]: the index of the token's first character
+          that is not white space, and the index after its last character.
         """
 
     def encode_with_masks(self, text: str) -> np.ndarray:
-        """Encodes a text in which `[MASK]` stands for the mask token. Returns int32 [tokens].
+        """Encodes a text in which each `[MASK]` becomes the mask token. Returns token ids, int32 [tokens].
 
         As in training, the text after `[MASK]` begins a new word only if a space precedes it. In "the [MASK].", the
         full stop continues the word.
@@ -179,14 +188,18 @@ class Tokenizer(abc.ABC):
         return self._encode_around(text, {MASK: self.mask_id} if MASK in text else {})
 
     def encode_with_sentinels(self, text: str) -> np.ndarray:
-        """Encodes a text in which names such as `<extra_id_0>` stand for the sentinel tokens of that name. Returns
-        int32 [tokens].
+        """Encodes a text in which each name of a sentinel, such as `<extra_id_0>`, becomes that sentinel token. Returns
+        token ids, int32 [tokens].
         """
         return self._encode_around(text, {self.pieces[number]: int(number) for number in self.sentinel_ids})
 
     def _encode_around(self, text: str, ids: dict[str, int]) -> np.ndarray:
-        """Encodes a text in which the names of some special tokens stand for these tokens. `ids` maps the names to
-        token ids.
+        """Encodes a text in which the names of some special tokens become these tokens. Other names are encoded as
+        plain text. Returns token ids, int32 [tokens].
+
+        Args:
+          text: text to encode.
+          ids: maps the names of these special tokens to token ids.
         """
         words = re.split(f"({'|'.join(map(re.escape, ids))})", text) if ids else [text]
         parts = [self.encode(words[0])]
@@ -201,36 +214,47 @@ class Tokenizer(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, ids: Ids) -> str:
-        """Decodes ids to readable text. Omits unknown ids, and special tokens other than `[MASK]` and sentinels."""
+        """Decodes token ids to readable text. Omits ids outside the vocabulary, and special tokens such as EOS, but not
+        `[MASK]` and sentinels.
+        """
 
     @functools.cached_property
     def _shown(self) -> dict[int, str]:
-        """Maps the special tokens that `decode` shows to their texts."""
+        """Maps the ids of the special tokens that `decode` does not omit to the text that it writes for them, such as
+        `[MASK]`.
+        """
         names = (*special_tokens.NAMES["mask"], self.roles.get("mask"))
         masks = {number: MASK for number in self.special_ids if self.pieces[number] in names}
         return masks | {int(number): self.pieces[number] for number in self.sentinel_ids}
 
     @abc.abstractmethod
     def piece(self, token: int) -> str:
-        """Returns the piece (vocabulary entry) of a token in readable form: '…ing' continues a word, '␣' is a single
-        space.
+        """Returns a token's vocabulary entry in readable form: "…ing" for an entry that continues a word, "␣" for a
+        single space.
         """
 
     @property
     def target(self) -> "Tokenizer":
-        """Tokenizer of generated texts. This tokenizer itself, unless inputs and outputs have different tokenizers."""
+        """Tokenizer for the texts that a model generates. It is this tokenizer, except for a translation model with one
+        tokenizer per language.
+        """
         return self
 
     @abc.abstractmethod
     def serialize(self) -> bytes:
-        """Returns the content of the main tokenizer file."""
+        """Returns the content of the main tokenizer file, which is named `Tokenizer.file`."""
 
     def files(self) -> dict[str, bytes]:
         """Returns the contents of all files of the tokenizer, keyed by file name."""
         return {self.file: self.serialize()}
 
     def save(self, folder: str) -> None:
-        """Saves the tokenizer to a folder atomically: writes a temporary folder and renames it."""
+        """Saves the tokenizer to a new folder. For a local folder this is atomic: the files are written to a temporary
+        folder, which is then renamed.
+
+        Raises:
+          InputError: If the files cannot be written.
+        """
         if storage.is_remote(folder):
             self._save_remote(storage.path(folder))
             return
@@ -251,8 +275,8 @@ class Tokenizer(abc.ABC):
                 ) from error
 
     def _save_remote(self, folder: Path) -> None:
-        """Writes the tokenizer files to a folder in a bucket. The main file is written last, because its existence
-        marks a complete tokenizer.
+        """Writes the tokenizer files to a folder in a bucket. The main file is written last, because its presence means
+        that the tokenizer is complete.
         """
         with storage.reported(folder, "the tokenizer cannot be saved here"):
             for name, content in sorted(self.files().items(), key=lambda file: file[0] == self.file):
@@ -260,8 +284,14 @@ class Tokenizer(abc.ABC):
 
 
 def without_spaces(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -> np.ndarray:
-    """Moves the start of each token after its leading white space. Offsets and result are the start and end character
-    of each token, int32 [tokens, 2].
+    """Removes leading white space from the character ranges of tokens.
+
+    Args:
+      text: the encoded text.
+      offsets: start and end (exclusive) of each token, as character indices, [tokens, 2].
+
+    Returns:
+      Offsets of the same form whose starts are moved past white space, int32 [tokens, 2].
     """
     trimmed = np.array(offsets, np.int32).reshape(-1, 2)
     for stretch in trimmed:
@@ -271,6 +301,14 @@ def without_spaces(text: str, offsets: Sequence[tuple[int, int]] | np.ndarray) -
 
 
 def characters(text: str, offsets: Sequence[tuple[int, int]]) -> np.ndarray:
-    """Converts offsets that count UTF-8 bytes to offsets that count characters, int32 [tokens, 2]."""
+    """Converts offsets from UTF-8 byte indices to character indices.
+
+    Args:
+      text: the encoded text.
+      offsets: start and end (exclusive) of each token, as byte indices.
+
+    Returns:
+      The same offsets as character indices, int32 [tokens, 2].
+    """
     starts = (np.frombuffer(text.encode(), np.uint8) & 0xC0) != 0x80
     return np.append(0, np.cumsum(starts))[np.array(offsets, np.int64).reshape(-1, 2)].astype(np.int32)

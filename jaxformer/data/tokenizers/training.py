@@ -28,13 +28,13 @@ def train_sentencepiece(
     lowercase: bool,
     sentinels: int = 0,
 ) -> bytes:
-    """Trains a SentencePiece model of `vocab` pieces (Kudo & Richardson 2018).
+    """Trains a SentencePiece model with `vocab` entries (Kudo & Richardson 2018), and returns it in serialized form.
 
-    Special pieces come first, sentinels last. A text with too few different pieces gives a smaller vocabulary, and a
-    note is printed.
+    Special tokens have the first ids, and sentinels the last ones. If the text has too few different entries, the
+    vocabulary is smaller and a note is printed. `sample` is the maximum number of documents to use.
 
     Raises:
-      InputError: If the text has more distinct characters than `vocab` has room for, or no characters.
+      InputError: If the text has more distinct characters than fit in `vocab` entries, or no characters.
     """
     train = functools.partial(
         _sentencepiece,
@@ -56,11 +56,12 @@ def train_sentencepiece(
 
 
 def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
-    """Trains a SentencePiece model on an iterator of texts. `settings` are options of the SentencePiece trainer.
+    """Trains a SentencePiece model on an iterator of texts, and returns it in serialized form. `settings` are options
+    of the SentencePiece trainer.
 
     Raises:
       RuntimeError: If SentencePiece fails.
-      InputError: If an error occurs while reading the texts.
+      InputError: If the iterator raised it while reading the texts.
     """
     import sentencepiece
 
@@ -89,8 +90,8 @@ def _sentencepiece(found: Iterator[str], **settings: Any) -> bytes:
 
 
 def _too_low(vocab: int, sentinels: int, message: str) -> str:
-    """Returns the error message for a vocabulary size that is too low. It names the required size if SentencePiece's
-    `message` contains it.
+    """Returns the error message for a vocabulary that is too small for SentencePiece training. If SentencePiece's own
+    `message` names the required size, so does the result.
     """
     without = f" ({vocab - sentinels} without its sentinels)" if sentinels else ""
     if found := re.search(r"required_chars\. \d+ vs (\d+)", message):
@@ -112,17 +113,17 @@ def _pieces(model: bytes) -> int:
 
 
 def with_sentinels(model: bytes, count: int) -> bytes:
-    """Returns a serialised SentencePiece model with `count` sentinel pieces after the existing pieces.
+    """Appends `count` sentinel tokens to the vocabulary of a serialized SentencePiece model, and returns the new model.
 
-    Sentinel 0 is the last piece (Raffel et al. 2020).
+    Their order is descending: sentinel 0 has the last id (Raffel et al. 2020).
     """
     return with_pieces(model, [special_tokens.sentinel(number) for number in reversed(range(count))])
 
 
 def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
-    """Returns a SentencePiece model with additional pieces.
+    """Appends entries to the vocabulary of a serialized SentencePiece model, and returns the new model.
 
-    The new pieces are control symbols, so they are never produced by encoding text.
+    The new entries are control symbols, so encoding a text never produces them.
     """
     proto = parsed(model)
     for name in names:
@@ -132,13 +133,13 @@ def with_pieces(model: bytes, names: Sequence[str]) -> bytes:
 
 
 def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normalizer: Any):
-    """Creates a `tokenizers.Tokenizer` that works like the WordPiece tokenizer of BERT, from a vocabulary.
+    """Creates a `tokenizers.Tokenizer` that works like BERT's WordPiece tokenizer.
 
     Args:
-      vocab: maps pieces to ids.
+      vocab: maps vocabulary entries to ids.
       lowercase: whether to convert text to lower case and strip accents.
-      unk: name of the unknown piece.
-      normalizer: options of the BERT normalizer.
+      unk: name of the unknown token.
+      normalizer: further options of `tokenizers.normalizers.BertNormalizer`.
     """
     import tokenizers
 
@@ -152,7 +153,15 @@ def wordpiece(vocab: dict[str, int], lowercase: bool, unk: str = UNK, **normaliz
 
 @phase("training the tokenizer")
 def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int, lowercase: bool) -> dict[str, int]:
-    """Trains a WordPiece vocabulary of at most `vocab` pieces (Devlin et al. 2019). Special pieces come first."""
+    """Trains a WordPiece vocabulary (Devlin et al. 2019). Returns a dict that maps vocabulary entries to ids, in which
+    special tokens have the first ids.
+
+    Args:
+      documents: documents to train on, each a dict of columns.
+      sample: maximum number of documents to use.
+      vocab: maximum number of vocabulary entries.
+      lowercase: whether to convert text to lower case and strip accents.
+    """
     import tokenizers
 
     tokenizer = wordpiece({}, lowercase)
@@ -175,18 +184,20 @@ def train_wordpiece(documents: Sequence[dict[str, Any]], sample: int, vocab: int
 
 
 def vocab_of_lines(content: bytes) -> dict[str, int]:
-    """Returns the piece-to-id mapping of a vocab.txt with one piece per line."""
+    """Parses the content of a vocab.txt, which has one vocabulary entry per line, into a dict that maps entries to ids
+    (line numbers from 0).
+    """
     # Not `splitlines`: some pieces are Unicode line separators.
     lines = content.decode(errors="replace").removesuffix("\n").split("\n")
     return {piece.removesuffix("\r"): number for number, piece in enumerate(lines)}
 
 
 def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: bool = False):
-    """Creates a `tokenizers.Tokenizer` that works like the byte-level BPE tokenizer of GPT-2, from pieces and merges.
+    """Creates a `tokenizers.Tokenizer` that works like GPT-2's byte-level BPE tokenizer.
 
     Args:
-      vocab: maps pieces to ids.
-      merges: pairs of pieces to merge, in order of priority.
+      vocab: maps vocabulary entries to ids.
+      merges: pairs of vocabulary entries to merge, in order of priority.
       prefix: whether to add a space before every text.
     """
     import tokenizers
@@ -201,9 +212,13 @@ def byte_level(vocab: dict[str, int], merges: list[tuple[str, str]], prefix: boo
 
 @phase("training the tokenizer")
 def train_byte_level(documents: Sequence[dict[str, Any]], sample: int, vocab: int):
-    """Trains a byte-level BPE tokenizer of at most `vocab` pieces (Radford et al. 2019).
+    """Trains a byte-level BPE tokenizer (Radford et al. 2019), and returns it as a `tokenizers.Tokenizer`. Special
+    tokens have the first ids, followed by the 256 bytes.
 
-    The special pieces come first, followed by the 256 bytes.
+    Args:
+      documents: documents to train on, each a dict of columns.
+      sample: maximum number of documents to use.
+      vocab: maximum number of vocabulary entries.
     """
     import tokenizers
 
@@ -219,7 +234,9 @@ def train_byte_level(documents: Sequence[dict[str, Any]], sample: int, vocab: in
 
 
 def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
-    """Yields the texts of up to `sample` documents, evenly spaced over all documents."""
+    """Yields the texts of at most `sample` documents. If there are more, documents at equal intervals are used. A
+    document may have several texts, such as its sentences.
+    """
     count = min(len(documents), sample)
     for number in range(count):
         index = number * len(documents) // count
@@ -229,9 +246,11 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
 
 
 def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]:
-    """Yields the texts. If reading a text raises InputError, stores the error in `failed` and raises it again.
+    """Yields the texts of `found`. If reading a text raises InputError, appends the error to `failed` before raising it
+    again.
 
-    SentencePiece replaces the error by a RuntimeError, so the caller raises the stored error instead.
+    SentencePiece, which reads this iterator, replaces the error by a RuntimeError. The caller then raises the error in
+    `failed` instead.
     """
     try:
         yield from found
@@ -241,9 +260,10 @@ def _kept_error(found: Iterator[str], failed: list[InputError]) -> Iterator[str]
 
 
 def _example_texts(example: dict[str, Any]) -> list[str]:
-    """Returns the sentences or the words of an example.
+    """Returns the texts of a document to train a tokenizer on: its sentences, or if it has a list of words, these
+    joined by spaces.
 
-    If it has neither, returns the values of all its text columns, as for a pair {en, de}.
+    If it has neither, returns the values of all its text columns, such as both languages of a translation pair.
     """
     if "sentences" in example or "text" in example:
         return sentences(example)
@@ -256,5 +276,5 @@ def _example_texts(example: dict[str, Any]) -> list[str]:
 
 
 def reason(error: Exception) -> str:
-    """Returns the message of an error on one line."""
+    """Returns the message of an exception, with line breaks and repeated spaces replaced by single spaces."""
     return " ".join(str(error).split())

@@ -7,7 +7,7 @@ from jaxformer.data.tokenizers.tokenizer import Ids
 
 
 class WordPieceTokenizer(JsonTokenizer):
-    """WordPiece tokenizer. Pieces (vocabulary entries) that continue a word begin with ##."""
+    """WordPiece tokenizer, as in BERT. Vocabulary entries that continue a word begin with ##."""
 
     def _starts(self, pieces: list[str]) -> np.ndarray:
         return np.array([not piece.startswith("##") for piece in pieces])

@@ -17,12 +17,12 @@ Matrix = tuple[float, float, float, float, float, float]
 
 @dataclasses.dataclass(frozen=True)
 class GeometricTransform:
-    """Affine transform of an image. It defines where each point of the image moves, and the size of the transformed
-    image.
+    """Affine transform of an image: a matrix that maps points of the image to points of the transformed image, and the
+    size of the transformed image.
     """
 
     matrix: Matrix
-    """Maps points of the image to points of the transformed image."""
+    """Affine matrix that maps points of the image to points of the transformed image, in pixels."""
     width: int
     """Width of the transformed image in pixels."""
     height: int
@@ -52,23 +52,26 @@ def flip(width: int, height: int) -> GeometricTransform:
 
 
 def affine(matrix: Matrix, width: int, height: int) -> GeometricTransform:
-    """Returns the transform that Pillow applies for an affine matrix. `matrix` maps points of the result to points of
-    the image.
+    """Returns the transform that corresponds to Pillow's `Image.transform` with an affine matrix, for a result of the
+    same size.
 
-    The result has the size of the image.
+    Args:
+      matrix: Pillow's matrix, which maps points of the result to points of the original image.
+      width: width of the image in pixels.
+      height: height of the image in pixels.
     """
     return GeometricTransform(_flat(np.linalg.inv(_square(matrix))), width, height)
 
 
 def rotation(degrees: float, width: int, height: int) -> GeometricTransform:
-    """Returns the counter-clockwise rotation of an image about its center. The size does not change."""
+    """Returns the transform that rotates an image counter-clockwise about its center. The result has the same size."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     x, y = width / 2, height / 2
     return GeometricTransform((cos, sin, x - cos * x - sin * y, -sin, cos, y + sin * x - cos * y), width, height)
 
 
 def points_after(points: np.ndarray, transform: GeometricTransform) -> np.ndarray:
-    """Transforms points (x, y).
+    """Applies a transform to points (x, y).
 
     Args:
       points: points in the image, [points, 2].
@@ -83,10 +86,11 @@ def points_after(points: np.ndarray, transform: GeometricTransform) -> np.ndarra
 
 
 def boxes_after(boxes: np.ndarray, transform: GeometricTransform) -> tuple[np.ndarray, np.ndarray]:
-    """Transforms boxes. A result is the smallest axis-aligned box around the transformed box, clipped to the image.
+    """Applies a transform to boxes. Returns for each the smallest axis-aligned box around the transformed box, clipped
+    to the transformed image.
 
     Args:
-      boxes: boxes in the image, [boxes, 4]; see `Box`.
+      boxes: boxes (left, upper, right, lower) in the image, [boxes, 4].
       transform: transform of the image.
 
     Returns:
@@ -102,16 +106,16 @@ def boxes_after(boxes: np.ndarray, transform: GeometricTransform) -> tuple[np.nd
 
 
 def mask_after(mask: np.ndarray, transform: GeometricTransform, fill: int = 0) -> np.ndarray:
-    """Transforms a mask of an image, such as a segmentation. Each pixel takes the value of the nearest pixel of the
-    mask.
+    """Applies a transform to a mask of an image, such as a segmentation. Each pixel of the result has the value of the
+    nearest pixel of the mask.
 
     Args:
       mask: mask of the image, [height, width].
       transform: transform of the image.
-      fill: value for pixels that are outside the original image.
+      fill: value of the pixels of the result that are outside the original image.
 
     Returns:
-      Transformed mask of the same type, [height, width] of the transformed image.
+      Transformed mask of the same data type, [transform.height, transform.width].
     """
     a, b, c, d, e, f = _flat(np.linalg.inv(_square(transform.matrix)))
     x, y = np.arange(transform.width) + 0.5, (np.arange(transform.height) + 0.5)[:, None]

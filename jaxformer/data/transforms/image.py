@@ -18,16 +18,19 @@ from jaxformer.data.transforms.geometry import Box, GeometricTransform, Matrix
 from jaxformer.errors import FieldError, shown
 
 Resample = Literal["bilinear", "bicubic", "lanczos", "box", "hamming", "nearest"]
-"""Pillow filters for resizing. All except `nearest` average over the area that each pixel of a smaller image covers."""
+"""Interpolation filters for resizing, as named in Pillow. When an image is made smaller, all except `nearest` average
+over the area that each new pixel covers.
+"""
 Fit = Literal["crop", "stretch", "pad", "none"]
-"""How a picture becomes a square. `crop` resizes its shorter side, `stretch` resizes both sides, and `none` does not
-resize; a center crop follows. `pad` keeps its aspect ratio and fills the square with black pixels."""
+"""Method of making a picture square. `crop` resizes the shorter side and keeps the aspect ratio, `stretch` resizes both
+sides, and `none` does not resize; then the center is cropped. `pad` keeps the aspect ratio and pads with black pixels.
+"""
 LONGEST = 32
-"""Maximum ratio of the longer to the shorter side before resizing. Images with a higher ratio are cropped, which bounds
-memory use.
+"""Maximum ratio of the longer to the shorter side of an image before resizing. An image with a higher ratio is cropped
+to it, which limits memory use.
 """
 STRONGEST = 10
-"""Maximum of `Augmentation.magnitude`, the strength of RandAugment operations."""
+"""Maximum value of `Augmentation.magnitude`, the strength of RandAugment operations."""
 _DEGREES = 30
 """Maximum angle of RandAugment rotations, in degrees."""
 
@@ -37,8 +40,8 @@ _MATRICES: Mapping[str, Callable[[float, int, int], Matrix]] = {
     "translate_x": lambda level, width, height: (1, 0, 0.3 * level * width, 0, 1, 0),
     "translate_y": lambda level, width, height: (1, 0, 0, 0, 1, 0.3 * level * height),
 }
-"""Maps the names of affine RandAugment operations to functions (level, width, height) that return their matrix. The
-matrix maps points of the result to points of the image.
+"""Maps names of affine RandAugment operations to functions of (level, width, height) that return an affine matrix. As
+in Pillow, the matrix maps points of the result to points of the original image.
 """
 
 
@@ -70,14 +73,16 @@ OPERATIONS: Mapping[str, Callable[[Image.Image, float], Image.Image]] = {
     "brightness": _enhanced(ImageEnhance.Brightness),
     "sharpness": _enhanced(ImageEnhance.Sharpness),
 }
-"""Maps the names of RandAugment operations to functions of a picture and a level. The level is the strength from 0 to
-1, with a sign that sets the direction. Each function returns the new picture.
+"""Maps names of RandAugment operations to functions (picture, level) that return the new picture. The level is from -1
+to 1: its absolute value is the strength, and its sign the direction, such as left or right.
 """
 
 
 def operation_geometry(name: str, level: float, width: int, height: int) -> GeometricTransform:
-    """Returns the geometric transform of a RandAugment operation on a picture of this size. `level` is its signed
-    strength, from -1 to 1.
+    """Returns the geometric transform of the RandAugment operation `name` on a picture of this size. Operations that
+    only change colors have the identity.
+
+    `level` is from -1 to 1: its absolute value is the strength, and its sign the direction.
     """
     if name == "rotate":
         return geometry.rotation(_DEGREES * level, width, height)
@@ -88,7 +93,9 @@ def operation_geometry(name: str, level: float, width: int, height: int) -> Geom
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """Random resized crop and flip (Szegedy et al. 2015), and RandAugment (Cubuk et al. 2020)."""
+    """Random image augmentation: a resized crop and a flip (Szegedy et al. 2015), and RandAugment operations (Cubuk et
+    al. 2020).
+    """
 
     scale: tuple[float, float] = (0.08, 1.0)
     """Minimum and maximum share of the image area that the crop keeps."""
@@ -101,10 +108,10 @@ class Augmentation:
     magnitude: float = 9.0
     """Strength of the RandAugment operations, from 0 to 10."""
     among: tuple[str, ...] = tuple(OPERATIONS)
-    """RandAugment operations to draw from."""
+    """Names of the RandAugment operations to choose from at random."""
 
     fills_square: ClassVar[bool] = True
-    """Whether the result is a square without padding."""
+    """Whether the augmented image is a complete square. If False, it may be smaller and must be padded."""
 
     def __post_init__(self):
         path = "data.task.image.augmentation"
@@ -118,7 +125,7 @@ class Augmentation:
     def __call__(
         self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator
     ) -> tuple[np.ndarray, GeometricTransform]:
-        """Applies a random crop, random operations and a random flip to a picture.
+        """Applies a random crop, random RandAugment operations and a random flip to a picture.
 
         Args:
           picture: image to augment.
@@ -127,7 +134,7 @@ class Augmentation:
           rng: random generator.
 
         Returns:
-          Pixels, uint8 [size, size, channels], and the geometric transform from the picture to them.
+          Pixels of the result, uint8 [size, size, channels], and the geometric transform from `picture` to the result.
         """
         box = random_box(picture.width, picture.height, self.scale, self.ratio, rng)
         picture = resized(picture, size, box, resample)
@@ -140,8 +147,8 @@ class Augmentation:
 
 
 class RandAugment(Protocol):
-    """Settings of RandAugment (Cubuk et al. 2020): how many operations are drawn, how strong they are, and from which
-    they are drawn.
+    """Protocol of RandAugment settings (Cubuk et al. 2020): the number of operations per image, their strength from 0
+    to 10, and the names of the operations to choose from.
     """
 
     @property
@@ -153,8 +160,8 @@ class RandAugment(Protocol):
 
 
 def check_operations(path: str, settings: RandAugment) -> None:
-    """Raises FieldError if a setting of RandAugment is out of range or names an operation that does not exist. `path`
-    is the path of the settings.
+    """Raises FieldError if a RandAugment setting is out of range, or if it names an operation that does not exist.
+    `path` is the config path of the settings, for the message.
     """
     fields.at_least(f"{path}.operations", settings.operations, 0)
     fields.within(f"{path}.magnitude", settings.magnitude, 0, STRONGEST)
@@ -166,10 +173,10 @@ def check_operations(path: str, settings: RandAugment) -> None:
 def operated(
     picture: Image.Image, moved: GeometricTransform, settings: RandAugment, rng: np.random.Generator
 ) -> tuple[Image.Image, GeometricTransform]:
-    """Draws RandAugment operations and applies them to a picture, each in a random direction.
+    """Chooses RandAugment operations at random and applies them to a picture, each in a random direction.
 
     Args:
-      picture: picture that may already be transformed.
+      picture: picture to change. It may already be cropped and resized.
       moved: geometric transform from the original picture to `picture`.
       settings: settings of RandAugment.
       rng: random generator.
@@ -189,9 +196,18 @@ def operated(
 def random_box(
     width: int, height: int, scale: tuple[float, float], ratio: tuple[float, float], rng: np.random.Generator
 ) -> Box:
-    """Returns a box of random area and aspect ratio at a random position.
+    """Returns a random crop box in an image of size `width` × `height`.
 
-    If ten draws do not fit in the image, returns the largest centered box with the closest allowed aspect ratio.
+    Args:
+      width: width of the image in pixels.
+      height: height of the image in pixels.
+      scale: minimum and maximum share of the image area that the box covers.
+      ratio: minimum and maximum aspect ratio (width / height) of the box.
+      rng: random generator.
+
+    Returns:
+      The box. If ten random boxes do not fit in the image, the largest centered box with the aspect ratio closest to
+      that of the image.
     """
     for _ in range(10):
         area = width * height * rng.uniform(*scale)
@@ -211,7 +227,7 @@ def middle(width: float, height: float, wide: float, high: float) -> Box:
 
 
 def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Image.Image:
-    """Crops a box of the picture and resizes it to a square of `size` pixels."""
+    """Crops `box` from a picture and resizes it to `size` × `size` pixels."""
     if box == (0, 0, size, size) == (0, 0, *picture.size):
         return picture
     return picture.resize((size, size), Image.Resampling[resample.upper()], box, reducing_gap=3.0)
@@ -220,17 +236,18 @@ def resized(picture: Image.Image, size: int, box: Box, resample: Resample) -> Im
 def fitted(
     picture: Image.Image, size: int, edge: int, fit: Fit, resample: Resample
 ) -> tuple[Image.Image, GeometricTransform]:
-    """Resizes a picture and crops its center. The pixels equal those of image processors of the transformers library.
+    """Resizes a picture and crops its center. The pixels equal those of the image processors of the transformers
+    library.
 
     Args:
-      picture: picture of any size. With `fit="none"`, at least as large as the result.
+      picture: picture of any size. If `fit` is `none`, it must be at least as large as the result.
       size: height and width of the result in pixels.
-      edge: length in pixels of the shorter side after resizing, or of both sides with `fit="stretch"`.
-      fit: how the picture is resized.
+      edge: length in pixels of the shorter side after resizing, or of both sides if `fit` is `stretch`.
+      fit: method of resizing.
       resample: interpolation filter for resizing.
 
     Returns:
-      The square picture, and the geometric transform from the picture to it.
+      The square picture, and the geometric transform from `picture` to it.
     """
     width, height = picture.size
     moved = geometry.identity(width, height)
@@ -254,10 +271,13 @@ def fitted(
 
 
 def size_within(width: int, height: int, shortest: int, longest: int) -> tuple[int, int]:
-    """Computes the size to which a picture is resized so that its shorter side has `shortest` pixels.
+    """Computes the size of a resized picture whose aspect ratio is kept and whose shorter side has `shortest` pixels.
 
-    If the longer side would then exceed `longest` pixels, it has `longest` pixels instead. Rounds like the image
-    processor of DETR in the transformers library. Returns the new width and height.
+    If its longer side would exceed `longest` pixels, the longer side has `longest` pixels instead. Rounds as the image
+    processor of DETR in the transformers library.
+
+    Returns:
+      New width and height in pixels.
     """
     low, high = min(width, height), max(width, height)
     exact = float(shortest)
@@ -271,7 +291,9 @@ def size_within(width: int, height: int, shortest: int, longest: int) -> tuple[i
 
 
 def padded(image: np.ndarray, size: int) -> np.ndarray:
-    """Pads pixels [height, width, channels] with black pixels at the right and at the bottom, to `size` × `size`."""
+    """Pads an image [height, width, channels] with black pixels at the right and at the bottom, to `size` × `size`
+    pixels.
+    """
     height, width = image.shape[:2]
     return np.pad(image, ((0, size - height), (0, size - width), (0, 0)))
 
@@ -283,22 +305,23 @@ def pixels(picture: Image.Image) -> np.ndarray:
 
 
 def mixup(image: np.ndarray, other: np.ndarray, share: float) -> np.ndarray:
-    """Blends two images. The first image has weight `share` (Mixup; Zhang et al. 2018)."""
+    """Returns share * `image` + (1 - share) * `other`, rounded to uint8 (Mixup; Zhang et al. 2018)."""
     mixed = share * image.astype(np.float32) + (1 - share) * other.astype(np.float32)
     return np.round(mixed).astype(np.uint8)
 
 
 def cutmix(image: np.ndarray, other: np.ndarray, share: float, rng: np.random.Generator) -> tuple[np.ndarray, float]:
-    """Pastes a box of another image into an image, or into all frames of a clip (CutMix; Yun et al. 2019).
+    """Replaces a random box of an image, or of all frames of a clip, by the same box of another image (CutMix; Yun et
+    al. 2019).
 
     Args:
       image: pixels, [height, width, channels] or [frames, height, width, channels].
       other: pixels of the other image, of the same shape.
-      share: target share of the area that the first image keeps.
-      rng: random generator for the position of the box. The box is clipped at the image edges.
+      share: share of the area of `image` to keep. More is kept if the box extends beyond the image.
+      rng: random generator for the center of the box.
 
     Returns:
-      The mixed image, and the actual area share of the first image.
+      The mixed image, and the actual share of the area that is kept from `image`.
     """
     height, width = image.shape[-3:-1]
     side = math.sqrt(1 - share)

@@ -10,18 +10,20 @@ import scipy.fft
 from jaxformer import fields
 
 FLOOR = 1e-10
-"""Minimum energy of a mel band."""
+"""Minimum energy of a mel band. Lower values are raised to it before the logarithm."""
 PART = 4096
-"""Number of frames that are transformed at once."""
+"""Number of frames for which spectra are computed at once, which limits memory use."""
 RANGE = 8.0
-"""Range of the log energies below the largest one, in units of log10. Lower energies are raised to the end of it."""
+"""Maximum difference between the largest and the smallest log10 energy of a sound. Smaller energies are raised to this
+limit.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class LogMel:
-    """Log-mel spectrogram: log10 of the energy in mel bands for each frame, scaled to about -1 to 1.
+    """Computes log-mel spectrograms: log10 of the energy of each mel band in each frame, scaled to about -1 to 1.
 
-    Equal to the features of transformers' WhisperFeatureExtractor.
+    Results equal those of `WhisperFeatureExtractor` in the transformers library.
     """
 
     mels: int = 80
@@ -29,9 +31,9 @@ class LogMel:
     rate: int = 16_000
     """Sampling rate in samples per second."""
     window: int = 400
-    """Number of samples per frame, which are weighted by a Hann window."""
+    """Number of samples per frame. They are multiplied by a Hann window."""
     hop: int = 160
-    """Number of samples from one frame to the next."""
+    """Number of samples between the starts of consecutive frames."""
 
     def __post_init__(self):
         for field in ("mels", "rate", "window", "hop"):
@@ -39,18 +41,24 @@ class LogMel:
 
     @property
     def frames_per_second(self) -> float:
-        """Number of frames per second."""
+        """Number of spectrogram frames per second of sound."""
         return self.rate / self.hop
 
     def frames(self, seconds: float) -> int:
-        """Returns the number of frames of a sound of this length in seconds."""
+        """Returns the number of spectrogram frames of a sound that lasts `seconds` seconds."""
         return round(seconds * self.rate) // self.hop
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Computes the features, float32 [frames, mels], of samples [samples]. A sound of fewer samples than a frame is
-        padded with zeros.
+        """Computes the log-mel spectrogram of a sound.
 
-        Frame i is centered on sample i · hop. At both ends the samples are mirrored.
+        Frame i is centered on sample i · hop. The sound is mirrored at both ends. If it has at most half as many
+        samples as a frame, zeros are appended first.
+
+        Args:
+          samples: samples of the sound at `rate`, [samples].
+
+        Returns:
+          Spectrogram, float32 [frames, mels].
         """
         half = self.window // 2
         samples = np.asarray(samples, np.float32)
@@ -67,7 +75,9 @@ class LogMel:
         return ((np.maximum(logs, logs.max() - RANGE) + 4) / 4).astype(np.float32)
 
     def _energies(self, frames: np.ndarray) -> np.ndarray:
-        """Computes the energies in mel bands, float64 [frames, mels], of frames [frames, window]."""
+        """Computes the mel-band energies of frames. `frames` is [frames, window], and the result is float64 [frames,
+        mels].
+        """
         spectrum: Any = scipy.fft.rfft(frames * _hann(self.window), axis=-1)
         return (spectrum.real**2 + spectrum.imag**2) @ mel_filters(self.mels, self.rate, self.window)
 
@@ -80,7 +90,8 @@ def _hann(size: int) -> np.ndarray:
 
 @functools.cache
 def mel_filters(mels: int, rate: int, window: int, highest: float = 8000.0) -> np.ndarray:
-    """Computes triangular filters on Slaney's mel scale, each with an area of 1: float64 [1 + window // 2, mels].
+    """Returns the weights of triangular filters on Slaney's mel scale, float64 [1 + window // 2, mels]. Each filter has
+    an area of 1.
 
     Args:
       mels: number of filters.
@@ -100,11 +111,11 @@ _LINEAR, _KNEE, _STEP = 200 / 3, 1000.0, np.log(6.4) / 27
 
 
 def _mel(hertz: float) -> float:
-    """Converts a frequency above 1,000 Hz to mels."""
+    """Converts a frequency of at least 1,000 Hz to Slaney's mel scale."""
     return _KNEE / _LINEAR + np.log(hertz / _KNEE) / _STEP
 
 
 def _hertz(mels: np.ndarray) -> np.ndarray:
-    """Converts mels to frequencies."""
+    """Converts values on Slaney's mel scale to frequencies in Hz."""
     knee = _KNEE / _LINEAR
     return np.where(mels < knee, mels * _LINEAR, _KNEE * np.exp((mels - knee) * _STEP))

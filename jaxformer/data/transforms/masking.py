@@ -7,36 +7,39 @@ import numpy as np
 
 
 class Masked(NamedTuple):
-    """Masked examples. `positions` and `targets` are flat: their entries from starts[i] to starts[i + 1] belong to
-    example i.
+    """Masked examples, and the tokens to predict. The entries of `positions` and `targets` with indices from starts[i]
+    up to starts[i + 1] (exclusive) belong to example i.
     """
 
     tokens: np.ndarray
-    """Tokens with masks, int32 [examples, length]. Of the tokens to predict, 80% become `[MASK]`, 10% become a random
-    piece, and 10% stay the same.
+    """Token ids after masking, int32 [examples, length]. Of the tokens to predict, 80% are replaced by `[MASK]`, 10% by
+    a random token, and 10% stay the same.
     """
     positions: np.ndarray
-    """Indices, within a row of `tokens`, of the tokens to predict, int32 [targets]. They ascend within an example."""
+    """Column index in `tokens` of each token to predict, int32 [targets], concatenated over examples and ascending
+    within each.
+    """
     targets: np.ndarray
-    """Original ids of the tokens to predict, int32 [targets]."""
+    """Original ids of the tokens to predict, int32 [targets], concatenated over examples."""
     starts: np.ndarray
-    """Index in `positions` and `targets` of the first entry of each example, and their total number, int64
-    [examples + 1].
+    """Index of each example's first entry in `positions` and `targets`, followed by their length, int64 [examples + 1].
     """
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking:
-    """Options that determine how many tokens are chosen for prediction, and which tokens replace them."""
+    """Options of masking: how many tokens of an example are chosen for prediction, and which tokens replace them."""
 
     rate: float
-    """Share of the maskable tokens to choose. At least one token is chosen if any is maskable."""
+    """Share of the tokens to choose for prediction, among those that may be masked. At least one token is chosen if any
+    may be masked.
+    """
     limit: int
-    """Maximum number of chosen tokens per example."""
+    """Maximum number of tokens to choose for prediction per example."""
     mask_id: int
     """Id of the token `[MASK]`."""
     random_ids: np.ndarray
-    """Ids of the tokens that may randomly replace a chosen token, int32."""
+    """Ids of the tokens from which a random replacement is drawn, int32."""
 
 
 def mask(
@@ -46,18 +49,19 @@ def mask(
     rng: np.random.Generator,
     words: np.ndarray | None = None,
 ) -> Masked:
-    """Chooses tokens to predict and masks them.
+    """Chooses random tokens to predict, and replaces most of them by `[MASK]` or random tokens.
 
     Args:
-      tokens: tokens, int32 [examples, length].
+      tokens: token ids, int32 [examples, length].
       maskable: whether each token may be chosen, bool [examples, length].
-      options: how many tokens are chosen, and what replaces them.
+      options: how many tokens are chosen, and which tokens replace them.
       rng: random generator.
-      words: word numbers returned by the function `words`, int [examples, length]. If given, either all pieces of a
-        word are chosen or none. Each piece of a word with more than `options.limit` pieces counts as a word.
+      words: word number of each token, as returned by the function `words`, int [examples, length]. If given, a word is
+        chosen with all its tokens or not at all, unless it has more than `options.limit` tokens. If None, tokens are
+        chosen one by one.
 
     Returns:
-      The masked tokens, and the targets.
+      The masked examples, and the tokens to predict.
     """
     available = maskable.sum(axis=1)
     wanted = np.minimum(np.clip(np.rint(available * options.rate), 1, options.limit), available).astype(np.int64)
@@ -81,12 +85,14 @@ def mask(
 
 
 def words(tokens: np.ndarray, maskable: np.ndarray, word_start: np.ndarray) -> np.ndarray:
-    """Numbers the words of each example. Returns the word number of each token, int64 [examples, length].
+    """Returns the number of the word to which each token belongs, counted within each example, int64 [examples,
+    length].
 
     Args:
-      tokens: tokens, int32 [examples, length].
-      maskable: whether each token may be chosen, bool [examples, length].
-      word_start: whether each piece of the vocabulary begins a word, bool [vocab].
+      tokens: token ids, int32 [examples, length].
+      maskable: whether each token may be masked, bool [examples, length]. A word also begins after each token that may
+        not be masked.
+      word_start: whether each vocabulary entry begins a word, bool [vocab].
     """
     begins = word_start[tokens]
     # A token after an unmaskable token begins a word, even if it is in the middle of a word that was cut.
@@ -102,14 +108,18 @@ def _split_long_words(words: np.ndarray, maskable: np.ndarray, limit: int) -> np
 
 
 def _to_whole_words(words: np.ndarray, wanted: np.ndarray, available: np.ndarray) -> np.ndarray:
-    """Rounds the number of tokens to choose in each example down, so that no word is chosen in part.
+    """Reduces the number of tokens to choose in each example, so that the last chosen word is not chosen in part.
 
-    If even the first word has more tokens than wanted, returns the size of the first word.
+    If already the first word has more tokens than wanted, the result is the number of its tokens.
 
     Args:
-      words: word numbers in the order in which tokens are chosen, [examples, length]. Pieces of a word are adjacent.
-      wanted: wanted number of tokens per example, [examples].
-      available: number of maskable tokens per example, [examples].
+      words: word number of each token, in the random order in which tokens are chosen, [examples, length]. Tokens of a
+        word are adjacent.
+      wanted: number of tokens to choose per example, [examples].
+      available: number of tokens that may be chosen per example, [examples].
+
+    Returns:
+      New number of tokens to choose per example, [examples].
     """
     count = np.arange(1, words.shape[1] + 1)
     ends = np.ones(words.shape, bool)

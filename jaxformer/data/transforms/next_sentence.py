@@ -1,4 +1,6 @@
-"""Sentence pairs for next-sentence prediction (Devlin et al. 2019), and full-sentence chunks (Liu et al. 2019)."""
+"""Cuts documents into sentence pairs for next-sentence prediction (Devlin et al. 2019), or into chunks of full
+sentences (Liu et al. 2019).
+"""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -6,16 +8,18 @@ from typing import NamedTuple
 import numpy as np
 
 _TRIES = 10
-"""Maximum number of documents to draw until one gives a random second part that is not the true continuation."""
+"""Maximum number of other documents to draw for a random second part. A drawn part is rejected if it equals the true
+continuation.
+"""
 
 
 class SentencePair(NamedTuple):
-    """The two parts of a sentence pair, tokens int32 [tokens] each. `second` is None for a single text."""
+    """Two parts of text for next-sentence prediction, each int32 [tokens]. `second` is None for a single text."""
 
     first: np.ndarray
     second: np.ndarray | None
     label: int
-    """Target: 0 if `second` follows `first` in the document, 1 if it is from another document."""
+    """Class to predict: 0 if `second` follows `first` in the document, 1 if `second` is from another document."""
 
 
 def sentence_pairs(
@@ -25,22 +29,25 @@ def sentence_pairs(
     rng: np.random.Generator,
     draw: Callable[[np.random.Generator], Sequence[np.ndarray]],
 ) -> list[SentencePair]:
-    """Cuts a document into pairs of consecutive parts, for next-sentence prediction.
+    """Cuts a document into training examples for next-sentence prediction. Each is a pair of texts, and its label is
+    whether the second one follows the first one.
 
-    Sentences are collected up to the target length and split at random into two parts. In half of the pairs, a random
-    part of another document replaces the second part, and the next pair begins with the sentences that were replaced. A
-    single remaining sentence makes no pair: it could only have a random second part, which would unbalance the labels.
+    Sentences are collected until they reach a target length, and are split at a random sentence into two parts. In half
+    of the pairs, a random part of another document replaces the second part, and the next pair begins with the replaced
+    sentences. If a single sentence remains, it is left out: it could only have a random second part, which would
+    unbalance the labels.
 
     Args:
       sentences: tokens of each sentence, int32 [tokens]. None of them is empty.
-      room: maximum number of tokens in both parts together. In longer pairs, the longer part is truncated.
-      short_rate: share of the pairs with a random shorter target length.
+      room: maximum number of tokens of a pair, and its usual target length. In longer pairs, the longer part is
+        truncated.
+      short_rate: probability that a pair has a random target length below `room`.
       rng: random generator.
-      draw: function that returns the sentences of another document.
+      draw: function that takes a random generator and returns the sentences of another document.
 
     Returns:
-      A list of pairs, empty if the document has a single sentence. A random second part is never the true continuation,
-      even if the other document contains the same text.
+      A list of pairs, empty if the document has a single sentence. A random second part never equals the true
+      continuation, even if the other document contains the same text.
     """
     pairs = []
     start = 0
@@ -64,9 +71,16 @@ def sentence_pairs(
 
 
 def _random_pair(first, following, target, room, rng, draw) -> SentencePair | None:
-    """Makes a sentence pair whose second part is from another document.
+    """Makes a sentence pair whose second part is from another document. Returns None if none of the drawn documents
+    gives a second part that differs from the true continuation.
 
-    Returns None if all drawn documents contain the true continuation.
+    Args:
+      first: tokens of the first part.
+      following: tokens that follow the first part in its document.
+      target: target number of tokens of the pair.
+      room: maximum number of tokens of the pair.
+      rng: random generator.
+      draw: function that takes a random generator and returns the sentences of another document.
     """
     for _ in range(_TRIES):
         other = draw(rng)
@@ -88,10 +102,17 @@ def _begins(tokens: np.ndarray, part: np.ndarray) -> bool:
 def full_sentences(
     sentences: list[np.ndarray], room: int, short_rate: float, rng: np.random.Generator
 ) -> list[np.ndarray]:
-    """Splits a document into chunks of up to `room` tokens of whole sentences (FULL-SENTENCES, Liu et al. 2019).
-
-    A sentence longer than `room` is cut and continues in the next chunk. Each token of the document is in exactly one
+    """Divides a document into chunks of whole sentences (FULL-SENTENCES, Liu et al. 2019). Returns the tokens of each
     chunk.
+
+    Only a sentence longer than `room` is cut, and continues in the next chunk. Each token of the document is in exactly
+    one chunk.
+
+    Args:
+      sentences: tokens of each sentence, int32 [tokens].
+      room: maximum number of tokens per chunk.
+      short_rate: probability that a chunk has a random lower maximum.
+      rng: random generator.
     """
     found, parts, count = [], [], 0
     target = _target_length(room, short_rate, rng, least=1)
@@ -109,7 +130,8 @@ def full_sentences(
 def truncate(
     first: np.ndarray, second: np.ndarray, room: int, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Removes tokens from the longer part, at random from its front or back, until both parts fit.
+    """Truncates two parts of text to `room` tokens in total. Only a part with more than `room` / 2 tokens is truncated,
+    and each token is removed at random from its front or back.
 
     Returns:
       Both parts, and the number of tokens removed from the front of the second part.
@@ -136,7 +158,8 @@ def _target_length(room: int, short_rate: float, rng: np.random.Generator, least
 
 
 def _gather(sentences: Sequence[np.ndarray], start: int, target: int, least: int) -> int:
-    """Finds how many sentences are needed for `target` tokens and at least `least` sentences, beginning at `start`.
+    """Collects consecutive sentences, from index `start` on, until there are at least `target` tokens and `least`
+    sentences, or no sentences remain.
 
     Returns the index after the last of these sentences.
     """

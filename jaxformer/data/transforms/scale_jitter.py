@@ -17,18 +17,20 @@ _PATH = "data.task.image.augmentation"
 
 @dataclasses.dataclass(frozen=True)
 class ScaleJitter:
-    """Random crop, scale and flip that keep the aspect ratio (Carion et al. 2020, §4), and RandAugment operations. The
-    result is padded to a square.
+    """Random image augmentation for object detection: a crop, resizing that keeps the aspect ratio, a flip (Carion et
+    al. 2020, §4), and RandAugment operations.
+
+    The result fits in a square, to which the caller pads it.
     """
 
     shortest: tuple[int, int] = (480, 800)
-    """Minimum and maximum length of the shorter side in pixels. If the longer side would exceed the size of the square,
-    the image is made smaller.
+    """Minimum and maximum length in pixels to which the shorter side is resized, drawn at random. Reduced if the longer
+    side would exceed the image size.
     """
     crop: float = 0.5
     """Probability of a crop before resizing."""
     share: float = 0.5
-    """Minimum share of the width and of the height that a crop keeps."""
+    """Minimum share of the width, and of the height, that a crop keeps."""
     flip: float = 0.5
     """Probability of a left-right flip."""
     operations: int = 0
@@ -36,10 +38,10 @@ class ScaleJitter:
     magnitude: float = 5.0
     """Strength of the RandAugment operations, from 0 to 10."""
     among: tuple[str, ...] = ("identity", "auto_contrast", "color", "contrast", "brightness", "sharpness")
-    """RandAugment operations to draw from. By default, those that only change colors."""
+    """Names of the RandAugment operations to choose from at random. By default, those that do not move pixels."""
 
     fills_square: ClassVar[bool] = False
-    """Whether the result is a square without padding."""
+    """Whether the augmented image is a complete square. If False, it may be smaller and must be padded."""
 
     def __post_init__(self):
         if not 1 <= self.shortest[0] <= self.shortest[1]:
@@ -53,7 +55,7 @@ class ScaleJitter:
     def __call__(
         self, picture: Image.Image, size: int, resample: Resample, rng: np.random.Generator
     ) -> tuple[np.ndarray, GeometricTransform]:
-        """Applies a random crop, scale and flip, and random operations to a picture.
+        """Applies a random crop, random resizing, random RandAugment operations and a random flip to a picture.
 
         Args:
           picture: image to augment.
@@ -62,7 +64,8 @@ class ScaleJitter:
           rng: random generator.
 
         Returns:
-          Pixels, uint8 [height, width, channels], and the geometric transform from the picture to them.
+          Pixels of the result, uint8 [height, width, channels], and the geometric transform from `picture` to the
+          result.
         """
         box = (0.0, 0.0, float(picture.width), float(picture.height))
         if rng.random() < self.crop:

@@ -1,4 +1,6 @@
-"""Selects sentences that summarize a document: greedily by a reference summary, or by scores without repetition."""
+"""Selects the sentences of a document that summarize it: those most similar to a reference summary, or those with the
+highest scores.
+"""
 
 import collections
 import re
@@ -12,12 +14,16 @@ _WORD = re.compile(r"[^\W_]+")
 
 
 def words(text: str) -> list[str]:
-    """Returns the words of a text in lower case: runs of letters and digits, as in rouge-score for English."""
+    """Returns the lower-case words of a text. A word is a sequence of letters and digits, as in the rouge-score package
+    for English.
+    """
     return _WORD.findall(text.lower())
 
 
 def split_document(text: str) -> list[str]:
-    """Splits a text into the sentences that contain words. Line breaks and punctuation end sentences."""
+    """Splits a text at line breaks and sentence punctuation into sentences. Returns those that contain at least one
+    word.
+    """
     parts = (sentence for line in text.splitlines() for sentence in columns.split_sentences(line))
     return [sentence for sentence in parts if words(sentence)]
 

@@ -1,4 +1,4 @@
-"""Random text augmentation."""
+"""Random augmentation of tokenized text."""
 
 import dataclasses
 
@@ -10,12 +10,12 @@ from jaxformer.data.tokenizers import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class TextAugmentation:
-    """Random word deletion and swap (Wei & Zou 2019), and token dropout (Bowman et al. 2016)."""
+    """Random text augmentation: word deletion and swaps (Wei & Zou 2019), and token dropout (Bowman et al. 2016)."""
 
     deletion: float = 0.0
     """Probability of deleting a word. At least one word is kept."""
     swap: float = 0.0
-    """Average number of swaps of two random words, as a share of the number of words."""
+    """Average number of swaps of two random words, divided by the number of words in the text."""
     dropout: float = 0.0
     """Probability of replacing a token by the unknown token."""
 
@@ -24,8 +24,8 @@ class TextAugmentation:
             fields.within(f"data.task.augmentation.{name}", getattr(self, name), 0, 1, below=True)
 
     def __call__(self, tokens: np.ndarray, tokenizer: Tokenizer, rng: np.random.Generator) -> np.ndarray:
-        """Augments the tokens of a text, int32 [tokens]. Returns int32 with at least one token, and at most as many as
-        before.
+        """Augments the tokens of a text, int32 [tokens]. Returns the new tokens, int32, at least one and at most as
+        many as before.
         """
         words = np.split(tokens, np.flatnonzero(tokenizer.word_start[tokens[1:]]) + 1)
         if self.deletion:

@@ -1,4 +1,4 @@
-"""Asterisk sounds data set: prompts of a telephone system with their transcripts, in five languages."""
+"""Asterisk sounds data set: voice prompts of the telephone system Asterisk, with transcripts, in five languages."""
 
 import glob
 import gzip
@@ -25,12 +25,12 @@ The sounds are under the Creative Commons license CC BY-SA 3.0.
 """
 
 LANGUAGES = ("en", "fr", "es", "it", "ru")
-"""Language codes of the configs."""
+"""Codes of the languages. Each is the name of a TFDS config of the data set, such as `asterisk_sounds/en`."""
 _EVERY = 10
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the prompts. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the Asterisk sounds data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012
@@ -61,14 +61,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def prompts(language: str, folder: str) -> list[dict[str, str]]:
-    """Returns the prompts of a language, sorted by name: dicts with `name`, `text` and the `path` of the sound.
+    """Downloads the voice prompts of a language, and returns a dict for each, sorted by name: `name`, `text` (the
+    transcript) and `path` (of the sound file).
 
     Args:
       language: code of the language.
-      folder: folder for the packages.
+      folder: folder to which the Debian packages are downloaded.
 
     Raises:
-      InputError: If the packages cannot be downloaded, or have another layout.
+      InputError: If the packages cannot be downloaded, or do not contain the expected files.
     """
     packages = [package_folder(f"asterisk-core-sounds-{language}{ending}", folder) for ending in ("", "-wav")]
     lists = glob.glob(os.path.join(packages[0], "usr/share/doc/*/core-sounds-*.txt.gz"))
@@ -86,8 +87,10 @@ def prompts(language: str, folder: str) -> list[dict[str, str]]:
 
 
 def transcripts(listing: str) -> dict[str, str]:
-    """Returns the transcripts in a list with lines `NAME: TEXT`, by name. Leaves out comments and descriptions of
-    tones.
+    """Parses a list of transcripts, and returns a dict that maps the names of prompts to transcripts.
+
+    Args:
+      listing: text with a line `NAME: TEXT` per prompt. Comments and descriptions of tones are left out.
     """
     found = {}
     for line in listing.splitlines():
@@ -99,6 +102,8 @@ def transcripts(listing: str) -> dict[str, str]:
 
 
 def held_out(text: str) -> bool:
-    """Returns whether a text is for validation. Texts that differ only in case and punctuation are in one split."""
+    """Returns whether a transcript belongs to the validation split, as determined by a digest of its words. Case and
+    punctuation are ignored, so that similar transcripts are in the same split.
+    """
     words = " ".join(re.findall(r"\w+", text.casefold()))
     return int(hashlib.sha256(words.encode()).hexdigest(), 16) % _EVERY == 0

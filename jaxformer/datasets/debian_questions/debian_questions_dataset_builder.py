@@ -1,5 +1,5 @@
-"""Cloze questions on Debian package descriptions. The question is a summary with a missing word, and the answer is that
-word in the description.
+"""Debian questions data set: cloze questions about package descriptions. A question is the summary of a package with a
+missing word, and the answer is the place of that word in the description.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ _LONGEST = 1000  # Maximum number of characters in a description.
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the cloze questions. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the cloze questions. The module's `_DESCRIPTION` describes their content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -57,10 +57,15 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _question(example: dict) -> dict | None:
-    """Makes a question from a package description and its summary: a word of the summary that the description contains
-    is replaced by a blank.
+    """Makes a cloze question from a package description and its summary: replaces a word of the summary that also
+    occurs in the description by a blank.
 
-    Returns None if the description is too long or contains no word of the summary.
+    Args:
+      example: dict with `package`, `description` and `summary`.
+
+    Returns:
+      Dict with the columns `package`, `question`, `context` and `answers`, as in SQuAD. None if the description is too
+      long or has no suitable word in common with the summary.
     """
     summary, context = example["summary"], example["description"]
     found: dict[str, list[re.Match]] = {}

@@ -1,4 +1,4 @@
-"""Emoji data set: images of 64 × 64 pixels with their names and categories."""
+"""Emoji data set: images of emoji, 64 × 64 pixels, with their names and categories."""
 
 import dataclasses
 import io
@@ -35,20 +35,22 @@ CATEGORIES = (
     "Symbols",
     "Flags",
 )
-"""Class names: the Unicode categories of emoji, without the category that contains only the five skin tones."""
+"""Class names: the Unicode categories of emoji, except for the category that contains only skin tones."""
 _VERSION, _SIZE, _EVERY = "16.0.0", 64, 10
 
 
 @dataclasses.dataclass
 class EmojiConfig(tfds.core.BuilderConfig):
-    """Configuration of the emoji data set: the designers whose images it includes."""
+    """TFDS config of the emoji data set, which selects the designers of its images."""
 
     designers: tuple[str, ...] = ()
-    """Companies or projects that designed the images, as named in the emoji packages."""
+    """Designers whose images are included, `google` or `twitter`, as in the names of the npm packages
+    emoji-datasource-DESIGNER.
+    """
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the emoji data set. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the emoji data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     builder_config: EmojiConfig
     VERSION = tfds.core.Version("1.0.0")
@@ -93,7 +95,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
-    """Yields (file, name, category) for each image of a split. `entries` is the parsed emoji.json of the package."""
+    """Yields (file name, emoji name, category) for each emoji image of a split, including all skin tones.
+
+    Args:
+      entries: parsed emoji.json of an emoji-datasource package.
+      split: `train` or `validation`.
+    """
     for category in CATEGORIES:
         there = sorted((entry for entry in entries if entry["category"] == category), key=lambda e: e["sort_order"])
         for number, entry in enumerate(there):
@@ -103,9 +110,9 @@ def images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
 
 
 def on_white(data: bytes) -> Image.Image:
-    """Decodes an image, resizes it to 64 × 64 pixels, and places it on a white background.
+    """Decodes an image file, resizes it to 64 × 64 pixels, and puts it on a white background.
 
-    Returns a Pillow image, because TFDS would encode an array with TensorFlow.
+    The result is a Pillow image rather than an array, because TFDS would need TensorFlow to encode an array.
     """
     with Image.open(io.BytesIO(data)) as file:
         picture = file.convert("RGBA").resize((_SIZE, _SIZE))

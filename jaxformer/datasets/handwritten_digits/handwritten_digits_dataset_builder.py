@@ -23,7 +23,7 @@ _SHEET, _SIZE, _EACH, _EVERY = "usr/share/doc/opencv-doc/examples/data/digits.pn
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the handwritten digits. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the handwritten digits data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -53,9 +53,10 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def digits(sheet: str) -> np.ndarray:
-    """Cuts the image that contains all 5000 digits into single digits, uint8 [5000, 20, 20].
+    """Divides an image that contains 5,000 handwritten digits in a grid into images of single digits, uint8 [5000, 20,
+    20].
 
-    The result is ordered by digit: 500 zeros, 500 ones and so on.
+    They are ordered by digit: 500 zeros, 500 ones and so on. `sheet` is the path of the image.
     """
     with Image.open(sheet) as file:
         pixels = np.asarray(file.convert("L"))

@@ -1,4 +1,4 @@
-"""Snippets of movie reviews with average human ratings and sentiment labels."""
+"""Movie snippets data set: snippets of movie reviews with average human ratings and sentiment labels."""
 
 import hashlib
 import io
@@ -28,7 +28,7 @@ LABELS = ("negative", "positive")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the movie snippets. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the movie snippets data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -58,7 +58,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> str:
-    """Returns the text of the file with the snippets. The file is in an archive inside the package archive."""
+    """Returns the content of the snippets file, which is in a tar archive inside the archive of the Python package
+    vaderSentiment.
+
+    Args:
+      archive: path of the package archive.
+    """
     with tarfile.open(archive) as package:
         [inner] = [name for name in package.getnames() if name.endswith("hutto_ICWSM_2014.tar.gz")]
         with tarfile.open(fileobj=io.BytesIO(downloads.read_member(package, inner))) as files:

@@ -1,4 +1,6 @@
-"""Moving scenes data set: clips of an emoji that moves, grows or shrinks, and turns on a gradient."""
+"""Moving scenes data set: synthetic clips of an emoji that moves, changes its size and turns in front of a color
+gradient.
+"""
 
 import dataclasses
 import io
@@ -33,30 +35,35 @@ DIRECTIONS = ("left", "right", "up", "down")
 GROWTHS = ("grows", "shrinks", "same size")
 ROTATIONS = ("clockwise", "counterclockwise", "no turn")
 MOTIONS = tuple(", ".join(parts) for parts in itertools.product(DIRECTIONS, GROWTHS, ROTATIONS))
-"""Label names of `motion`: all combinations of direction, growth and rotation."""
+"""Class names of the label `motion`: all combinations of a direction, a growth and a rotation."""
 OBJECTS = ("Animals & Nature", "Food & Drink", "Travel & Places", "Objects")
-"""Label names of `object`: the categories of emoji that are used. Symbols are left out, because a turn does not change
-the look of many symbols."""
+"""Class names of the label `object`: the categories of the emoji in the clips. The category of symbols is not used,
+because many symbols look the same after a rotation.
+"""
 _VERSION = "16.0.0"
 _CLIPS = {"train": 4000, "validation": 400}
 _SIZE, _FRAMES, _MILLISECONDS = 64, 16, 60
 _SIDES, _STILL_SIDES = (16, 22), (10, 16)
-"""Minimum and maximum length in pixels of the longer side of a moving emoji at its smallest, and of the others."""
+"""Minimum and maximum length in pixels of the longer side of an emoji: of the moving emoji when it is smallest
+(_SIDES), and of the emoji that do not move (_STILL_SIDES).
+"""
 _SHIFT, _FACTOR, _DEGREES = (22, 32), (1.5, 1.9), (60, 150)
-"""Minimum and maximum of the distance in pixels, of the growth and of the angle over a whole clip."""
+"""Minimum and maximum change of the moving emoji from the first to the last frame: distance in pixels (_SHIFT), size
+factor if it grows (_FACTOR), and angle in degrees if it turns (_DEGREES).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class CutOut:
-    """An emoji that scenes are composed of."""
+    """An emoji without its background, to be placed in clips."""
 
     picture: Image.Image
-    """Image with an alpha channel, cropped to its visible part."""
+    """Image with an alpha channel, cropped to its visible pixels."""
     name: str
     category: str
 
     def placed(self, side: float, degrees: float) -> Image.Image:
-        """Returns the picture with a longer side of `side` pixels, turned clockwise by some degrees."""
+        """Returns the picture, resized so that its longer side has `side` pixels, and turned clockwise by `degrees`."""
         scale = side / max(self.picture.size)
         width, height = (max(1, round(length * scale)) for length in self.picture.size)
         return self.picture.resize((width, height)).rotate(-degrees, Image.Resampling.BICUBIC, expand=True)
@@ -64,28 +71,30 @@ class CutOut:
 
 @dataclasses.dataclass(frozen=True)
 class Motion:
-    """How an emoji moves during a clip."""
+    """Movement, change of size and rotation of an emoji from the first to the last frame of a clip."""
 
     start: np.ndarray
-    """Centre in the first frame, (x, y)."""
+    """Center of the emoji in the first frame, (x, y) in pixels."""
     shift: np.ndarray
-    """Vector from the centre in the first frame to the centre in the last frame."""
+    """Vector (x, y) in pixels from the emoji's center in the first frame to its center in the last frame."""
     side: float
-    """Length of the longer side in the first frame, in pixels."""
+    """Length of the emoji's longer side in the first frame, in pixels."""
     factor: float
-    """Length in the last frame, divided by the length in the first frame."""
+    """Size of the emoji in the last frame, divided by its size in the first frame."""
     degrees: float
-    """Angle between the first and the last frame, clockwise."""
+    """Clockwise rotation of the emoji from the first to the last frame, in degrees."""
 
     def paste(self, scene: Image.Image, emoji: CutOut, time: float) -> None:
-        """Draws an emoji into a frame. `time` is from 0 (first frame) to 1 (last frame)."""
+        """Draws an emoji into a frame in place, at the position, size and rotation of a time between 0 (first frame)
+        and 1 (last frame).
+        """
         picture = emoji.placed(self.side * self.factor**time, self.degrees * time)
         x, y = self.start + time * self.shift - np.array(picture.size) / 2
         scene.paste(picture, (round(x), round(y)), picture)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the moving scenes data set. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the moving scenes data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -118,7 +127,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def cut_outs(path: str, split: str) -> list[CutOut]:
-    """Reads the emoji of a split from the archive of the npm package."""
+    """Reads the emoji of a split from the archive of the npm package emoji-datasource-google at `path`."""
     found = []
     with tarfile.open(path) as archive:
         files = {os.path.basename(member.name): member for member in archive if "/google/64/" in member.name}
@@ -132,7 +141,13 @@ def cut_outs(path: str, split: str) -> list[CutOut]:
 
 
 def scene(emoji: Sequence[CutOut], rng: np.random.Generator) -> dict:
-    """Makes one clip with its labels."""
+    """Makes a random clip. Returns an example of the data set, a dict of the encoded clip, its labels and the name of
+    the moving emoji.
+
+    Args:
+      emoji: emoji to choose from at random.
+      rng: random generator.
+    """
     chosen = [emoji[index] for index in rng.choice(len(emoji), 1 + int(rng.integers(1, 3)), replace=False)]
     direction, growth, rotation = (int(rng.integers(len(names))) for names in (DIRECTIONS, GROWTHS, ROTATIONS))
     background = gradient(rng)
@@ -155,7 +170,14 @@ def scene(emoji: Sequence[CutOut], rng: np.random.Generator) -> dict:
 
 
 def motion_of(direction: int, growth: int, rotation: int, rng: np.random.Generator) -> Motion:
-    """Draws how the emoji moves, so that it stays in the frame. The arguments are indices of labels."""
+    """Returns a random motion of the given kind that stays in the frame.
+
+    Args:
+      direction: index into `DIRECTIONS`.
+      growth: index into `GROWTHS`.
+      rotation: index into `ROTATIONS`.
+      rng: random generator.
+    """
     unit = np.array([(-1, 0), (1, 0), (0, -1), (0, 1)][direction])
     shift = rng.uniform(*_SHIFT) * unit
     factor = (rng.uniform(*_FACTOR), 1 / rng.uniform(*_FACTOR), 1.0)[growth]
@@ -168,13 +190,13 @@ def motion_of(direction: int, growth: int, rotation: int, rng: np.random.Generat
 
 
 def gradient(rng: np.random.Generator) -> Image.Image:
-    """Draws a background: a bilinear gradient between four colors."""
+    """Returns a random background: a bilinear gradient between four corner colors."""
     corners = Image.fromarray(rng.integers(0, 256, (2, 2, 3), np.uint8))
     return corners.resize((_SIZE, _SIZE), Image.Resampling.BILINEAR, (0.5, 0.5, 1.5, 1.5))
 
 
 def animation(frames: Sequence[Image.Image]) -> bytes:
-    """Encodes frames as an animated WebP image without loss."""
+    """Encodes the frames of a clip as a lossless animated WebP image."""
     content = io.BytesIO()
     frames[0].save(
         content, "WEBP", save_all=True, append_images=frames[1:], duration=_MILLISECONDS, lossless=True, method=0

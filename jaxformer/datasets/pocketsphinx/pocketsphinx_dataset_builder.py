@@ -1,4 +1,4 @@
-"""Pocketsphinx data set: ten short recordings with transcripts, to test speech recognizers."""
+"""Pocketsphinx data set: ten short speech recordings with transcripts, to test speech recognizers."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _LINE = re.compile(r"<s>\s*(.*?)\s*</s>\s*\((.+)\)")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the recordings. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the Pocketsphinx data set. The module's `_DESCRIPTION` describes its content."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -46,11 +46,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def recordings(folder: str) -> list[dict[str, str]]:
-    """Returns the recordings: dicts with `name`, `text` and the `path` of the sound. The first five are readings of
-    sentences.
+    """Downloads the recordings, and returns a dict for each: `name`, `text` (the transcript) and `path` (of the sound
+    file). The first five are sentences of a novel, the others are names of playing cards.
 
     Args:
-      folder: folder for the package.
+      folder: folder to which the Debian package is downloaded.
 
     Raises:
       InputError: If the package cannot be downloaded.

@@ -1,4 +1,4 @@
-"""Scenes data set: synthetic images of emoji on color gradients, with the box, the label and the mask of each emoji."""
+"""Scenes data set: synthetic images of emoji on color gradients, with the box, label and mask of each emoji."""
 
 import dataclasses
 import io
@@ -38,16 +38,16 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "vehicle": ("transport-air", "transport-ground", "transport-water"),
     "flag": ("country-flag",),
 }
-"""Maps each class name to prefixes of the Unicode subcategories of emoji that belong to the class."""
+"""Maps each class name to the prefixes of the Unicode emoji subcategories that belong to the class."""
 DESIGNERS = ("google", "twitter")
 _VERSION, _EVERY = "16.0.0", 10
 _SCENES = {"train": 8000, "validation": 400}
 _SIDES, _OBJECT_SIDES = (64, 96), (18, 44)
 _MOST = 4
 _VISIBLE = 0.5
-"""Minimum share of an object's pixels that other objects leave visible."""
+"""Minimum share of an object's pixels that must not be covered by other objects."""
 _OPAQUE = 128
-"""Minimum alpha value of a pixel that belongs to an object."""
+"""Minimum alpha value, from 0 to 255, at which a pixel counts as part of an object."""
 _NO_VEHICLES = (
     "anchor",
     "automobile wheel",
@@ -65,7 +65,7 @@ _NO_VEHICLES = (
     "vertical traffic light",
     "wheel",
 )
-"""Names of emoji that are not vehicles although their subcategory belongs to the class `vehicle`."""
+"""Names of emoji that are left out: their subcategories belong to the class `vehicle`, but they are not vehicles."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +73,13 @@ class CutOut:
     """An emoji without its background, to be placed in scenes."""
 
     picture: Image.Image
-    """Image with an alpha channel, cropped to its visible part."""
+    """Image with an alpha channel, cropped to its visible pixels."""
     name: str
     """Name of the emoji."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the scenes data set. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the scenes data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -110,11 +110,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def read_cut_outs(archives: Mapping[str, str], split: str) -> dict[str, list[CutOut]]:
-    """Reads the emoji of a split from the npm packages. Returns lists of them, keyed by label.
+    """Reads the emoji of a split from the archives of the npm packages. Returns a dict that maps each label in `KINDS`
+    to its emoji.
 
     Args:
-      archives: maps the designers in `DESIGNERS` to the paths of their packages.
-      split: train or validation.
+      archives: maps the names in `DESIGNERS` to the paths of the emoji-datasource archives.
+      split: `train` or `validation`.
     """
     found: dict[str, list[CutOut]] = {label: [] for label in KINDS}
     for designer, path in archives.items():
@@ -128,7 +129,12 @@ def read_cut_outs(archives: Mapping[str, str], split: str) -> dict[str, list[Cut
 
 
 def _images(entries: Sequence[Mapping[str, Any]], split: str) -> Iterator[tuple[str, str, str]]:
-    """Yields (label, name, file) for each image of a split. `entries` is the parsed emoji.json of a package."""
+    """Yields (label, emoji name, file name) for each emoji image of a split, including all skin tones.
+
+    Args:
+      entries: parsed emoji.json of an emoji-datasource package.
+      split: `train` or `validation`.
+    """
     for label, prefixes in KINDS.items():
         there = sorted((one for one in entries if one["subcategory"].startswith(prefixes)), key=_order)
         there = [one for one in there if _name(one) not in _NO_VEHICLES]
@@ -153,10 +159,11 @@ def _cut_out(data: bytes) -> Image.Image:
 
 
 def compose(cut_outs: Mapping[str, Sequence[CutOut]], rng: np.random.Generator) -> dict[str, Any]:
-    """Composes a scene: random objects on a gradient. Returns the columns of an example.
+    """Composes a random scene of objects on a gradient. Returns an example of the data set, a dict of `image`,
+    `objects` (list of dicts with `bbox`, `label` and `name`) and `mask`.
 
     Args:
-      cut_outs: maps each label to its objects.
+      cut_outs: maps each label to its emoji.
       rng: random generator.
     """
     width, height = (int(side) for side in rng.integers(_SIDES[0], _SIDES[1] + 1, 2))
@@ -186,7 +193,9 @@ def compose(cut_outs: Mapping[str, Sequence[CutOut]], rng: np.random.Generator) 
 
 
 def _resized(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Resizes a picture to a random size, with its longer side within `_OBJECT_SIDES`, and flips it at random."""
+    """Resizes a picture to a random size, so that the length of its longer side is within `_OBJECT_SIDES`, and mirrors
+    it with probability 0.5.
+    """
     factor = rng.uniform(*_OBJECT_SIDES) / max(picture.size)
     width, height = (max(1, round(side * factor)) for side in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
@@ -194,7 +203,7 @@ def _resized(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _gradient(width: int, height: int, rng: np.random.Generator) -> Image.Image:
-    """Returns a picture whose color changes linearly in a random direction, with some noise."""
+    """Returns a random background: a color gradient in a random direction, with some noise."""
     first, last = rng.uniform(0, 255, (2, 3))
     angle = rng.uniform(0, 2 * np.pi)
     x, y = np.linspace(-0.5, 0.5, width), np.linspace(-0.5, 0.5, height)[:, None]
@@ -204,7 +213,9 @@ def _gradient(width: int, height: int, rng: np.random.Generator) -> Image.Image:
 
 
 def _box(visible: np.ndarray) -> tfds.features.BBox:
-    """Returns the box around the visible pixels of an object, a boolean array [height, width]."""
+    """Returns the bounding box of an object. `visible` is whether each pixel belongs to the object, bool [height,
+    width].
+    """
     rows, columns = np.flatnonzero(visible.any(1)), np.flatnonzero(visible.any(0))
     height, width = visible.shape
     return tfds.features.BBox(

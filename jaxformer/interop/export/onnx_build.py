@@ -27,7 +27,7 @@ class Argument:
     dtype: str
     """ONNX name of the data type, such as `int64`. The program converts int64 inputs to int32."""
     meaning: str = ""
-    """Description of the array for users of the program."""
+    """Description of the array in the README of an export."""
 
 
 def build(

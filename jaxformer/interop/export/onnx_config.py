@@ -17,16 +17,20 @@ from jaxformer.predictors.labelled_texts import template_of
 from jaxformer.runs.run import Run
 
 LEFT_OUT = ("README.md", "*.safetensors", "*.safetensors.index.json")
-"""File name patterns of a Hugging Face folder that are not copied to the folder with the ONNX programs."""
+"""File name patterns of the files in a Hugging Face export (README and weights) that are not copied to the folder with
+the ONNX programs.
+"""
 
 
 def write_files(run: Run, folder: Path, programs: list[str]) -> str | None:
-    """Writes config.json, and the files of the tokenizer, the generation settings and the image processor.
+    """Writes config.json and the tokenizer files, and generation_config.json and the image processor file if the model
+    needs them.
 
     Args:
       run: Run whose model is exported.
       folder: Existing folder to write to.
-      programs: Names of the programs that have an external data file.
+      programs: Names of the ONNX programs whose weights are in an external data file. config.json lists them for
+        transformers.js.
 
     Returns:
       The reason why the transformers library cannot load the parameters of the run, or None if it can. If it cannot,
@@ -64,8 +68,8 @@ def _keep(source: Path, folder: Path) -> None:
 
 
 def _describe(run: Run, folder: Path) -> None:
-    """Writes a config.json that names the transformers class whose arguments and outputs match those of the programs.
-    Also writes the tokenizer and preprocessing files.
+    """Writes config.json, tokenizer and preprocessing files for a model whose parameters no class of the transformers
+    library can load. config.json names the class whose arguments and outputs match those of the ONNX programs.
     """
     model, plan = run.model, plan_of(run)
     tokens = plan.special_tokens(model, run.tokenizer)

@@ -81,8 +81,8 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
     The folder also contains the tokenizer, and a README that shows how to call the programs. File names are those that
     optimum and transformers.js expect: `onnx/model.onnx`, which has a cache if the model is a decoder that generates
     text; for an encoder–decoder `onnx/encoder_model.onnx`, `decoder_model.onnx`, `decoder_with_past_model.onnx` and
-    `decoder_model_merged.onnx`. The programs are converted from the JAX model, so models without a transformers class
-    are supported too.
+    `decoder_model_merged.onnx`. The programs are converted from the JAX model, so models without a class in the
+    transformers library are supported too.
 
     Args:
       run: Run, or folder of a run.
@@ -176,7 +176,9 @@ def _table(name: str, program, session) -> str:
 
 
 def _rows(cells: Iterable[tuple]) -> str:
-    """Formats tuples of cells as rows of a Markdown table. Rows that differ only in the layer number are merged."""
+    """Formats tuples, which contain a name, a dtype, axes and other cells, as rows of a Markdown table. Names that
+    differ only in the layer number share one row.
+    """
     lines = {}
     for name, dtype, axes, *rest in cells:
         general = ".".join("{layer}" if part.isdigit() else part for part in name.split("."))

@@ -23,12 +23,12 @@ from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 from jaxformer.runs.run import Run
 
 LEAST = 256
-"""Minimum size in bytes of an array to store it in the external data file. Smaller arrays are stored in the ONNX
+"""Minimum size in bytes of the arrays that are stored in the external data file. Smaller arrays are stored in the ONNX
 file.
 """
 ROWS, LENGTH, LONGEST = 3, 16, 256
-"""Sizes of the inputs for which ONNX Runtime and JAX are compared: number of rows, number of tokens per row, and number
-of tokens of an additional long row.
+"""Sizes of the test inputs for which ONNX Runtime and JAX are compared: number of rows (texts or images) in a batch,
+number of tokens per row, and number of tokens of an additional long row.
 """
 
 Arrays = Mapping[str, np.ndarray]
@@ -69,8 +69,8 @@ def _content(tensor: Any) -> tuple:
 
 
 def _share(model: ir.Model, stored: Mapping[tuple, ir.ExternalTensor]) -> None:
-    """Replaces arrays of an ONNX model by references to equal arrays that another program has already stored in its
-    data file.
+    """Replaces weights of an ONNX model by references to equal weights in the data file of another program, so that
+    they are stored only once. `stored` maps (dtype, shape, hash of the values) to the weights in that file.
     """
     for value in model.graph.initializers.values():
         if (same := stored.get(_content(value.const_value))) is not None and value.name is not None:
@@ -94,7 +94,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Input arrays for which the outputs of ONNX Runtime and JAX are compared."""
+    """Batch of test inputs for which the outputs of ONNX Runtime and JAX are compared."""
 
     name: str
     arrays: Arrays
@@ -106,13 +106,14 @@ class Rows:
 
 
 def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:
-    """Compares the ONNX files with the JAX model on the same inputs. Returns the difference as a sentence.
+    """Compares the ONNX files with the JAX model on the same inputs. Returns a sentence that states the largest
+    difference.
 
-    A decoder with a cache processes each row in two parts. The second part uses the keys and values that the first part
-    has cached. The reference is the JAX model without a cache.
+    A decoder with a cache is called twice per row: with the first half of the tokens, and then with the second half and
+    the keys and values that the first call returned. The reference is the JAX model without a cache.
 
     Raises:
-      InputError: If the difference exceeds the tolerance of the parity certificate.
+      InputError: If the difference exceeds the tolerance of `parity.lines.compared`.
     """
     most = 0.0
     for rows in _inputs(run, found):
@@ -134,8 +135,8 @@ IMAGE_INPUTS = ("pixel_values", "noise")
 
 
 def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
-    """Yields test inputs, on which the ONNX model is compared with the JAX model: images, or one batch of texts with
-    padding and one with a long text.
+    """Yields test inputs on which the ONNX model is compared with the JAX model: two batches of random images for an
+    image model, or one batch of texts with padding and one with a single long text.
     """
     rng, model = np.random.default_rng(0), run.model
     if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
@@ -160,7 +161,9 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
 
 
 def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
-    """Computes the outputs of the JAX model, which are the reference for ONNX Runtime."""
+    """Computes the outputs of the JAX model for the test inputs `rows`, keyed by name. They are the reference for ONNX
+    Runtime.
+    """
     model, arrays = portable(run.model), rows.arrays
     if model.is_encoder_decoder:
         segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
@@ -221,7 +224,9 @@ def call(session: onnxruntime.InferenceSession, arrays: Arrays) -> dict[str, np.
 
 
 def empty_past(session: onnxruntime.InferenceSession, rows: int) -> dict[str, np.ndarray]:
-    """Returns the empty arrays of cached keys and values that a session takes in its first call."""
+    """Returns empty arrays of cached keys and values, which a decoder takes in its first call, keyed by argument name.
+    `rows` is the batch size.
+    """
     found = {}
     for given in session.get_inputs():
         if given.name.startswith("past_key_values"):

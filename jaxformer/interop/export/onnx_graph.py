@@ -23,15 +23,18 @@ Dimension = Any
 
 @dataclasses.dataclass(eq=False)
 class Tensor:
-    """Array during the conversion: either its value is known, or the ONNX graph computes it.
+    """Intermediate array of a JAX function during its conversion to ONNX. Either its value is already known, or a node
+    of the ONNX graph computes it.
 
-    Axes along which the array is broadcast may have size 1 here. `Graph.whole` gives them their full size.
+    Axes along which the array is broadcast may have size 1 in `shape`. `Graph.whole` gives them their full size.
     """
 
     array: np.ndarray | None
     """Value of the array if it is known during the conversion. None if the graph computes it."""
     value: ir.Value | None
-    """Value in the ONNX graph. None for a known array that is not yet stored in the graph."""
+    """Node output or stored weight of the ONNX graph that contains the array. None for a known array that is not yet
+    stored in the graph.
+    """
     shape: tuple[Dimension, ...]
     """Shape of the array in the graph. Broadcast axes may have size 1."""
     dtype: np.dtype
@@ -93,7 +96,9 @@ class Graph:
         return tensor.value
 
     def length(self, dimension: Dimension) -> ir.Value:
-        """Returns the size of an axis as an int64 vector of length 1 in the graph."""
+        """Returns the size of an axis as an int64 vector of length 1, which the ONNX graph computes if the size is
+        dynamic.
+        """
         if isinstance(dimension, int | np.integer):
             return self.integers([int(dimension)])
         text = str(dimension)
@@ -118,7 +123,7 @@ class Graph:
         raise InputError(f"a length of {ast.unparse(node)} cannot be computed in an ONNX program")
 
     def shape(self, dimensions: Sequence[Dimension]) -> ir.Value:
-        """Returns a shape as an int64 vector in the graph."""
+        """Returns a shape as an int64 vector, which the ONNX graph computes if any of the sizes is dynamic."""
         if all(isinstance(dimension, int | np.integer) for dimension in dimensions):
             return self.integers([int(dimension) for dimension in dimensions])
         return self.op("Concat", *map(self.length, dimensions), axis=0)

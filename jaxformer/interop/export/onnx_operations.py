@@ -12,8 +12,8 @@ from jaxformer.interop.export.onnx_moves import MOVES, output, result
 
 
 def _broadcast(equation: Any, *tensors: Tensor) -> tuple[Any, ...]:
-    """Returns the shape of the result of an elementwise operation in the ONNX graph. If an axis has size 1 in all
-    inputs, it keeps size 1.
+    """Returns the shape that the result of an elementwise operation has in the ONNX graph. An axis that has size 1 in
+    all inputs keeps size 1, even if it is longer in JAX, where it has been broadcast.
     """
     full = output(equation).shape
     shapes = [(1,) * (len(full) - len(tensor.shape)) + tuple(tensor.shape) for tensor in tensors]
@@ -109,7 +109,9 @@ def _product(sizes: list[Any]) -> Any:
 
 
 def _convolution(graph: Graph, equation: Any, image: Tensor, kernel: Tensor) -> Tensor:
-    """Converts a convolution of images. ONNX has the channels before the rows."""
+    """Converts a convolution. Transposes the inputs and the output, because ONNX expects the channel axis before the
+    spatial axes.
+    """
     params, numbers = equation.params, equation.params["dimension_numbers"]
     if set(params["lhs_dilation"]) != {1} or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         raise InputError("the JAX operation conv_general_dilated with groups or holes cannot be converted to ONNX")
@@ -215,7 +217,9 @@ def _inside(name: str) -> Callable:
 
 
 def _scan(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
-    """Converts a scan by adding the operations of its body once per iteration. Slices of known arrays stay known."""
+    """Converts a scan without stacked outputs by adding the operations of its body once per iteration. If a scanned
+    array is known during the conversion, such as the stacked parameters of all layers, its slices are known too.
+    """
     params = equation.params
     fixed, carried = params["num_consts"], params["num_carry"]
     constants, carry = list(tensors[:fixed]), list(tensors[fixed : fixed + carried])

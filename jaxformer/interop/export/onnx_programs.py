@@ -1,8 +1,8 @@
 """Defines the functions that are exported as ONNX programs.
 
-Their files, arguments and outputs have the names by which the Hugging Face libraries optimum and transformers.js
-identify models. A decoder takes and returns the keys and values of previous tokens, and an encoder–decoder consists of
-several files.
+The files, arguments and outputs of the programs have the names by which the Hugging Face libraries optimum and
+transformers.js identify models. The program of a decoder takes and returns the cached keys and values of previous
+tokens. An encoder–decoder is exported as several programs, one per file.
 """
 
 import dataclasses
@@ -47,7 +47,7 @@ MEANINGS = {
     "segments": f"{MASK}, which is on the right",
     **dict.fromkeys(LAYOUTS, "pixels, processed as in `preprocessor_config.json`"),
 }
-"""Descriptions of model inputs for users of the exported program, keyed by input name."""
+"""Descriptions of model inputs in the README of an export, keyed by input name."""
 KEPT = "keys and values of previous tokens, for each of {} layers: those that were returned before, or of length 0"
 
 
@@ -93,8 +93,8 @@ def _limits(model: Model, *axes: str) -> tuple[str, ...]:
 
 
 def _arguments(model: Model) -> dict[str, Argument]:
-    """Returns the arguments of a program without a cache, in the order of the model's inputs. Keys are the argument
-    names that the transformers library uses.
+    """Returns the specifications of the arguments of a program without a key-value cache, keyed by the argument names
+    that the transformers library uses, in the order of the model's inputs.
     """
     names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH} | model.fixed_sizes()
     found = {}
@@ -109,7 +109,9 @@ def _arguments(model: Model) -> dict[str, Argument]:
 
 
 def _single(model: Model, objective: Any) -> Program:
-    """Returns the only program of a model that does not generate text."""
+    """Returns the only program of a model that does not generate text. It takes the model inputs and returns the
+    outputs under the names that the transformers library uses.
+    """
     bridge = bridge_of(model)
     specs = stablehlo_program.arguments(model)
     inputs = {bridge.arguments.get(name, name): name for name in specs}
@@ -138,12 +140,13 @@ def _prefix_decoder(model: Model) -> Program:
 
 
 def _cached(stack: Transformer, name: str, length: str) -> dict[str, Argument]:
-    """Returns the arguments of a program that contain the cached keys and values of all layers, keyed by argument name.
+    """Returns the specifications of the arguments of a decoder program that contain the cached keys and values of all
+    layers, keyed by argument name.
 
     Args:
       stack: Decoder stack.
-      name: Template of argument names, with a placeholder for the layer number.
-      length: Name of the length axis.
+      name: Template of argument names in which `{}` is the layer number, such as `past_key_values.{}`.
+      length: Name of the axis of the tokens.
     """
     groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
     axes, meaning = (BATCH, groups, length, head_dim), KEPT.format(stack.depth)
@@ -192,7 +195,7 @@ def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, *
       layers: Keys and values of each layer.
       segments: Mask of the previous and new tokens.
       tokens: Number of new tokens.
-      memory: Fields of the cache for the encoder output.
+      memory: Fields of the cache that contain the encoder output, if the model has an encoder.
     """
     used = jnp.asarray(layers[0].key.shape[2], jnp.int32)
     cache = Cache(tuple(map(LayerCache, layers)), segments, used).room_for(tokens)

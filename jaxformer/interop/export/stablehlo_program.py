@@ -124,8 +124,8 @@ def arguments(model: Model) -> dict[str, InputSpec]:
 
 
 def portable(model: Model) -> Model:
-    """Returns an equivalent model that can be exported for all platforms: it computes in float32, loops over its
-    layers, and uses no platform-specific kernels.
+    """Returns an equivalent model that can be exported for all platforms: it computes in float32, contains a loop over
+    its layers instead of a copy of the code for each layer, and uses no platform-specific kernels.
     """
 
     def blockwise(attention: Any) -> Any:
@@ -140,7 +140,8 @@ def portable(model: Model) -> Model:
 
 
 def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    """Converts a parameter to the type in which it is stored in `params.npz`.
+    """Converts a parameter to the dtype in which `params.npz` stores it. bfloat16 values are returned as their bits in
+    uint16, because NumPy files have no bfloat16.
 
     Raises:
       InputError: If a value exceeds the range of the dtype.

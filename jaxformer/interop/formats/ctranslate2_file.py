@@ -1,4 +1,6 @@
-"""Reads the model.bin of CTranslate2 (https://github.com/OpenNMT/CTranslate2): tensors and scalars by name."""
+"""Reads model.bin files of the inference library CTranslate2 (https://github.com/OpenNMT/CTranslate2). A file contains
+named tensors and scalars.
+"""
 
 import struct
 from pathlib import Path
@@ -10,16 +12,17 @@ from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import BFLOAT16, LazyTensor, read_block
 
 VERSION = 6
-"""Version of the format that is read."""
+"""Version of the model.bin format that can be read."""
 TYPES = (np.float32, np.int8, np.int16, np.int32, np.float16, BFLOAT16)
-"""Types of tensors by their number in a file."""
+"""NumPy dtypes of tensors. A file stores the dtype of a tensor as an index of this tuple."""
 
 
 def open_ctranslate2(path: Path) -> tuple[str, dict[str, LazyTensor]]:
-    """Opens the tensors of a file.
+    """Opens a model.bin file of CTranslate2. The values of its tensors are read only when they are needed.
 
     Returns:
-      Name of the kind of model, such as `WhisperSpec`, and the tensors by name. Tied tensors have several names.
+      The name of the kind of model, such as `WhisperSpec`, and a dict that maps names to tensors. A tied tensor has
+      several names.
 
     Raises:
       InputError: If the file is not in this format, is of another version, or is truncated.

@@ -1,5 +1,5 @@
-"""Reads old Flax checkpoints (`flax_model.msgpack`) with the parameter names of PyTorch. Arrays are read only when they
-are needed.
+"""Reads old Flax checkpoints of Hugging Face models (`flax_model.msgpack`), and converts the parameter names and
+layouts to those of PyTorch. Arrays are read only when they are needed.
 
 Flax stores an array as a msgpack extension of type 1, which contains the shape, the dtype name and the bytes. PyTorch
 stores the transposed kernel of a linear layer, and names kernels, scales and embeddings `weight`.
@@ -85,7 +85,7 @@ class _Walker:
         return dict(pairs)
 
     def _place(self, size: int) -> tuple[int, int]:
-        """Skips `size` bytes of the file. Returns the position at which they start, and `size`."""
+        """Skips `size` bytes of the file, and returns their start position and `size`."""
         start = self._file.tell()
         if start + size > self._size:
             raise InputError(f"{self._path}: truncated: expected at least {start + size:,} bytes")

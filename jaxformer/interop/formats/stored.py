@@ -1,5 +1,5 @@
-"""Tensors in files of any format. Their shapes and dtypes are known when a file is opened. Their values are read later,
-one tensor at a time.
+"""Defines `LazyTensor`, a tensor in a file of any format. Its shape and dtype are known when the file is opened. Its
+values are read later, so that only a few tensors are in memory at a time.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ class LazyTensor:
 
 
 def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
-    """Reads an array that is stored in a file in the same byte layout as in memory.
+    """Reads an array from its raw bytes in a file, in row-major order, starting at byte `offset`.
 
     Raises:
       InputError: If the file is too short.

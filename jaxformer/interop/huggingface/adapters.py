@@ -36,21 +36,24 @@ IGNORED = frozenset(
 only training.
 """
 INITIAL = (True, False, None, "gaussian", "eva", "orthogonal")
-"""Supported values of the adapter config field `init_lora_weights`. They do not change the base model."""
+"""Supported values of the adapter config field `init_lora_weights`: methods that initialise only the adapter, and do
+not change the weights of the base model.
+"""
 HEADS = {
     "SEQ_CLS": "ForSequenceClassification",
     "TOKEN_CLS": "ForTokenClassification",
     "QUESTION_ANS": "ForQuestionAnswering",
 }
-"""Maps the `task_type` of an adapter config to the suffix of the transformers class name. Task types that are not
-listed use the class of the base model.
+"""Maps the `task_type` of an adapter config to the suffix of the model's class name in the transformers library. For
+task types that are not listed, the model has the class of the base model.
 """
 PRETRAINED_HEADS = {
     "masked_lm": ("ForMaskedLM", "ForPreTraining"),
     "next_sentence": ("ForPreTraining",),
     "pooler": ("ForSequenceClassification", "ForPreTraining", "Model"),
 }
-"""Maps the parameter path of each pretraining head to the suffixes of the transformers class names that have the head.
+"""Maps the parameter path of each pretraining head to the suffixes of those class names in the transformers library
+that have the head.
 """
 OUTER = "base_model.model."
 WRAPPERS = re.compile(r"\.(base_layer|modules_to_save|original_module)(?=\.)")
@@ -91,7 +94,7 @@ class Pair:
 
 
 def base_folder(folder: Path) -> Path:
-    """Finds the folder of an adapter's base model.
+    """Finds the folder of the base model that the config of an adapter names.
 
     Raises:
       InputError: If the base model is not found.
@@ -179,7 +182,8 @@ def _check(said: Mapping[str, Any], where: Path) -> None:
 
 
 def _architecture(said: Mapping[str, Any], base: Folder, where: Path) -> str:
-    """Returns the transformers class name of the adapted model.
+    """Returns the name of the adapted model's class in the transformers library, such as
+    `BertForSequenceClassification`.
 
     Args:
       said: Content of adapter_config.json.
@@ -244,7 +248,8 @@ def _pair(said: Mapping[str, Any], module: str, name: str, sides: Mapping[str, L
 
 
 def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
-    """Returns the value for a module from a config field that maps patterns to values.
+    """Returns the value for a module from an adapter config field that maps patterns of module names to values, such as
+    `alpha_pattern`.
 
     The first pattern that matches the end of the module name is used. `default` is returned if none matches.
     """
@@ -255,8 +260,8 @@ def _of_pattern(patterns: Mapping[str, Any] | None, module: str, default: Any) -
 
 
 def _without_heads(tensors: Mapping[str, LazyTensor], table: Table, architecture: str) -> dict[str, LazyTensor]:
-    """Removes the tensors of those pretraining heads of the base model that the transformers class `architecture` does
-    not have.
+    """Returns the tensors of the base model without those of the pretraining heads that the class `architecture` of the
+    transformers library does not have.
     """
     parts = {part for part, endings in PRETRAINED_HEADS.items() if not architecture.endswith(endings)}
     rows = [row for row in table.rows if row.paths[0].removeprefix("backbone/").split("/")[0] not in parts]

@@ -34,13 +34,13 @@ FALSE = (
     "quantization_config",
     "sparsify",
 )
-"""Names of fields that any config may have, and that must be false or missing, because their features are not
-supported.
+"""Names of config.json fields that any model family may have, and that must be false or missing, because their features
+are not supported.
 """
 
 
 class ConfigReader:
-    """Reads a config.json field by field, and rejects fields that were not read.
+    """Reads a config.json field by field. At the end, `finish` rejects the config if it has fields that were not read.
 
     Attributes:
       where: Path of the file, for error messages.
@@ -62,21 +62,27 @@ class ConfigReader:
         return default if value is None else value
 
     def integer(self, name: str, default: int | None = None) -> int:
-        """Returns a positive integer. Raises InputError if the field is missing and there is no default."""
+        """Returns the value of an integer field. Raises InputError if it is not a positive integer, or if the field is
+        missing and has no default.
+        """
         value = self.get(name, default)
         if type(value) is not int or value < 1:
             raise self.error(name, value, "a whole number above 0")
         return value
 
     def number(self, name: str, default: float) -> float:
-        """Returns the value of a numeric field as a float."""
+        """Returns the value of a numeric field as a float, or `default` if the field is missing. Raises InputError if
+        it is not a number.
+        """
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, value, "a number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
-        """Returns the value of a boolean field."""
+        """Returns the value of a boolean field, or `default` if the field is missing. Raises InputError if it is not a
+        boolean.
+        """
         value = self.get(name, default)
         if not isinstance(value, bool):
             raise self.error(name, value, "true or false")
@@ -106,8 +112,8 @@ class ConfigReader:
     def rate(self, name: str, default: float = 0.0, *others: str) -> float:
         """Returns the dropout rate in the field `name`.
 
-        Adds a note for each field in `others` with a different rate, because the JAX model has only one rate for all of
-        them.
+        Adds a line to `notes` for each field in `others` that has a different rate, because the JAX model has only one
+        rate for all of them.
         """
         rate = self.number(name, default)
         for other in others:
@@ -116,8 +122,8 @@ class ConfigReader:
         return rate
 
     def only_training(self, name: str) -> None:
-        """Adds a note if the field `name`, such as a dropout rate, is above 0. Such a field affects only training and
-        is ignored.
+        """Adds a line to `notes` if the field `name`, such as a dropout rate, is above 0. Such a field affects only
+        training and is ignored.
         """
         if self.get(name, 0.0):
             self.notes.append(f"{name}={self.get(name)} only affects training and is ignored")

@@ -1,12 +1,14 @@
-"""Converts a run before it is exported, so that the exported model follows the conventions of other programs."""
+"""Converts a run before it is exported, so that the exported model follows the conventions of its Hugging Face model
+family, such as the order of the vocabulary.
+"""
 
 from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.runs.run import Run
 
 
 def conventional(run: Run) -> Run:
-    """Returns an equivalent run whose export follows the conventions of its model family, such as the order of the
-    vocabulary.
+    """Returns an equivalent run whose exported model follows the conventions of its Hugging Face model family, such as
+    the order of the vocabulary.
 
     The converted parameters are computed when they are read.
     """

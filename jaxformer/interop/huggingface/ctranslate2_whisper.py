@@ -1,7 +1,8 @@
-"""Opens Whisper models that were converted for CTranslate2, such as those of faster-whisper, as Hugging Face folders.
+"""Opens Whisper models that were converted for the inference library CTranslate2, such as those of faster-whisper, as
+if they were Hugging Face folders.
 
-The tensors get the names that they have in transformers. CTranslate2 stores the kernels of queries, keys and values as
-one tensor, whose parts are read when they are needed.
+The tensors get the names that they have in the transformers library. CTranslate2 stores the kernels of queries, keys
+and values as one tensor, whose parts are read when they are needed.
 """
 
 import dataclasses
@@ -18,21 +19,22 @@ from jaxformer.interop.huggingface.folders import CONFIG, READERS, Folder, read_
 
 WEIGHTS = "model.bin"
 MULTILINGUAL = 51_865
-"""Smallest vocabulary of a model with several languages."""
+"""Minimum vocabulary size of a multilingual Whisper model. English-only models have fewer tokens."""
 NORMS = {"self_attention": "self_attn_layer_norm", "attention": "encoder_attn_layer_norm", "ffn": "final_layer_norm"}
-"""Maps parts of a layer to the names of their norms in transformers."""
+"""Maps names of sublayers in CTranslate2 to the names of their layer norms in the transformers library."""
 
 
 def is_ctranslate2(path: Path) -> bool:
-    """Returns whether a folder contains weights for CTranslate2, and none for transformers."""
+    """Returns whether a folder contains weights for CTranslate2, and no weights for the transformers library."""
     return (path / WEIGHTS).is_file() and not any((path / name).is_file() for name in READERS)
 
 
 def open_whisper(path: Path) -> Folder:
-    """Opens a folder with the model.bin of a Whisper.
+    """Opens the Whisper model in a folder with a model.bin of CTranslate2. Returns it as a Hugging Face folder, with
+    the configs and tensor names of the transformers library.
 
     Raises:
-      InputError: If the file is not a Whisper, or its weights are quantized.
+      InputError: If model.bin does not contain a Whisper model, or its weights are quantized.
     """
     kind, tensors = open_ctranslate2(path / WEIGHTS)
     if kind != "WhisperSpec":
@@ -44,7 +46,9 @@ def open_whisper(path: Path) -> Folder:
 
 
 def _config(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Returns the config.json that transformers has for the model."""
+    """Returns the content of the config.json that the model has in the transformers library. Sizes are read from the
+    tensors, which are keyed by their CTranslate2 names.
+    """
     vocab, width = tensors["decoder/embeddings/weight"].shape
     sides = {}
     for side in ("encoder", "decoder"):
@@ -69,7 +73,9 @@ def _config(tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
 
 
 def _generation(said: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> dict[str, Any]:
-    """Returns the generation_config.json that transformers has for the model."""
+    """Returns the content of the generation_config.json that the model has in the transformers library. `said` is the
+    content of the config.json of CTranslate2.
+    """
     length = tensors["decoder/position_encodings/encodings"].shape[0]
     found = {
         "alignment_heads": said.get("alignment_heads"),
@@ -83,7 +89,9 @@ def _generation(said: Mapping[str, Any], tensors: Mapping[str, LazyTensor]) -> d
 
 
 def _renamed(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Returns the tensors of the model by their names in transformers."""
+    """Renames the tensors of the model from their CTranslate2 names to their names in the transformers library. Tensors
+    that contain several kernels or biases are divided.
+    """
     found = {
         "model.decoder.embed_tokens.weight": tensors["decoder/embeddings/weight"],
         "model.decoder.embed_positions.weight": tensors["decoder/position_encodings/encodings"],
@@ -102,7 +110,10 @@ def _renamed(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
 
 
 def _of_layer(parts: list[str], tensor: LazyTensor) -> dict[str, LazyTensor]:
-    """Returns the tensors of a layer that one tensor contains, by the end of their names in transformers."""
+    """Converts one CTranslate2 tensor of a layer to tensors of the transformers library. Returns several if it contains
+    the kernels or biases of queries, keys and values. They are keyed by their names within the layer, such as
+    `self_attn.q_proj.weight`.
+    """
     part, inner, kind = parts
     if inner == "layer_norm":
         return {f"{NORMS[part]}.{_norm(kind)}": tensor}

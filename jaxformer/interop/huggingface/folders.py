@@ -59,7 +59,8 @@ def is_model_folder(path: Path) -> bool:
 
 
 def open_model(path: Path, sentence_transformers: Mapping[str, Any]) -> Folder:
-    """Opens the config and tensors of a folder with config.json and weights.
+    """Opens the config and tensors of a folder with config.json and weights. `sentence_transformers` is the content of
+    its config_sentence_transformers.json, or empty.
 
     Raises:
       InputError: If a file is missing, truncated or invalid.
@@ -83,7 +84,7 @@ def adapter_tensors(path: Path) -> dict[str, LazyTensor]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object from a file."""
+    """Reads a JSON object from a file. Raises InputError if the file cannot be read or does not contain an object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -114,7 +115,7 @@ def _tensors(path: Path) -> dict[str, LazyTensor]:
 
 def _parts(path: Path, index: str, reader) -> dict[str, dict[str, LazyTensor]]:
     """Opens the weight files that an index lists, and checks that they contain the tensors of the index. Returns a dict
-    of tensors for each file name.
+    that maps each file name to a dict of its tensors, keyed by tensor name.
 
     Args:
       path: folder of the files.
@@ -147,9 +148,9 @@ def _modern(name: str) -> str:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """Context manager that creates a folder completely or not at all.
+    """Context manager that creates a folder completely or not at all. Yields the path of a temporary folder.
 
-    Its block fills a temporary folder, which is renamed to `path` at the end if there was no error.
+    The block fills the temporary folder, which is renamed to `path` at the end if there was no error.
 
     Raises:
       InputError: If `path` exists or cannot be written.
@@ -182,8 +183,8 @@ def new_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _new_in_bucket(path: Path) -> Iterator[Path]:
-    """Context manager like `new_folder` for a path in a bucket. Its block fills a local folder, whose files are copied
-    to the bucket at the end.
+    """Does the same as `new_folder` for a path in a bucket (cloud storage). The block fills a local folder, whose files
+    are copied to the bucket at the end.
     """
     storage.check_bucket(path)
     if path.exists():
@@ -210,7 +211,7 @@ def write_weights(path: Path, tensors: Mapping[str, tuple], arrays: Iterator, sh
 
     Args:
       path: Folder to write to.
-      tensors: Dtype and shape of each tensor, by name.
+      tensors: Dtype and shape of each tensor, keyed by name.
       arrays: Iterator that computes the tensors in that order.
       shard: Maximum shard size in bytes.
     """

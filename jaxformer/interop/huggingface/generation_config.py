@@ -75,7 +75,7 @@ HARMLESS = frozenset(
 elsewhere, selection of outputs, memory use, and speculative decoding.
 """
 FIELDS = frozenset(NAMES.values()) | REFUSED.keys() | {"do_sample"}
-"""Names of fields that control generation, except for special tokens."""
+"""Names of generation_config.json fields that control generation, except for special tokens."""
 
 
 def read_decoding(folder: Folder, default: Decoding, tokenizer: Tokenizer) -> Decoding:
@@ -163,8 +163,8 @@ def _listed(value: Any) -> Any:
 
 
 def end_tokens(decoding: Decoding, tokenizer: Tokenizer) -> dict[str, Any]:
-    """Returns the field `eos_token_id` of generation_config.json with the ids of the tokens that end the output of a
-    run.
+    """Returns a dict with the generation_config.json field `eos_token_id`: the ids of the tokens that end an output.
+    The value is a number if there is only one such token, and None if there is none.
     """
     ids = default_ends(tokenizer) if decoding.eos_token_ids is None else decoding.eos_token_ids
     return {"eos_token_id": ids[0] if len(ids) == 1 else list(ids) or None}
@@ -179,7 +179,8 @@ def default_ends(tokenizer: Tokenizer) -> tuple[int, ...]:
 
 
 def start_token(folder: Folder, tokenizer: Tokenizer) -> Start:
-    """Returns which special token the decoder of an imported encoder–decoder starts from.
+    """Returns which special token the decoder of an imported encoder–decoder starts from: "padding", "end" or
+    "beginning", as in `Seq2SeqLM.start`. If the configs do not name a token, returns "padding".
 
     Raises:
       InputError: If the decoder start token is none of the tokens that `Seq2SeqLM.start` can select.

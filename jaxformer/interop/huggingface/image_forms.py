@@ -1,4 +1,4 @@
-"""Converts image encoders to equivalent ones that a transformers class can represent."""
+"""Converts image encoders to equivalent ones that a class of the transformers library can represent."""
 
 import dataclasses
 from typing import Any
@@ -51,13 +51,15 @@ def image_params(model: Model, params: Any) -> Any:
 
 
 def image_run(run: Run) -> Run:
-    """Converts a run to `image_form`. Returns the run itself if its model already has that form."""
+    """Converts the model and the parameters of a run to the equivalent ones of `image_form`. Returns the run itself if
+    its model already has that form.
+    """
     form = image_form(run.model)
     return run if form is run.model else replaced(run, form, image_params(run.model, run.params), run.tokenizer)
 
 
 def _reads_mean(model: Model) -> bool:
-    """Returns whether the model classifies the mean of the patches and has a class token. If it has no class token, no
-    transformers class can represent it.
+    """Returns whether the model classifies the mean of the patches, but also has a class token. `image_form` converts
+    only such models, because a DINOv2 classifier, which it converts them to, has a class token.
     """
     return bool(model.labels) and model.pooling == "mean" and model.class_token and not model.pooler

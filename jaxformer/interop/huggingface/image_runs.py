@@ -33,7 +33,9 @@ def image_experiment(home: Path, model: Model, folder: Folder | None = None) -> 
 
 
 def write_preparation(folder: Path, run: Run) -> None:
-    """Writes the image preprocessing settings of a run to a Hugging Face folder, without augmentation."""
+    """Writes the preprocessor_config.json of a run to a Hugging Face folder: the image preprocessing of its task,
+    without augmentation.
+    """
     write_preprocessor(folder, run.model, image_field_in(run.experiment.data.task))
 
 

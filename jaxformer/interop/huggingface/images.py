@@ -62,16 +62,18 @@ BY_MODEL = {
 }
 """Maps model types to their default image processor class."""
 BY_SHORTER_SIDE = ("BitImageProcessor", "CLIPImageProcessor", "VideoMAEImageProcessor", "VivitImageProcessor")
-"""Classes for which a size that is one number is the length of the shorter side."""
+"""Image processor classes for which a single number in the config field `size` is the length of the shorter side. For
+other classes, it is both height and width.
+"""
 STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 """Names of preprocessor_config.json fields that switch preprocessing steps on or off. The value null means off."""
 CLIP_PROCESSORS = {name: BY_MODEL[name] for name in ("videomae", "vivit")}
-"""Maps model types of clips to the image processor class that exports name."""
+"""Maps the model types of video models to the image processor class that exports write to preprocessor_config.json."""
 OF_BOXES = ("DetrImageProcessor", "YolosImageProcessor")
 """Image processor classes of object detection, which keep the aspect ratio and pad images."""
 OF_ANNOTATIONS = ("format", "do_convert_annotations", "max_size", "pad_and_return_pixel_mask")
-"""Names of preprocessor_config.json fields of these classes that do not change the pixels of images without
-annotations, and of old fields that are replaced by others.
+"""Names of config fields of object detection image processors that are ignored: they do not change the pixels of images
+without annotations, or are old fields that others have replaced.
 """
 ANY_SIZE = ("dinov2", "dinov2_with_registers", "detr", "yolos")
 """Model types that accept images of any size. Models of other types accept only the image size in their config."""
@@ -97,10 +99,14 @@ class Preparation:
     size: int
     """Height and width of the model input in pixels."""
     edge: int
-    """Length in pixels to which sides are resized. After the resizing, the centre of `size` × `size` pixels is cropped.
+    """Length in pixels to which the sides selected by `fit` are resized. Afterwards, the centre of `size` × `size`
+    pixels is cropped, unless the image is padded.
+
     """
     fit: Fit
-    """Selects the sides that are resized to `edge` pixels: both, the shorter side, or none."""
+    """How images are fitted to a square: `stretch` resizes both sides to `edge` pixels, `crop` resizes the shorter
+    side, `none` does not resize, and `pad` keeps the aspect ratio and pads with black pixels.
+    """
     resample: Resample
     """Interpolation filter for resizing."""
     mean: tuple[float, ...]
@@ -108,7 +114,9 @@ class Preparation:
     std: tuple[float, ...]
     """Standard deviation by which pixels are divided after the mean is subtracted, per channel or for all channels."""
     shortest: int | None = None
-    """Length in pixels of the shorter side, if the images are padded."""
+    """Only used if `fit` is `pad`: length in pixels to which the shorter side is resized, unless the longer side would
+    exceed `size`.
+    """
 
     @property
     def field(self) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def with_pixels(model: Model, folder: Path) -> Model:
     without images are unchanged.
 
     Raises:
-      InputError: In the cases of `read_preparation`.
+      InputError: If `read_preparation` raises it, or the mean and standard deviation do not fit the model.
     """
     name = model.pixel_input
     if name is None:
@@ -188,8 +196,8 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
 
 
 def _read(folder: Path) -> tuple[Path, dict[str, Any] | None]:
-    """Finds the file with the image processor settings, in the same way as the transformers library. Returns its path
-    and its fields, or None instead of the fields if there is no such file.
+    """Reads the image processor settings of a folder from the same file as the transformers library. Returns the path
+    of the file, and a dict of its fields, or None if there is no such file.
     """
     nested = folder / NESTED
     if nested.is_file() and isinstance(said := read_json(nested).get("image_processor"), dict):
@@ -213,8 +221,8 @@ def _class_of(reader: ConfigReader, model_type: str | None) -> str:
 
 
 def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
-    """Returns a tuple of the size of the model input, the length to which sides are resized, and which sides are
-    resized.
+    """Returns the size of the model input in pixels, the length in pixels to which sides are resized, and how images
+    are fitted to a square (see `Preparation.fit`).
 
     Args:
       reader: Image preprocessing settings.
@@ -239,10 +247,11 @@ def _sizes(reader: ConfigReader, model: Any, kind: str) -> tuple[int, int, Fit]:
 
 
 def _padded_sizes(reader: ConfigReader, model: Any) -> tuple[int, int]:
-    """Returns the size of the padded model input, and the length of the shorter side of an image.
+    """Returns the size of the padded model input, and the length of the shorter side of an image before padding, both
+    in pixels.
 
-    transformers pads the images of a batch to the size of the largest one if `pad_size` is not set. Here all images are
-    padded to the largest size that is possible.
+    If `pad_size` is not set, the transformers library pads the images of a batch only to the size of the largest one.
+    This function returns the largest possible size, so that all batches have the same shape.
     """
     reader.must("do_resize", True)
     reader.must("do_pad", True)
@@ -257,8 +266,8 @@ def _padded_sizes(reader: ConfigReader, model: Any) -> tuple[int, int]:
 
 
 def _length(reader: ConfigReader, name: str, square: bool) -> tuple[Fit, int]:
-    """Parses the field `name`, which contains an image size. Returns how images are fitted to the size, and a length in
-    pixels.
+    """Parses the field `name`, which contains an image size. Returns a pair: "stretch" if the size applies to both
+    sides or "crop" if it applies to the shorter side, and the length in pixels.
 
     A single number is the length of both sides if `square`, and otherwise the length of the shorter side.
     """
@@ -308,11 +317,13 @@ def _numbers(reader: ConfigReader, name: str) -> tuple[float, ...]:
 
 
 def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None) -> None:
-    """Writes the image preprocessing settings to a Hugging Face folder, without augmentation. If `image` is None, the
-    centre of each image is cropped.
+    """Writes the image preprocessing settings to a Hugging Face folder, without augmentation. `image` is the data field
+    with the settings. If it is None, images are resized and cropped (for object detection, padded) to the image size of
+    the model.
 
     Raises:
-      InputError: If the transformers class accepts only another image size.
+      InputError: If the class of the transformers library accepts only another image size, or does not pad images as
+        `image` does.
     """
     _, model = model.part(model.pixel_input)
     model_type: str = read_json(folder / CONFIG).get("model_type") or ""
@@ -346,7 +357,9 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
 
 
 def _normalization(model: Any) -> dict[str, Any]:
-    """Returns the fields of an image processor that convert pixels to numbers."""
+    """Returns the image processor fields that rescale pixels to [0, 1], and normalise them with the mean and standard
+    deviation of the model.
+    """
     return {
         "do_rescale": True,
         "rescale_factor": 1 / 255,
@@ -357,7 +370,9 @@ def _normalization(model: Any) -> dict[str, Any]:
 
 
 def _detection_processor(kind: str, image: ImageField) -> dict[str, Any]:
-    """Returns the fields with the sizes of an image processor of object detection."""
+    """Returns the image processor fields of an object detection model, except those of `_normalization`. `kind` is the
+    name of the image processor class.
+    """
     square = {"height": image.size, "width": image.size}
     padded = image.fit == "pad"
     limits = {"shortest_edge": image.shortest or image.size, "longest_edge": image.size}

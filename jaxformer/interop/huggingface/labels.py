@@ -13,7 +13,7 @@ predict.
 
 
 def read_labels(reader: ConfigReader) -> tuple[str, ...]:
-    """Reads the class names, in the order of their indices.
+    """Reads the class names in a config, in the order of their indices.
 
     If `num_labels` differs from the number of names, the names are `LABEL_0`, `LABEL_1`, ..., as in the transformers
     library. Defaults to two unnamed labels.

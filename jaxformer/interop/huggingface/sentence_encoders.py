@@ -35,25 +35,29 @@ LEGACY = {
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-"""Maps boolean fields in older configs of the Pooling module to the values of `pooling_mode` that replace them."""
+"""Maps boolean fields in older configs of the sentence-transformers module `Pooling` to the values of `pooling_mode`
+that replace them in newer ones.
+"""
 HIDDEN = {"text": {"method": "forward", "method_output_name": "last_hidden_state"}}, "token_embeddings"
 POOLED = {"text": {"method": "forward", "method_output_name": "pooler_output"}}, "sentence_embedding"
-"""Expected values of `modality_config` and `module_output_name` in the config of a Transformer module: `HIDDEN` if a
-Pooling module follows, and `POOLED` if the encoder's pooler is used.
+"""Expected values of `modality_config` and `module_output_name` in sentence_bert_config.json, the config of the module
+`Transformer`: `HIDDEN` if the module `Pooling` follows, and `POOLED` if the output of the encoder's own pooler is the
+sentence vector.
 """
 UNLIMITED = 10**9
-"""Lower bound of the `model_max_length` values that mean that the length is not limited."""
+"""A `model_max_length` in tokenizer_config.json that is larger than this means that the length is not limited."""
 
 
 def is_sentence_encoder(folder: Path) -> bool:
-    """Returns whether a folder is in the format of sentence-transformers."""
+    """Returns whether a folder contains modules.json, which marks the format of the sentence-transformers library."""
     return (folder / MODULES).is_file()
 
 
 def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmbedding:
-    """Reads how the model in a sentence-transformers folder computes sentence vectors.
+    """Creates the objective that computes sentence vectors in the same way as the model in a sentence-transformers
+    folder.
 
-    Without modules.json, vectors are computed by mean pooling, as in sentence-transformers.
+    If there is no modules.json, the objective uses mean pooling, as the sentence-transformers library does.
 
     Args:
       folder: Folder with modules.json.
@@ -61,7 +65,8 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
       encoder: Folder of the encoder's config.json. Defaults to `folder`.
 
     Raises:
-      InputError: If modules, poolings or settings are not supported, or the encoder generates text.
+      InputError: If modules, poolings or settings are not supported, or if the model generates text and is therefore
+        not an encoder.
     """
     encoder = encoder or folder
     if not is_sentence_encoder(folder):
@@ -94,7 +99,8 @@ def read(folder: Path, model: Model, encoder: Path | None = None) -> SentenceEmb
 
 
 def with_case(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
-    """Returns the tokenizer with lowercasing added, if `do_lower_case` is set in sentence_bert_config.json.
+    """Adds lowercasing to a tokenizer, if the sentence-transformers folder `folder` sets `do_lower_case` in
+    sentence_bert_config.json. Returns the tokenizer unchanged otherwise.
 
     Raises:
       InputError: If this kind of tokenizer cannot lowercase.
@@ -115,14 +121,14 @@ def with_case(tokenizer: Tokenizer, folder: Path) -> Tokenizer:
 
 
 def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapping[str, Any] | None = None) -> None:
-    """Writes the files with which the sentence-transformers library computes the same vectors as the objective.
+    """Writes the config files that make the sentence-transformers library compute the same vectors as the objective.
 
     Args:
       folder: Folder of the encoder, with config.json and weights.
       objective: Objective that defines how vectors are computed.
       model: Encoder.
-      origin: Fields of config_sentence_transformers.json in the folder that the model was imported from, which are
-        written again. None if there are none.
+      origin: Fields of config_sentence_transformers.json in the folder that the model was imported from, to copy to the
+        new file. None if there are none.
     """
     kinds = [TRANSFORMER] + [POOLING] * (objective.pooling != "pooler") + [NORMALIZE] * objective.normalized
     modules = [
@@ -150,7 +156,8 @@ def write(folder: Path, objective: SentenceEmbedding, model: Model, origin: Mapp
 
 
 def _sentences(encoder: Path) -> dict[str, Any]:
-    """Reads sentence_bert_config.json, the settings of the Transformer module, from the folder of an encoder.
+    """Reads sentence_bert_config.json, the settings of the sentence-transformers module `Transformer`, from the folder
+    of an encoder. Returns an empty dict if the file does not exist.
 
     Raises:
       InputError: If a setting is not supported. The message names the first such setting.
@@ -167,12 +174,13 @@ def _sentences(encoder: Path) -> dict[str, Any]:
 
 
 def _check_output(said: Mapping[str, Any], path: Path, expected: tuple[Mapping[str, Any], str]) -> None:
-    """Raises InputError if the Transformer module does not output what the next module needs.
+    """Raises InputError if the sentence-transformers module `Transformer` outputs anything other than expected: the
+    token vectors if the module `Pooling` follows, or the output of the encoder's pooler.
 
     Args:
-      said: Config of the Transformer module.
+      said: Config of the module `Transformer`.
       path: Path of the config, for error messages.
-      expected: Expected values of `modality_config` and `module_output_name`.
+      expected: Expected values of `modality_config` and `module_output_name`: `HIDDEN` or `POOLED`.
     """
     modalities, output = expected
     for name, value in {"modality_config": modalities, "module_output_name": output}.items():
@@ -185,11 +193,12 @@ def _check_output(said: Mapping[str, Any], path: Path, expected: tuple[Mapping[s
 
 
 def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
-    """Returns the maximum number of input tokens. None if it is the maximum length of the model.
+    """Returns the maximum number of input tokens that the folder sets. None if it sets none, or none that is smaller
+    than the maximum length of the model.
 
     Args:
       said: Settings in sentence_bert_config.json.
-      encoder: Folder of the encoder, whose tokenizer may set a maximum.
+      encoder: Folder of the encoder. Its tokenizer_config.json may set a maximum if `said` does not.
       model: Encoder.
     """
     name, longest = "max_seq_length", said.get("max_seq_length")
@@ -205,7 +214,9 @@ def _longest(said: Mapping[str, Any], encoder: Path, model: Any) -> int | None:
 
 
 def _pooling(path: Path, model: Model) -> tuple[Pooling, bool]:
-    """Reads the config of the Pooling module. Returns the pooling method, and whether prompt tokens are included."""
+    """Reads the config of the sentence-transformers module `Pooling`. Returns the pooling method in jaxformer, and
+    whether the tokens of the prompt are pooled together with those of the sentence.
+    """
     said = read_json(path)
     flags = [mode for flag, mode in LEGACY.items() if said.get(flag) is True]
     modes = said.get("pooling_mode", flags or "mean")
@@ -228,8 +239,8 @@ def _width(model: Model) -> int:
 
 
 def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any]:
-    """Returns the config of the Pooling module, with field names that all versions of the sentence-transformers library
-    can read.
+    """Returns the config of the sentence-transformers module `Pooling`. Its field names are the older ones, which all
+    versions of the library can read.
     """
     mode = {ours: theirs for theirs, ours in POOLINGS.items()}[objective.pooling]
     fields: dict[str, Any] = {flag: theirs == mode for flag, theirs in LEGACY.items()}
@@ -240,8 +251,8 @@ def _pooling_fields(objective: SentenceEmbedding, model: Model) -> dict[str, Any
 
 
 def _prompts(path: Path) -> tuple[tuple[tuple[str, str], ...], str | None]:
-    """Reads the prompts in config_sentence_transformers.json. Returns (name, text) pairs, and the name of the default
-    prompt.
+    """Reads the prompts (texts that are put before sentences) in config_sentence_transformers.json. Returns (name,
+    text) pairs, and the name of the default prompt or None.
     """
     said = _optional(path)
     if (kind := said.get("model_type", MODEL_TYPE)) != MODEL_TYPE:

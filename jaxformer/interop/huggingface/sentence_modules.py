@@ -14,7 +14,9 @@ SUPPORTED = (
     (TRANSFORMER,),
     (TRANSFORMER, NORMALIZE),
 )
-"""Supported sequences of modules. If Pooling is missing, the sentence vector is the output of the encoder's pooler."""
+"""Supported sequences of sentence-transformers modules. If Pooling is missing, the sentence vector is the output of the
+encoder's own pooler.
+"""
 EXPECTED = "expected Transformer, Pooling and optionally Normalize"
 
 
@@ -29,7 +31,7 @@ class SentenceModule:
 
 
 def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
-    """Reads modules.json of a sentence-transformers folder.
+    """Reads modules.json of a sentence-transformers folder. Returns the modules in the order in which they are applied.
 
     Raises:
       InputError: If the file is not a list of modules, names a folder outside of `folder`, or lists modules that are
@@ -50,8 +52,8 @@ def read_modules(folder: Path) -> tuple[SentenceModule, ...]:
 
 
 def transformer_folder(folder: Path) -> Path:
-    """Returns the folder with the encoder's config.json: the folder of the Transformer module, or `folder` if there is
-    no modules.json.
+    """Returns the folder with the encoder's config.json: the folder of the sentence-transformers module `Transformer`,
+    or `folder` if there is no modules.json.
     """
     entries = _entries(folder) if (folder / MODULES).is_file() else []
     names = [name for kind, name in entries if kind.rpartition(".")[2] == TRANSFORMER]
@@ -59,7 +61,9 @@ def transformer_folder(folder: Path) -> Path:
 
 
 def _entries(folder: Path) -> list[tuple[str, str]]:
-    """Reads the class name and the folder of each module in modules.json."""
+    """Reads modules.json. Returns a (class name, subfolder) pair for each module. Raises InputError if a subfolder is
+    outside of `folder`.
+    """
     path = folder / MODULES
     try:
         entries = [(str(entry["type"]), str(entry["path"])) for entry in json.loads(path.read_text(encoding="utf-8"))]

@@ -1,4 +1,6 @@
-"""Reads and writes the settings by which sounds become features: preprocessor_config.json of a Hugging Face folder."""
+"""Reads and writes preprocessor_config.json: the settings of the Hugging Face feature extractor, which converts audio
+to log-mel features.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -11,18 +13,20 @@ from jaxformer.interop.huggingface.images import NESTED, PREPROCESSOR
 
 EXTRACTOR = "WhisperFeatureExtractor"
 DERIVED = ("mel_filters", "n_samples", "nb_max_frames", "processor_class", "image_processor_type")
-"""Names of fields that follow from others, or do not change the features."""
+"""Fields of preprocessor_config.json that are not compared, because they are determined by other fields or do not
+change the features.
+"""
 
 
 def sound_field(model: Any) -> SoundField:
-    """Returns the field that reads sounds for a model."""
+    """Returns the data field that reads audio and computes the log-mel features that a model takes as input."""
     log_mel = LogMel(model.mels)
     return SoundField(seconds=model.frames / log_mel.frames_per_second, log_mel=log_mel)
 
 
 def check_extractor(folder: Path, model: Any) -> None:
-    """Raises InputError if the feature extractor of a Hugging Face folder computes other features than those of the
-    model, or if one of its fields is not supported. A folder without feature extractor is accepted.
+    """Raises InputError if the feature extractor of a Hugging Face folder computes features that the model does not
+    expect, or if one of its settings is not supported. Accepts a folder without a feature extractor.
     """
     for name, part in ((NESTED, "feature_extractor"), (PREPROCESSOR, None)):
         path = folder / name
@@ -51,7 +55,7 @@ def _check(reader: ConfigReader, model: Any) -> None:
 
 
 def write_extractor(folder: Path, model: Any) -> None:
-    """Writes the settings of the feature extractor to a Hugging Face folder."""
+    """Writes preprocessor_config.json: the settings of the feature extractor that computes the input of a model."""
     log_mel = LogMel(model.mels)
     value = {
         "feature_extractor_type": EXTRACTOR,
@@ -69,6 +73,6 @@ def write_extractor(folder: Path, model: Any) -> None:
 
 
 def _chunk(model: Any) -> float:
-    """Returns the length of a window in seconds, as an integer if it is one."""
+    """Returns the length in seconds of the audio that the model takes as input, as an int if it is a whole number."""
     seconds = model.frames / LogMel(model.mels).frames_per_second
     return int(seconds) if seconds == int(seconds) else seconds

@@ -38,52 +38,59 @@ class ParamMapping:
     Empty if the axes are the same.
     """
     copies: tuple[str, ...] = ()
-    """Other names of a tensor that is tied (shared by several layers). A file may store it under one or several of
-    these names, with equal values.
+    """Other names under which a checkpoint may store the tensor, because several layers share it (tied weights). If it
+    is stored under several names, the values must be equal.
     """
     tied_to: str = ""
-    """Name of another tensor with the same values, which is read if this tensor is not stored."""
+    """Name of a tensor that is read instead if the checkpoint does not store this one, because the two are tied (share
+    their values).
+    """
     requires: str = ""
-    """If set, the row only applies to models with a parameter at this path."""
+    """Path of a parameter. If set, the mapping applies only to models that have this parameter."""
     excludes: str = ""
-    """If set, the row only applies to models without a parameter at this path."""
+    """Path of a parameter. If set, the mapping applies only to models that do not have this parameter."""
     first_layer: int = 0
-    """Index of the first layer that has the tensor, if the tensor name contains `{l}`. The parameters of earlier layers
-    in jaxformer have no effect.
+    """If the tensor name contains `{l}`: index of the first layer for which checkpoints have the tensor. The JAX model
+    has the parameter in earlier layers too, but does not use it there.
     """
 
     def applies(self, paths: Container[str]) -> bool:
-        """Returns whether the row applies to a model. `paths` are the paths of the model's parameters."""
+        """Returns whether the mapping applies to a model: whether the model has a parameter of the mapping, and meets
+        `requires` and `excludes`. `paths` are the paths of all parameters of the model.
+        """
         other = (not self.requires or self.requires in paths) and self.excludes not in paths
         return other and any(path in paths for path in self.paths)
 
     @property
     def paths(self) -> tuple[str, ...]:
-        """Paths of the parameters that the tensor contains, as a tuple."""
+        """Paths of the parameters that the tensor contains: `ours` as a tuple."""
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Table that maps the parameters of a model family to tensors of Hugging Face checkpoints. A row is used only for
-    models that have the parameters of the row.
+    """Maps the parameters of a model family to the tensors of its Hugging Face checkpoints. For each model, only the
+    rows whose parameters the model has are used.
     """
 
     rows: tuple[ParamMapping, ...]
-    """Rows of the table: mappings of all parameters."""
+    """Mappings of all parameters that a model of the family may have, one per tensor name in the checkpoint."""
     known: Mapping[str, str | Callable[[tuple[int, ...]], np.ndarray]] = dataclasses.field(default_factory=dict)
-    """Stored tensors that are not parameters. Maps the name of each (with `{l}` for the layer number) to the reason, or
-    to a function that takes the shape of the tensor and returns its expected values.
+    """Tensors in checkpoints that are not parameters. Maps the name of each (with `{l}` for the layer number) to a text
+    that says what the tensor contains, or to a function that takes its shape and returns the values that an import
+    expects.
     """
     prefix: str = ""
-    """Prefix of the tensor names. The checkpoint of a model without heads lacks it."""
+    """Prefix of the tensor names, such as `bert.`. In checkpoints of a model without a task head, the names lack it."""
     others: tuple["Table", ...] = ()
     """Tables of checkpoints that store the same parameters in another layout. Imports accept these checkpoints too.
     Exports use the layout of this table.
     """
 
     def layout(self, names: Container[str]) -> "Table":
-        """Returns the table, this one or one of `others`, whose tensor names occur most often in `names`."""
+        """Selects the table for a checkpoint with the tensor names `names`: this table or one of `others`, whichever
+        has the most tensor names in common with it.
+        """
 
         def found(table):
             first = [row.theirs.format(l=row.first_layer, e=0) for row in table.rows]
@@ -111,34 +118,38 @@ class TensorMapping:
     copies: tuple[str, ...]
     """Other names of the same tensor. See `ParamMapping.copies`."""
     tied_to: str
-    """Name of another tensor with the same values, which is read if this tensor is not stored."""
+    """Name of a tensor that is read instead if the checkpoint does not store this one, because the two are tied (share
+    their values).
+    """
     split: tuple[int, ...]
-    """Shape of the tensor after its axes are split into those of the parameters."""
+    """Shape that a stored tensor is reshaped to before its axes are permuted by `order`."""
     order: tuple[int, ...]
-    """Permutation of the axes of the split tensor that results in the parameters."""
+    """Permutation of the axes of the reshaped tensor, as for `numpy.transpose`. The result has the axes of the
+    parameter.
+    """
 
     def to_ours(self, tensor: np.ndarray) -> list[np.ndarray]:
-        """Converts a tensor of a checkpoint to the parameters that it contains. Returns views of the tensor, one per
-        path.
+        """Converts a tensor of a checkpoint to the parameters that it contains. Returns one array per entry of `paths`,
+        each a view of the tensor where possible.
         """
         arranged = tensor.reshape(self.split).transpose(self.order)
         return list(arranged) if len(self.paths) > 1 else [arranged]
 
     def to_theirs(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
-        """Converts parameters, one per path, to the tensor of a checkpoint. The result is a copy unless the axis order
-        is the same.
+        """Converts parameters, one array per entry of `paths`, to the tensor of a checkpoint. The result is a copy
+        unless it needs neither a permutation of axes nor the combination of several parameters.
         """
         arranged = np.stack(arrays) if len(self.paths) > 1 else arrays[0]
         return np.ascontiguousarray(arranged.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
 def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = False) -> list[TensorMapping]:
-    """Lists the tensors that the checkpoint of a model contains, in the order of the table.
+    """Lists the tensors that the checkpoint of a model contains, one per layer and expert, in the order of the table.
 
     Args:
       table: Table of the model family.
       shapes: Shapes of the parameters, keyed by path.
-      headless: Whether tensor names lack the prefix of the table.
+      headless: Whether the tensor names lack `table.prefix`, as in checkpoints of models without a task head.
 
     Raises:
       ValueError: If the table does not cover each parameter exactly once.
@@ -164,7 +175,9 @@ def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = 
 
 
 def is_known(table: Table, name: str) -> bool:
-    """Returns whether a stored tensor is listed in `Table.known`, which means that it is not a parameter."""
+    """Returns whether the tensor `name` of a checkpoint is listed in `Table.known`, which means that it is not a
+    parameter.
+    """
     patterns = [re.escape(known).replace(r"\{l\}", r"\d+") for known in table.known]
     patterns += [pattern.removeprefix(re.escape(table.prefix)) for pattern in patterns]
     return any(re.fullmatch(pattern, name) for pattern in patterns)
@@ -172,29 +185,32 @@ def is_known(table: Table, name: str) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Sources:
-    """Result of `match`: the stored tensors from which the parameters of a model are read."""
+    """Result of `match`: the tensors of a checkpoint from which the parameters of a model are read."""
 
     slots: list[TensorMapping]
-    """Tensors of the model."""
+    """Mappings of all tensors that the model needs, as returned by `slots`."""
     names: list[str]
-    """For each entry of `slots`, the name of the stored tensor to read."""
+    """For each entry of `slots`, the name of the tensor in the checkpoint to read."""
     copies: list[tuple[str, str]]
-    """Pairs of names of stored tensors that must have equal values, because they are copies of a tied tensor."""
+    """Pairs of names of tensors in the checkpoint that must have equal values, because they are copies of one tied
+    tensor.
+    """
 
 
 def match(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
 ) -> Sources:
-    """Finds the stored tensors from which the parameters of a model are read.
+    """Finds the tensors of a checkpoint from which the parameters of a model are read.
 
     Args:
       table: Table of the model family.
       shapes: Shapes of the parameters, keyed by path.
-      stored: Shapes of the stored tensors, keyed by name.
-      where: Text at the start of error messages, such as a path.
+      stored: Shapes of the tensors in the checkpoint, keyed by name.
+      where: Text at the start of error messages, such as the path of the checkpoint.
 
     Raises:
-      InputError: If tensors are missing, unknown, or have another shape. The message lists them.
+      InputError: If the checkpoint lacks tensors, has unknown ones, or has tensors of a shape that does not match the
+        model. The message lists them.
     """
     wanted = slots(table, shapes, is_headless(table, stored))
     own = {slot.name for slot in wanted}
@@ -223,7 +239,9 @@ def match(
 
 
 def is_headless(table: Table, names: Mapping[str, object]) -> bool:
-    """Returns whether tensor names lack the prefix of the table, as in a model without heads."""
+    """Returns whether no tensor name starts with the prefix of the table, as in checkpoints of models without a task
+    head.
+    """
     return not any(name.startswith(table.prefix) for name in names)
 
 
@@ -253,8 +271,8 @@ def _of_row(row: ParamMapping, shapes: Mapping[str, tuple[int, ...]]) -> Iterato
 def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:
     """Parses the rearrangement of axes in a `ParamMapping`, which is in einops notation.
 
-    Returns a list and a permutation. The list contains, for each axis of the tensor, the indices of the axes that it is
-    split into; an axis `1` is split into none. The permutation orders the split axes as in the parameter.
+    Returns a list and a permutation. The list contains one list for each axis of the tensor: the indices of the axes
+    that it is split into (none for an axis `1`). The permutation puts the split axes into the order of the parameter.
 
     Args:
       pattern: The rearrangement, such as `(h k) d -> d h k`.

@@ -1,8 +1,8 @@
 """Converts text models to the form that other programs expect: without unused token ids, and for Marian models with
 padding as the last token.
 
-Converters such as CTranslate2 expect as many embedding rows as the tokenizer has pieces. They drop the last row of a
-Marian model, which they expect to be padding, and start the decoder from a zero vector.
+Converters such as CTranslate2 expect as many embedding rows as the tokenizer has tokens. They expect the last row of a
+Marian model to be padding and drop it, and they start the decoder from a zero vector.
 """
 
 import dataclasses
@@ -20,14 +20,15 @@ from jaxformer.runs.run import Run
 from jaxformer.training.checkpoints import StoredArray
 
 NEVER = -50.0
-"""Logit of the padding token in the converted model. It is low enough that the token has probability 0, but not too
-large for float16 or for a comparison relative to the largest logit.
+"""Output bias of the padding token in the converted model. It is low enough that the probability of the token is 0, but
+not so low that it exceeds float16 or dominates a comparison relative to the largest logit.
 """
 
 
 def marian_form(model: Model) -> Model:
-    """Returns the model without `zero_start` and with an output bias. It computes the same as before if the decoder
-    starts from padding and padding has a zero embedding (see `marian_run`).
+    """Returns the config of a Marian model that computes the same as `model`, whose decoder starts from a zero vector
+    (`zero_start`). The Marian model starts from the padding token, which must have a zero embedding, and has an output
+    bias. `marian_run` converts the parameters.
     """
     return dataclasses.replace(model, head_bias=True, zero_start=False)
 
@@ -67,7 +68,9 @@ TOKEN_ROWS = ("embeddings/token", "head")
 
 
 def _renumbered(decoding: Decoding, places: Mapping[int, int]) -> Decoding:
-    """Replaces the token ids in decoding settings by new ids. `places` maps old ids to new ids."""
+    """Replaces the token ids in decoding settings (such as the ids of end tokens) by new ids. `places` maps old ids to
+    new ids.
+    """
 
     def moved(value: Any) -> Any:
         return tuple(map(moved, value)) if isinstance(value, tuple) else None if value is None else places[value]
@@ -93,7 +96,9 @@ def without_unused_ids(run: Run) -> Run:
 
 
 def _first(array: Any, shape: tuple[int, ...]) -> StoredArray:
-    """Truncates an array at the end of each axis to a smaller shape. The result is computed when it is read."""
+    """Truncates an array to a smaller shape by removing the end of each axis. The array is read and truncated only when
+    the result is used.
+    """
     return _lazy(array, shape, lambda: np.asarray(array)[tuple(map(slice, shape))])
 
 

@@ -35,18 +35,20 @@ PACKAGES = ("jaxformer", "jax", "flax", "torch", "transformers", "tokenizers", "
 
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Result of comparing a JAX model with a PyTorch model."""
+    """Results of comparing a JAX model with the PyTorch model of a Hugging Face folder."""
 
     architecture: str
-    """Name of the transformers class of the PyTorch model."""
+    """Name of the class in the transformers library that loads the PyTorch model."""
     parameters: int
     """Number of parameters of the model."""
     dtype: str
-    """Dtype of the weights in the folder. Both models convert them to float32 before computing."""
+    """Dtype of the weights in the Hugging Face folder. Both models round their parameters to it before they compute in
+    float32.
+    """
     lines: tuple[Line, ...]
-    """Results of the comparisons."""
+    """One entry per comparison, such as the logits for one kind of input."""
     versions: dict[str, str]
-    """Versions of the packages that were used."""
+    """Versions of Python and of the packages that were used, keyed by package name."""
 
     @property
     def passed(self) -> bool:
@@ -54,7 +56,7 @@ class Certificate:
         return all(line.passed for line in self.lines)
 
     def to_json(self) -> dict[str, Any]:
-        """Converts the certificate to the content of `parity.json`."""
+        """Converts the certificate to a dict, the content of `parity.json`."""
         lines = [dataclasses.asdict(line) | {"passed": line.passed} for line in self.lines]
         return {"passed": self.passed, **dataclasses.asdict(self), "lines": lines}
 
@@ -77,7 +79,8 @@ def certify(
     dtype: str | None = None,
     run: Run | None = None,
 ) -> Certificate:
-    """Compares a model with the PyTorch model of a folder, and writes the certificate.
+    """Compares a JAX model with the PyTorch model of a Hugging Face folder, and writes the results to `parity.json` and
+    `parity.html`.
 
     Args:
       model: JAX model.
@@ -86,7 +89,8 @@ def certify(
       source: Hugging Face folder that the model was exported to or imported from.
       out: Folder to write the certificate to. Defaults to `source`.
       dtype: Dtype that the weights are rounded to before the comparison. Defaults to the dtype of the folder.
-      run: Run of the model, whose answers to raw inputs are compared too. If None, only the models are compared.
+      run: Run of the model. If given, its predictions for raw inputs, such as texts or image files, are also compared
+        with those of the transformers library. If None, only the models are compared.
 
     Raises:
       Unreadable: If the transformers library cannot load the folder.
@@ -122,8 +126,8 @@ def certify(
 
 
 def obstacle(model: Model) -> str | None:
-    """Returns the reason why no certificate can be made in this environment, such as a missing package. None if it can
-    be made.
+    """Returns the reason why `model` cannot be compared with a PyTorch model, such as a missing package or a model
+    class without a PyTorch counterpart. None if it can be compared.
     """
     for name in ("torch", "transformers"):
         if importlib.util.find_spec(name) is None:
@@ -158,10 +162,18 @@ def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) ->
 
 
 def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
-    """Compares the tokens that both models generate greedily.
+    """Compares the tokens that both models generate greedily from the same prompts. Returns an entry of the
+    certificate.
 
-    If the tokens of an output differ, the measured difference is that between the logits of the first two tokens that
-    differ. A difference near 0 means a tie, in which either token may be chosen.
+    If two outputs differ, the measured difference is taken at the first differing position: the gap between the PyTorch
+    logits of the two tokens, relative to max(1, largest logit). A gap near 0 means a tie, in which either token may be
+    chosen.
+
+    Args:
+      ours: `JaxModel`.
+      theirs: `TorchModel`.
+      every: inputs of the comparison (`Rows`), from which the prompts are taken.
+      pad: id of the padding token.
     """
     from jaxformer.interop.parity import compare
     from jaxformer.interop.parity.prompts import LENGTH, prompt_arguments, prompts_of
@@ -183,11 +195,12 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
 
 
 def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
-    """Compares the two tokenizers. The measured difference is the number of difficult strings that they encode
-    differently.
+    """Compares the tokenizer of the run with the one that the transformers library loads from the folder. Returns an
+    entry of the certificate, in which the measured difference is the number of difficult strings for which the token
+    ids differ.
 
-    Strings that contain a token that is special for both tokenizers are left out, because only the transformers library
-    parses special tokens in a text.
+    Strings that contain the name of a token which is special for both tokenizers are left out, because only the
+    transformers library parses special tokens in a text.
     """
     from jaxformer.interop.parity import compare
 
@@ -202,13 +215,15 @@ def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
 
 
 def _quoted(texts: list[str]) -> str:
-    """Formats up to ten texts for an error message, shortened, and the number of further texts."""
+    """Formats texts for the note of a comparison: up to ten quoted texts, each shortened to 30 characters, and the
+    number of further texts.
+    """
     shown = ", ".join(repr(text if len(text) <= 30 else text[:29] + "…") for text in texts[:10])
     return shown + f" and {len(texts) - 10} more" * (len(texts) > 10)
 
 
 def _refusal(lines: list[Line]) -> str:
-    """Returns the error message for comparisons that failed."""
+    """Returns the error message for `lines`, the comparisons whose difference exceeds the tolerance."""
     differences = [str(line) for line in lines if line.what != "tokens"]
     more = f"; and {len(differences) - 4} more" if len(differences) > 4 else ""
     differences = ["; ".join(differences[:4]) + more] if differences else []

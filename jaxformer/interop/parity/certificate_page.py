@@ -1,4 +1,6 @@
-"""Formats a parity certificate as a self-contained HTML page."""
+"""Formats a parity certificate (the results of comparing a JAX model with its PyTorch counterpart) as a self-contained
+HTML page.
+"""
 
 import html
 from collections.abc import Mapping

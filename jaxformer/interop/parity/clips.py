@@ -1,4 +1,6 @@
-"""Compares the answers of a run to clips with those of transformers, which loads the exported or imported folder."""
+"""Compares the predictions of a run for video clips with those of the transformers library, which loads the exported or
+imported folder.
+"""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,7 +20,9 @@ SIZES = ((53, 37), (24, 64))
 
 
 def classified(sides: Sides) -> Iterator[Line]:
-    """Compares the label probabilities for clips with as many frames as the model takes."""
+    """Compares the label probabilities that the run and the transformers library predict for generated test clips.
+    Yields one entry of the parity certificate.
+    """
     model = sides.run.model
     fields = {"sampling": "uniform", "clips": 1, "crops": 1}
     experiment = override(sides.run.experiment, {f"data.task.clip.{name}": value for name, value in fields.items()})
@@ -37,8 +41,8 @@ def classified(sides: Sides) -> Iterator[Line]:
 
 
 def generated(frames: int, channels: int) -> list[np.ndarray]:
-    """Generates test clips, uint8 [frames, height, width, channels]: pictures that move by a pixel from frame to
-    frame.
+    """Generates test clips, uint8 [frames, height, width, channels], one per size in `SIZES`. Each shows a picture that
+    moves by one pixel per frame.
     """
     rng, found = np.random.default_rng(0), []
     for height, width in SIZES:

@@ -1,4 +1,6 @@
-"""Runs a JAX model and the PyTorch model of its exported folder on the same inputs, both in float32."""
+"""Runs a JAX model and the PyTorch model of the Hugging Face folder that it was exported to or imported from on the
+same inputs, both in float32.
+"""
 
 import contextlib
 import dataclasses
@@ -24,11 +26,13 @@ from jaxformer.models.base import PIXEL_INPUTS, Model
 from jaxformer.parallel import sharding
 
 LONGEST = 1024
-"""Maximum number of tokens in the long input on which models are compared."""
+"""Maximum number of tokens of the long text input on which the JAX and the PyTorch model are compared."""
 ROWS, LENGTH = 3, 16
-"""Number of rows, and number of tokens per row, of the short inputs on which models are compared."""
+"""Number of texts in a batch, and number of tokens per text, in the short inputs on which the JAX and the PyTorch model
+are compared.
+"""
 NEW = 64
-"""Number of tokens that both models generate in a comparison."""
+"""Maximum number of tokens that each of the two compared models generates from a prompt."""
 NAMES = {
     "logits": "logits",
     "logits_per_image": "logits",
@@ -39,41 +43,48 @@ NAMES = {
     "last_hidden_state": "hidden",
     "pooler_output": "pooled",
 }
-"""Outputs to compare. Maps their names in the transformers library to their names in the certificate."""
+"""Outputs of the two models that are compared. Maps the name of each in the transformers library to its name in the
+parity certificate.
+"""
 SMALL = 1e-3
-"""Fraction of the largest gradient of all tensors that is the lower bound for the scale of a tensor's gradient.
-Differences of gradients are relative to this scale. Without the bound, tiny gradients that consist of rounding errors,
-such as those of the key bias, would seem to differ.
+"""Lower bound for the scale of a gradient, as a fraction of the largest gradient of all tensors. The difference of two
+gradients of a tensor is measured relative to the scale max(largest gradient of the tensor, bound). Without the bound,
+tiny gradients that consist of rounding errors, such as those of the key bias, would seem to differ.
 """
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """Inputs on which both models are compared."""
+    """Batch of inputs on which the JAX and the PyTorch model are compared."""
 
     name: str
     """Description of the inputs, such as "padded"."""
     arrays: Mapping[str, np.ndarray]
-    """Input arrays of the model, keyed by name. Text inputs also have random `targets` [batch, length]."""
+    """Input arrays of the model, keyed by name, such as `tokens`. For text models, also random token ids `targets`
+    [batch, length] for the loss.
+    """
 
     @property
     def mask(self) -> np.ndarray | None:
-        """Mask of tokens, integers [batch, length]: 0 for padding. None for images."""
+        """Mask of the tokens, integers [batch, length]: 1 for tokens, 0 for padding. None for models without text
+        input.
+        """
         return self.arrays.get("segments")
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the token ids (rows, tokens), or of the images or clips."""
+        """Shape of the token ids, [batch, length]. For models without text, the shape of the images or clips."""
         return next(self.arrays[name].shape for name in ("tokens", *PIXEL_INPUTS) if name in self.arrays)
 
 
 def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Rows]:
-    """Yields inputs to compare the models on: short, long, padded and random token rows, or images or video clips.
+    """Yields batches of inputs on which a JAX and a PyTorch model are compared. For text models: short, long, padded
+    and random token sequences. For other models: random images or video clips.
 
     Args:
       model: JAX model.
-      texts: Token ids of texts.
-      pad: Padding id. Does not occur outside of padding.
+      texts: Token ids of texts, [tokens] each. The inputs are cut from their concatenation.
+      pad: Id of the padding token. Does not occur outside of padding.
       seed: Random seed.
     """
     rng = np.random.default_rng(seed)
@@ -126,8 +137,8 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
 
 
 def _pixel_mask(shape: Sequence[int]) -> np.ndarray:
-    """Returns the mask of padded images of different sizes, uint8 [batch, height, width]. The first one has no
-    padding.
+    """Returns a mask for a batch of images of different sizes, uint8 [batch, height, width]: 1 for the pixels of the
+    image, 0 for padding at the bottom and right. The first image has no padding.
     """
     mask = np.zeros(shape, np.uint8)
     for row in range(shape[0]):
@@ -137,23 +148,27 @@ def _pixel_mask(shape: Sequence[int]) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """Outputs, loss and gradients of one model for one input."""
+    """Outputs, loss and gradients of one model (JAX or PyTorch) for one batch of inputs."""
 
     outputs: dict[str, np.ndarray]
-    """Maps names of outputs in the transformers library to arrays."""
+    """Output arrays, keyed by their names in the transformers library, such as `logits`."""
     loss: float
-    """Loss of the transformers class for the labels that the model's `Bridge` returns. If it returns none, the result
-    of `mean_square`.
+    """Loss that the class of the transformers library computes, if it has one for the labels of the input. Otherwise
+    the mean square of the outputs (see `mean_square`).
     """
     gradients: dict[str, np.ndarray]
-    """Gradients of the loss. Keys are parameter paths for the JAX model, and tensor names for the PyTorch model."""
+    """Gradients of the loss with respect to the parameters, keyed by parameter path for the JAX model and by tensor
+    name for the PyTorch model.
+    """
 
 
 class JaxModel:
-    """The JAX model of a comparison. It computes in float32 on the CPU."""
+    """JAX model that is compared with a PyTorch model. It computes in float32 on the CPU, without dropout."""
 
     def __init__(self, model: Model, params: Any, dtype: str):
-        """Rounds the parameters to `dtype`, the dtype of the weights in the folder, and converts them to float32."""
+        """Rounds the parameters to `dtype`, the dtype of the weights in the Hugging Face folder, and converts them to
+        float32.
+        """
         self.model = model.replace_stacks(dtype="float32", dropout=0.0, attention_dropout=0.0)
         self.bridge = bridge_of(model)
         with on_cpu():
@@ -164,8 +179,8 @@ class JaxModel:
         self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=(2, 3))
 
     def __call__(self, rows: Rows, names: Sequence[str]) -> Computed:
-        """Computes the outputs, the loss and its gradients. `names` selects the outputs by their names in the
-        transformers library.
+        """Computes the outputs, the loss and its gradients for a batch of inputs. `names` are the outputs to return, by
+        their names in the transformers library.
         """
         with on_cpu():
             labelled = bool(self.bridge.labels(self.model, rows.arrays))
@@ -180,7 +195,16 @@ class JaxModel:
         return loss, {name: outputs[name] for name in names}
 
     def generate(self, prompts: Sequence[Prompt | np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
-        """Generates `new` tokens greedily after each prompt."""
+        """Generates `new` tokens greedily from each prompt.
+
+        Args:
+          prompts: token ids [tokens], or a `Prompt` with other inputs, such as an image.
+          new: number of tokens to generate.
+          start: id of the token from which the decoder of an encoder–decoder starts. None for other models.
+
+        Returns:
+          The ids of the new tokens for each prompt, [new].
+        """
         with on_cpu():
             return generate(self.model, self.params, prompts, Decoding(max_new_tokens=new), start=start)
 
@@ -188,15 +212,15 @@ class JaxModel:
 def one_by_one(network: Any) -> None:
     """Makes a mixture-of-experts PyTorch model compute its experts one after the other.
 
-    By default, grouped matrix products compute all experts at once. They fail for sizes that do not meet their
-    alignment.
+    By default, the transformers library computes all experts at once by grouped matrix products, which fail for sizes
+    that do not meet their alignment requirements.
     """
     if getattr(network.config, "_experts_implementation", None) not in (None, "eager"):
         network.set_experts_implementation("eager")
 
 
 class TorchModel:
-    """The PyTorch model of a comparison, which the transformers library loads from a Hugging Face folder."""
+    """PyTorch model that is compared with a JAX model. The transformers library loads it from a Hugging Face folder."""
 
     def __init__(
         self,
@@ -209,11 +233,11 @@ class TorchModel:
 
         Args:
           folder: Hugging Face folder.
-          slots: Function that takes the tensor names of the PyTorch model and returns the tensors that contain
-            parameters of the JAX model. Their layout is that of the PyTorch model, which may differ from that of the
-            files.
-          architecture: Name of the transformers class.
-          dtype: Dtype that these tensors are rounded to.
+          slots: Function that takes the names of all tensors of the PyTorch model and returns the mappings of its
+            tensors to the parameters of the JAX model. (Tensors may be arranged differently in the weight files than in
+            the PyTorch model.)
+          architecture: Name of the class in the transformers library.
+          dtype: Dtype that these tensors are rounded to. They are then converted back to float32.
 
         Raises:
           Unreadable: If the transformers library cannot load the folder.
@@ -229,8 +253,8 @@ class TorchModel:
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
-        """Rounds the tensors of a PyTorch model in place to the compared dtype, if they contain parameters of the JAX
-        model.
+        """Rounds in place those tensors of a PyTorch model that contain parameters of the JAX model to `self.dtype`,
+        the dtype of the exported or imported weights.
         """
         # In a network without heads, the tensor names have no prefix.
         names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
@@ -239,7 +263,9 @@ class TorchModel:
                 tensor.copy_(tensor.to(self.dtype))
 
     def __call__(self, rows: Rows, model: Model) -> Computed:
-        """Computes the outputs that the JAX model also has, the loss and its gradients."""
+        """Computes the outputs, the loss and its gradients for a batch of inputs. `model` is the JAX model: its
+        `Bridge` defines the labels for the loss.
+        """
         self.network.zero_grad()
         outputs, loss = self._run(rows, model)
         loss.backward()
@@ -252,8 +278,9 @@ class TorchModel:
         return Computed({name: part.detach().numpy() for name, part in outputs.items()}, loss.item(), gradients)
 
     def named(self, ours: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Converts arrays with the shapes of JAX parameters, such as gradients, to the tensors of the PyTorch model, in
-        the same way as an export. Returns them keyed by tensor name.
+        """Converts arrays in the layout of JAX parameters (`ours`, keyed by parameter path), such as gradients, to the
+        layout of the PyTorch model, in the same way as an export converts the parameters. Returns them keyed by tensor
+        name.
         """
         found = {}
         for slot in self.slots:
@@ -276,10 +303,16 @@ class TorchModel:
     def generate(
         self, given: Mapping[str, torch.Tensor], new: int, start: int | None, pad: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Generates `new` tokens greedily after a prompt, given as arguments by `prompt_arguments`.
+        """Generates `new` tokens greedily from one prompt.
+
+        Args:
+          given: prompt as arguments of the model, as returned by `prompt_arguments`.
+          new: number of tokens to generate.
+          start: id of the token from which the decoder of an encoder–decoder starts. None for other models.
+          pad: id of the padding token.
 
         Returns:
-          The new tokens, and the logits from which each was chosen, [new tokens, vocab].
+          The ids of the new tokens, and the logits from which each was chosen, [new, vocab].
         """
         settings = transformers.GenerationConfig(
             max_new_tokens=new,
@@ -310,10 +343,10 @@ def their_tokenizer(folder: Path) -> Any:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Context manager for loading something with the transformers library. Converts all exceptions to Unreadable, and
-    silences the log of the library.
+    """Context manager for code that loads something with the transformers library. Converts all exceptions to
+    `Unreadable`, and silences the library's log.
 
-    The log would report tensors that a class does not use, such as BERT's pooler in a fill-mask pipeline.
+    The log would otherwise warn about tensors that a class does not use, such as BERT's pooler in a fill-mask pipeline.
 
     Args:
       what: Description of what is loaded, for error messages.
@@ -332,8 +365,8 @@ def reading(what: str) -> Iterator[None]:
 
 
 def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]) -> tuple[float, str]:
-    """Compares the gradients of two models. Returns the largest difference, relative to the scale of the tensor's
-    gradient (see `SMALL`), and the name of the tensor that has it.
+    """Compares the gradients of two models. Returns the largest difference max |ours - theirs| / scale of all tensors,
+    and the name of the tensor that has it. See `SMALL` for the scale.
 
     A difference that is NaN counts as infinite.
 
@@ -342,7 +375,7 @@ def largest_difference(ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.n
       theirs: Gradients of the PyTorch model, keyed by tensor name.
 
     Raises:
-      InputError: If no tensor is in both.
+      InputError: If `ours` and `theirs` have no tensor name in common.
     """
     names = [name for name in ours if name in theirs]
     if not names:
@@ -367,13 +400,21 @@ def on_cpu() -> Iterator[None]:
 
 
 def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
-    """Converts model inputs to arguments of the transformers class, such as images with channels first."""
+    """Converts a batch of JAX model inputs to the keyword arguments of the PyTorch model, with the names and layouts
+    that the transformers library expects, such as images with channels first.
+    """
     found = bridge_of(model).call_arguments(model, rows.arrays)
     return {argument: tensor_of(array) for argument, array in found.items()}
 
 
 def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[str, Any]:
-    """Combines the start and end logits of a question answering model into one array of logits, [batch, length, 2]."""
+    """Replaces the outputs `start_logits` and `end_logits` of a question answering model, [batch, length] each, by one
+    output `logits`, [batch, length, 2]. Other outputs do not change.
+
+    Args:
+      outputs: outputs of the model, keyed by name.
+      stack: function that stacks a list of arrays along an axis, such as `jnp.stack` or `torch.stack`.
+    """
     found = dict(outputs)
     if "start_logits" in found:
         found["logits"] = stack([found.pop("start_logits"), found.pop("end_logits")], -1)
@@ -381,10 +422,13 @@ def join_spans(outputs: Mapping[str, Any], stack: Callable[..., Any]) -> dict[st
 
 
 def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
-    """Computes the mean square of the logits (or the hidden vectors, if there are no logits) over the tokens in `mask`.
-    Serves as the loss of models that have none.
+    """Computes the mean square of the logits (of the hidden vectors if there are no logits), as a loss for models whose
+    class in the transformers library has none.
 
-    Accepts JAX arrays and PyTorch tensors.
+    Args:
+      outputs: outputs of the model, keyed by name in the transformers library: JAX arrays or PyTorch tensors.
+      mask: 1 for tokens to include, 0 for others, [batch, length]. If None, or if there is one vector per example, all
+        values are included.
     """
     compared = next(name for name in ("logits", "logits_per_image", "last_hidden_state") if name in outputs)
     squares = outputs[compared] ** 2
@@ -394,6 +438,6 @@ def mean_square(outputs: Mapping[str, Any], mask: Any) -> Any:
 
 
 def tensor_of(array: np.ndarray) -> torch.Tensor:
-    """Converts an array to a tensor. Integers become int64, which PyTorch expects of token ids."""
+    """Converts a NumPy array to a PyTorch tensor. Integers become int64, which PyTorch expects for token ids."""
     tensor = torch.from_numpy(array)
     return tensor if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor.long()

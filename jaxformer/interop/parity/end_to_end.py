@@ -1,8 +1,9 @@
-"""Compares the answers of a run to raw inputs with those of the transformers library, which loads the exported or
-imported folder.
+"""Compares the predictions of a run for raw inputs, such as texts or image files, with those of the transformers
+library, which loads the exported or imported folder.
 
-The other comparisons of the parity certificate give both models the same token ids, so they do not cover the processing
-around the models: the layout of texts and pairs, image processing, generation settings, and postprocessing of logits.
+The other comparisons of the parity certificate give both models the same token ids or pixels, so they do not cover the
+steps around the models: tokenization and the arrangement of texts and pairs, image processing, generation settings, and
+the processing of the logits.
 """
 
 import dataclasses
@@ -56,14 +57,16 @@ POOLINGS = {
 def compare_answers(
     run: Run, ours: JaxModel, folder: Path, rounded: Callable[[torch.nn.Module], None] = lambda network: None
 ) -> Iterator[Line]:
-    """Compares the answers of a run to raw inputs with those of the transformers library. Yields an entry of the parity
-    certificate for each kind of input that the objective supports.
+    """Compares the predictions of a run for raw inputs, such as texts or image files, with those of the transformers
+    library. Yields an entry of the parity certificate for each kind of input that the objective supports.
 
-    Yields nothing if the objective has no answers, or if all inputs exceed the maximum length of the model.
+    Yields nothing if there is no comparison for the objective, or if all test inputs exceed the maximum length of the
+    model.
 
     Args:
       run: Run with the tokenizer, objective and task.
-      ours: JAX model of the certificate, with the rounded parameters that the run uses here.
+      ours: JAX model with the parameters that the run uses in this comparison: rounded to the dtype of the Hugging Face
+        folder.
       folder: Hugging Face folder of the run.
       rounded: Function that rounds the weights of a PyTorch model in place, in the same way as those of `ours`. By
         default, the weights are not rounded.
@@ -83,7 +86,10 @@ def compare_answers(
 
 
 def _filled(sides: Sides) -> Iterator[Line]:
-    """Compares the probabilities of the most likely tokens at each mask."""
+    """Compares the probabilities of the most likely tokens at each mask token of test texts, as predicted by the run
+    and by the transformers library. Yields one entry of the certificate, or none if the tokenizer has no mask token or
+    all texts are too long.
+    """
     texts = sides.short(MASKED)
     if not texts or sides.run.require_tokenizer().special_id("mask") is None:
         return
@@ -103,13 +109,17 @@ def _filled(sides: Sides) -> Iterator[Line]:
 
 
 def _labelled(sides: Sides) -> Iterator[Line]:
-    """Compares the label probabilities for texts and for pairs of texts."""
+    """Compares the label probabilities that the run and the transformers library predict for texts and for pairs of
+    texts. Yields an entry of the certificate for each.
+    """
     names = sides.run.model.labels
     yield from _of_texts(sides, lambda answer: [dict(answer.labels)[name] for name in names], names)
 
 
 def _rated(sides: Sides) -> Iterator[Line]:
-    """Compares the numbers that a regression model predicts for texts and for pairs of texts."""
+    """Compares the numbers that the run (a regression model) and the transformers library predict for texts and for
+    pairs of texts. Yields an entry of the certificate for each.
+    """
     yield from _of_texts(sides, lambda answer: [answer.value], sides.run.model.labels)
 
 
@@ -127,9 +137,10 @@ def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequenc
 
 
 def _tagged(sides: Sides) -> Iterator[Line]:
-    """Compares the probabilities of the tags of words. The tag of a word is that of its first token.
+    """Compares the probabilities that the run and the transformers library predict for the tag of each word: the tag
+    that the run chooses. The prediction for a word is the prediction for its first token.
 
-    A word without tokens has the probability 0.
+    If the tokenizer removes a word completely, its probability counts as 0.
     """
     texts, tokenizer = sides.short([" ".join(WORD.findall(text)) for text in TEXTS]), their_tokenizer(sides.folder)
     if not texts:
@@ -150,7 +161,9 @@ def _tagged(sides: Sides) -> Iterator[Line]:
 
 
 def _answered(sides: Sides) -> Iterator[Line]:
-    """Compares the best answer spans for questions, as character offsets in their contexts."""
+    """Compares the answers that the run and the transformers library find for questions: the start and end of the most
+    likely answer, as character offsets in the context.
+    """
     sides, tokenizer = sides.with_objective(no_answer=None), their_tokenizer(sides.folder)
     objective, own = sides.objective(QuestionAnswering), sides.run.require_tokenizer()
     longest = answer_spans(sides.run.model.max_length, own).question_length
@@ -176,12 +189,16 @@ def _answered(sides: Sides) -> Iterator[Line]:
 
 
 def _continued(sides: Sides) -> Iterator[Line]:
-    """Compares the texts that a decoder generates after prompts with the generation config of the folder."""
+    """Compares the texts that the run (a decoder-only model) and the transformers library generate after the same
+    prompts, without sampling and with the generation settings of the Hugging Face folder.
+    """
     yield from _generated(sides, transformers.AutoModelForCausalLM, lambda answer: answer.continuation)
 
 
 def _translated(sides: Sides) -> Iterator[Line]:
-    """Compares the texts that an encoder–decoder generates with the generation config of the folder."""
+    """Compares the texts that the run (an encoder–decoder) and the transformers library generate from the same input
+    texts, without sampling and with the generation settings of the Hugging Face folder.
+    """
     yield from _generated(sides, transformers.AutoModelForSeq2SeqLM, lambda answer: answer.answer)
 
 
@@ -212,9 +229,10 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
 
 
 def _embedded(sides: Sides) -> Iterator[Line]:
-    """Compares sentence vectors of texts without a prompt.
+    """Compares the sentence vectors that the run and the transformers library compute for texts, without a prompt
+    before the text.
 
-    Pooling and normalisation are applied here to the token vectors of the transformers library, which has neither.
+    The transformers library computes only token vectors, so this function itself pools and normalises them.
     """
     texts, tokenizer = sides.short(TEXTS), their_tokenizer(sides.folder)
     if not texts:
@@ -249,6 +267,6 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     ObjectDetection: pictures.detected,
     SpeechToText: sounds.transcribed,
 }
-"""Maps objective classes to functions that compare the answers of runs with such an objective to those of the
-transformers library.
+"""Maps each objective class to the function that compares the predictions of a run with such an objective with those of
+the transformers library.
 """

@@ -1,7 +1,7 @@
 """Texts that are difficult for tokenizers: spaces, combining marks, scripts, emoji, compatibility characters, code.
 
-Some texts contain the names of special tokens. A tokenizer may parse such a name as a special token only if it has the
-token.
+Some texts contain names of special tokens, such as `[MASK]`. A tokenizer that does not have the token must treat its
+name as ordinary text.
 """
 
 from jaxformer.data.tokenizers.special_tokens import NAMES
@@ -30,4 +30,4 @@ _SPECIAL = dict.fromkeys(name for names in NAMES.values() for name in names)
 NAMED_STRINGS = tuple(
     text for name in (*_SPECIAL, "<|im_start|>", "<extra_id_0>", ">>fra<<") for text in (f"a{name}b", f"a {name} b")
 )
-"""Texts with the names of special tokens, one name per text."""
+"""Texts that contain the name of one special token each, with and without spaces around it."""

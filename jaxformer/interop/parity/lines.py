@@ -1,4 +1,6 @@
-"""Entries of a parity certificate: each states a compared quantity, the measured difference and the tolerance."""
+"""Entries of a parity certificate, which records how a JAX model compares with its PyTorch counterpart. Each entry
+states a compared quantity, the measured difference and the tolerance.
+"""
 
 import dataclasses
 import math
@@ -8,14 +10,14 @@ import numpy as np
 from jaxformer.errors import InputError
 
 LOGITS, LOSS, GRADIENTS, TIE = 2e-5, 1e-5, 1e-3, 1e-4
-"""Tolerances, as differences between ours and theirs (those of PyTorch). Logits: max |ours - theirs| / max(1, max
-|theirs|). Loss: |ours - theirs| / max(1, |theirs|). Gradients: max |ours - theirs| / scale of the tensor's gradient.
-Ties: difference between the logits of two tokens / max(1, max |theirs|).
+"""Tolerances for the differences between the JAX model (ours) and the PyTorch model (theirs). Logits: max |ours -
+theirs| / max(1, max |theirs|). Loss: |ours - theirs| / max(1, |theirs|). Gradients: max |ours - theirs| / scale of the
+tensor's gradient. Ties in greedy decoding: gap between the logits of two tokens / max(1, max |theirs|).
 """
 
 
 class Unreadable(InputError):
-    """Raised if the transformers library cannot load a folder."""
+    """Raised if the transformers library cannot load a Hugging Face folder."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,13 +27,15 @@ class Line:
     what: str
     """Name of the compared quantity, such as `logits`."""
     where: str
-    """Description of the inputs for which the quantity was compared."""
+    """Description of the inputs for which the quantity was compared, such as `padded, 3 × 16`."""
     measured: float
-    """Difference between the JAX model and the PyTorch model, relative to the scale of the quantity."""
+    """Difference between the JAX model and the PyTorch model, usually relative to the size of the values. For tokens,
+    the number of inputs for which they differ.
+    """
     tolerance: float
-    """Maximum difference for which the comparison passes."""
+    """Largest value of `measured` with which the comparison passes."""
     note: str = ""
-    """Additional information about the result."""
+    """Additional information about the result, such as the name of the tensor that differs most."""
 
     @property
     def passed(self) -> bool:
@@ -44,16 +48,17 @@ class Line:
 
 
 def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: np.ndarray | None) -> Line:
-    """Compares an output of both models at all tokens in `mask`. Returns an entry of the certificate.
+    """Compares an output of the JAX model with that of the PyTorch model. Returns an entry of the parity certificate.
 
     The measured difference is max |ours - theirs| / max(1, max |theirs|).
 
     Args:
-      name: Name of the output.
+      name: Name of the output, such as `logits`.
       where: Description of the inputs.
       ours: Output of the JAX model.
       theirs: Output of the PyTorch model, which is the reference.
-      mask: 1 for tokens to compare, 0 for others, [batch, length]. If None, all tokens are compared.
+      mask: 1 for tokens to compare, 0 for others, [batch, length]. If None, or if the output is not [batch, length,
+        ...] with 3 axes, all values are compared.
     """
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
@@ -62,8 +67,8 @@ def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: 
 
 
 def _largest(array: np.ndarray, mask: np.ndarray | None) -> float:
-    """Returns the largest absolute value of an output. If `mask` is given and the output has 3 axes, only tokens whose
-    mask is above 0 count.
+    """Returns the largest absolute value of an output. If the output has 3 axes, [batch, length, size], and `mask`
+    [batch, length] is given, only tokens whose mask is 1 are considered.
     """
     real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
     return float(np.abs(array[real]).max())

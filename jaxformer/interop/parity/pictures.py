@@ -1,5 +1,5 @@
-"""Compares the answers of a run to images with those of the transformers library, which loads the exported or imported
-folder.
+"""Compares the predictions of a run for image files with those of the transformers library, which loads the exported or
+imported folder.
 """
 
 import contextlib
@@ -20,13 +20,14 @@ from jaxformer.interop.parity.sides import TEXTS, Sides, line
 from jaxformer.runs.run import Run
 
 PICTURES = ((53, 37), (24, 64))
-"""Heights and widths in pixels of the generated test images. Neither is square; one is wider and one is taller than the
-model's input.
+"""Heights and widths in pixels of the generated test images. One image is taller than wide, the other wider than tall.
 """
 
 
 def classified(sides: Sides) -> Iterator[Line]:
-    """Compares the label probabilities for images."""
+    """Compares the label probabilities that the run and the transformers library predict for test images. Yields one
+    entry of the parity certificate.
+    """
     names = sides.run.model.labels
     if sides.run.model.channels == 3:
         classify = sides.pipeline("image-classification", top_k=len(names))
@@ -39,8 +40,9 @@ def classified(sides: Sides) -> Iterator[Line]:
 
 
 def detected(sides: Sides) -> Iterator[Line]:
-    """Compares the probabilities and boxes of all predictions, sorted by probability. Boxes are fractions of the
-    picture.
+    """Compares the probabilities and boxes of all objects that the run and the transformers library predict for test
+    images, sorted by probability. Boxes are in fractions of the image size. Yields one entry of the parity certificate,
+    or none if the model does not support the comparison.
     """
     if sides.run.model.channels != 3 or "pixel_mask" not in sides.run.model.inputs():
         return  # YOLOS in transformers rounds sizes to multiples of 16.
@@ -62,7 +64,9 @@ def detected(sides: Sides) -> Iterator[Line]:
 
 
 def _sorted_detections(output: Any) -> list[tuple[float, ...]]:
-    """Returns the probability and the box of each prediction in the output of transformers, most likely first."""
+    """Converts the output of a detector of the transformers library to one tuple per predicted object, most likely
+    first: probability, left, top, right, bottom (fractions of the image size).
+    """
     scores = output.logits[0].softmax(-1)[:, :-1].max(-1).values.numpy()
     boxes = output.pred_boxes[0].numpy()
     corners = np.concatenate([boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2], axis=1).clip(0, 1)
@@ -71,8 +75,9 @@ def _sorted_detections(output: Any) -> list[tuple[float, ...]]:
 
 
 def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
-    """Returns a function that computes the same results as an image pipeline of the transformers library, but does not
-    convert images to RGB.
+    """Returns a function that classifies an image file, with the same result as the image classification pipeline of
+    the transformers library (a list of dicts with `label` and `score`). Unlike the pipeline, it does not convert images
+    to RGB.
     """
     network, process = sides.network(transformers.AutoModelForImageClassification), _processor(sides)
 
@@ -85,13 +90,15 @@ def _without_pipeline(sides: Sides) -> Callable[[str], list[dict[str, Any]]]:
 
 
 def _processor(sides: Sides) -> Any:
-    """Loads the image processor of the folder with the transformers library."""
+    """Loads the image processor from the Hugging Face folder, with the transformers library."""
     with reading("AutoImageProcessor"):
         return transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
 
 
 def embedded(sides: Sides) -> Iterator[Line]:
-    """Compares image vectors, which both sides scale to length 1."""
+    """Compares the image vectors, scaled to length 1, that the run and the transformers library compute for test
+    images. Yields one entry of the parity certificate.
+    """
     network, process, theirs = sides.network(transformers.AutoModel), _processor(sides), []
     with _pictures(sides.run) as paths:
         ours = [answer.vector for answer in sides.predict(paths)]
@@ -104,7 +111,10 @@ def embedded(sides: Sides) -> Iterator[Line]:
 
 
 def ranked(sides: Sides) -> Iterator[Line]:
-    """Compares the probabilities that a model of images and texts gives to texts as descriptions of images."""
+    """Compares the probabilities that the run (an image-text model such as SigLIP) and the transformers library assign
+    to texts as descriptions of test images. Yields one entry of the parity certificate, or none if the model does not
+    support the comparison.
+    """
     texts = sides.short(TEXTS)
     if not texts or sides.run.model.part("images")[1].channels != 3:  # The pipeline converts all pictures to RGB.
         return
@@ -119,8 +129,8 @@ def ranked(sides: Sides) -> Iterator[Line]:
 
 
 def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """Returns a function that computes the probabilities of the texts for an image file with a transformers
-    pipeline.
+    """Returns a function that takes the path of an image and returns the probability of each text as its description,
+    computed by a pipeline of the transformers library.
     """
     classify = sides.pipeline("zero-shot-image-classification")
 
@@ -132,8 +142,8 @@ def _piped(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 
 def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
-    """Returns a function that computes the probabilities of the texts for an image file with a PyTorch model, without a
-    pipeline.
+    """Returns a function that takes the path of an image and returns the probability of each text as its description,
+    computed by the PyTorch model without a pipeline.
 
     Texts are padded to the maximum length of the model. A pipeline of the transformers library would pad them to 64
     tokens.
@@ -156,8 +166,8 @@ def _padded(sides: Sides, texts: Sequence[str]) -> Callable[[str], list[float]]:
 
 @contextlib.contextmanager
 def _pictures(run: Run) -> Iterator[list[str]]:
-    """Context manager that generates test images with as many channels as the model expects, in temporary files. Yields
-    their paths.
+    """Context manager that writes test images to temporary files, with as many channels as the model expects, and
+    yields their paths. The files are deleted at the end.
     """
     channels = run.model.part("images")[1].channels
     rng = np.random.default_rng(0)

@@ -1,4 +1,4 @@
-"""Prompts from which both models of a comparison generate tokens."""
+"""Prompts from which a JAX model and a PyTorch model generate tokens, to compare them."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,9 @@ LENGTH = 8
 
 
 def prompt_arguments(model: Model, prompt: Prompt | np.ndarray) -> dict[str, torch.Tensor]:
-    """Converts a prompt to arguments of the `generate` method in the transformers library."""
+    """Converts a prompt (token ids, or a `Prompt` with inputs such as an image) to keyword arguments of the `generate`
+    method in the transformers library.
+    """
     if isinstance(prompt, Prompt):
         arrays = {name: array[None] for name, array in prompt.inputs.items()}
         found = bridge_of(model).call_arguments(model, arrays)
@@ -25,8 +27,9 @@ def prompt_arguments(model: Model, prompt: Prompt | np.ndarray) -> dict[str, tor
 
 
 def prompts_of(model: Model, rows: Sequence[Rows], start: int | None) -> list[Prompt | np.ndarray]:
-    """Returns prompts to generate tokens from: the first tokens of the first rows of some inputs, or their images or
-    sounds, from which a decoder starts with the token `start`.
+    """Returns prompts to generate tokens from: two per batch in `rows`. For text models, they are the first `LENGTH`
+    tokens of the first two texts. For encoder–decoders that read images or sounds, they are the first two of these, and
+    decoding starts with the token `start`.
     """
     found: list[Prompt | np.ndarray] = []
     for one in rows:

@@ -1,4 +1,6 @@
-"""Compares the answers of a run to sounds with those of transformers, which loads the exported or imported folder."""
+"""Compares the transcriptions that a run computes for audio files with those of the transformers library, which loads
+the exported or imported folder.
+"""
 
 import dataclasses
 import tempfile
@@ -19,15 +21,18 @@ from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import Sides, line
 
 LENGTHS = (0.95, 0.6)
-"""Lengths of the generated test sounds, as fractions of a window. They are below 1, because the last frame of a sound
-that fills its window differs: transformers mirrors the sound after its end, where `predict` reads on.
+"""Durations of the generated test sounds, as fractions of the audio length that the model takes as input (30 seconds in
+Whisper). They are below 1, because the last frame of a sound that fills this length differs slightly: the feature
+extractor of the transformers library mirrors the sound at its end.
 """
 NEW = 64
-"""Maximum number of tokens that are generated for a window."""
+"""Maximum number of tokens to generate for a test sound."""
 
 
 def transcribed(sides: Sides) -> Iterator[Line]:
-    """Compares the features of sounds, and the tokens that are generated from them with and without timestamps."""
+    """Compares the run with the transformers library for test sounds: the log-mel features, and the tokens that are
+    generated from them with and without timestamps. Yields three entries of the parity certificate.
+    """
     rate = 16_000
     with reading("the feature extractor"):
         extract = transformers.AutoFeatureExtractor.from_pretrained(sides.folder, local_files_only=True)
@@ -52,7 +57,9 @@ def transcribed(sides: Sides) -> Iterator[Line]:
 
 
 def _with(sides: Sides, timestamps: bool) -> Sides:
-    """Returns a copy whose run decodes greedily, and accepts every output."""
+    """Returns a copy in which the run decodes greedily, accepts every output (no temperature fallback or silence
+    detection), and generates timestamps if `timestamps` is True.
+    """
     changes: dict[str, Any] = {"timestamps": timestamps, "temperatures": (0.0,), "word_times": False}
     changes |= dict.fromkeys(("compression_ratio", "log_probability", "no_speech"))
     overrides = {f"objective.transcribing.{name}": value for name, value in changes.items()}
@@ -67,7 +74,9 @@ def _room(longest: int) -> int:
 
 
 def _generated(network: Any, features: torch.Tensor, timestamps: bool) -> list[int]:
-    """Generates the tokens of one window with the transformers library, without prefix and end token."""
+    """Generates the tokens of one sound with the transformers library. Returns the ids of text tokens and timestamps,
+    without the start tokens and the end token.
+    """
     most = _room(network.config.max_target_positions)
     settings: dict[str, Any] = {"return_timestamps": timestamps, "do_sample": False, "num_beams": 1}
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
@@ -76,12 +85,16 @@ def _generated(network: Any, features: torch.Tensor, timestamps: bool) -> list[i
 
 
 def _spoken(tokens: Sequence[int], config: Any) -> list[int]:
-    """Returns the tokens of words and the timestamps, without other special tokens."""
+    """Returns the ids of text tokens and timestamps, without other special tokens. `config` is the generation config of
+    Whisper.
+    """
     return [token for token in tokens if token < config.eos_token_id or token > config.no_timestamps_token_id]
 
 
 def _sound(path: Path, seconds: float, rate: int) -> str:
-    """Writes a sound of falling tones and noise. Returns its path."""
+    """Writes a WAV file with a generated sound of falling tones and noise. `seconds` is its length and `rate` the
+    sampling rate. Returns its path as a string.
+    """
     rng, times = np.random.default_rng(round(10 * seconds)), np.arange(round(seconds * rate)) / rate
     tones = np.sin(2 * np.pi * 900 * np.exp(-times) * times) * np.exp(-3 * (times % 0.3))
     write_wav(path, 0.4 * tones + 0.02 * rng.normal(size=len(times)), rate)

@@ -70,8 +70,8 @@ FAMILIES: tuple[Family, ...] = (
     *classifiers.FAMILIES,
     *modern_bert.CLASSIFIERS,
 )
-"""All supported families, in the order in which they are tried for a model. LLaMA comes before Mistral, because some
-models fit both.
+"""All supported families, in the order in which an export tries them. LLaMA comes before Mistral, because some models
+can be exported as either.
 """
 ARCHITECTURES: Mapping[str, Family] = {name: family for family in FAMILIES for name in family.architectures}
 MODEL_TYPES: Mapping[str, Family] = {family.model_type: family for family in reversed(FAMILIES)}
@@ -81,7 +81,8 @@ def families_of(model: Model) -> list[Family]:
     """Returns the families whose JAX model class is the class of the model or one of its base classes, most specific
     first.
 
-    Includes the families in the module that `model.interop` names, if any.
+    Includes the families of a model that is defined outside of the library: those in the module whose name is
+    `model.interop`, if it is set.
     """
     own = importlib.import_module(model.interop).FAMILIES if model.interop else ()
     found = [family for family in (*own, *FAMILIES) if isinstance(model, family.module)]
@@ -89,8 +90,8 @@ def families_of(model: Model) -> list[Family]:
 
 
 def bridge_of(model: Model) -> Bridge:
-    """Returns the `Bridge` for the class of a model. It chooses the objective and task of an imported model, and reads
-    the outputs of the corresponding transformers class.
+    """Returns the `Bridge` for the class of a model. The bridge chooses the training objective and the data task of an
+    imported model, and converts its outputs to those of the corresponding class of the transformers library.
     """
     return next((family.bridge for family in families_of(model)), Bridge())
 
@@ -110,7 +111,7 @@ def family_of_config(
       families: Additional families, which take precedence over those of the library.
 
     Returns:
-      The family, and the name of the transformers class (the architecture).
+      The family, and the name of the class in the transformers library (the architecture).
 
     Raises:
       InputError: If no family matches.
@@ -140,14 +141,14 @@ def family_of_model(model: Model, architecture: str | None = None) -> tuple[Fami
 
     Args:
       model: Model to export.
-      architecture: Name of the preferred transformers class, if several are possible.
+      architecture: Name of the preferred class of the transformers library, if several are possible.
 
     Returns:
       The family, and the config of the model in that family.
 
     Raises:
-      InputError: If no family can. The message names a setting of the model that the most similar family does not
-        support.
+      InputError: If no family can represent the model. The message names a setting of the model that the most similar
+        family does not support.
     """
     offered = families_of(model)
     if not offered:

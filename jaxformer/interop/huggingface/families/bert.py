@@ -130,8 +130,9 @@ def encoder_fields(model: Bert) -> dict[str, Any]:
 
 
 class EncoderBridge(Bridge):
-    """Chooses the objective and task of an imported encoder with the heads of `Bert` (masked LM, pooler, next
-    sentence), and converts the outputs and the loss of the JAX model to those of the corresponding transformers class.
+    """Chooses the training objective and the data task of an imported encoder with the heads of `Bert` (masked LM,
+    pooler, next sentence), and converts the outputs and the loss of the JAX model to those of the corresponding class
+    of the transformers library.
     """
 
     def objective(self, source: Source, model: Bert) -> Objective:
@@ -156,8 +157,9 @@ class EncoderBridge(Bridge):
         return found
 
     def labels(self, model: Bert, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the label arguments of the transformers class, with a target for every token. The label of the
-        next-sentence head is arbitrary: the token type of the last token.
+        """Returns the label arguments of the corresponding class of the transformers library for parity checks: the
+        random targets in `rows` for all tokens except padding. The label of the next-sentence head is arbitrary: the
+        token type of the last token.
         """
         found = {}
         if "masked_lm" in model.prediction_heads:
@@ -167,7 +169,9 @@ class EncoderBridge(Bridge):
         return found
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the sum of the losses of all heads."""
+        """Computes the masked LM loss, plus the next-sentence loss if the model has that head, in the same way as the
+        transformers library.
+        """
         loss = mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
         if "seq_relationship_logits" in outputs:
             # One prediction per row.
@@ -176,7 +180,9 @@ class EncoderBridge(Bridge):
         return loss
 
     def nearest_config(self, model: Bert, objective: Any) -> dict[str, Any]:
-        """Returns the config of the BERT class of the transformers library that has the same heads."""
+        """Returns the config of the BERT class of the transformers library that has the same heads as the model. Its
+        arguments and outputs match those of an exported ONNX program.
+        """
         if "masked_lm" in model.prediction_heads:
             architecture = "BertForPreTraining" if "next_sentence" in model.prediction_heads else "BertForMaskedLM"
         else:

@@ -1,8 +1,8 @@
-"""Properties of a model family other than its weights: which objective and task an imported model gets, and how the
-model classes of the transformers library are called.
+"""Defines how a model family is used: which training objective and which data task (the preparation of its inputs) an
+imported model gets, and how its inputs, outputs and loss correspond to those of its class in the transformers library.
 
-A `Bridge` belongs to a `Family`. Families whose models are called in the same way share a bridge. The defaults are for
-text encoders.
+A `Bridge` belongs to a `Family`. Families whose models have the same kinds of inputs and outputs share a bridge. The
+defaults are for text encoders.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jaxformer.runs.run import Run
 
 Arrays = Mapping[str, Any]
 LENGTH = 512
-"""Maximum number of tokens per row in the experiment of an imported model."""
+"""Maximum number of tokens per sequence in the experiment (config) that is created for an imported text model."""
 ARGUMENTS = {
     "tokens": "input_ids",
     "segments": "attention_mask",
@@ -36,10 +36,12 @@ ARGUMENTS = {
     "clips": "pixel_values",
     "noise": "noise",
 }
-"""Maps names of model inputs to argument names of transformers classes. A bridge may define other names."""
+"""Maps names of model inputs to names of arguments in the transformers library. Bridges of some model families define
+other names.
+"""
 LAYOUTS = {"images": "bnyx", "clips": "bznyx", "log_mel": "bna"}
-"""Axes of the inputs of transformers classes that are pixels or features of sounds, as letters of `InputSpec.axes`.
-Channels or mel bands (`n`) come before rows (`y`) or frames (`a`).
+"""Order of the axes that classes of the transformers library expect for images, video clips and log-mel spectrograms,
+as letters of `InputSpec.axes`. Channels or mel bands (`n`) come before rows (`y`) or frames (`a`).
 """
 
 
@@ -76,18 +78,22 @@ class Source:
 
 
 class Bridge:
-    """Defines how models of one kind are used: the objective and task of an imported model, and the inputs, outputs and
-    loss of the corresponding transformers class.
+    """Defines how models of one kind are used: the training objective and the data task (the preparation of inputs) of
+    an imported model, and the inputs, outputs and loss of the corresponding class of the transformers library.
     """
 
     arguments: ClassVar[Mapping[str, str]] = ARGUMENTS
-    """Maps names of model inputs to argument names of the transformers class."""
+    """Maps names of model inputs to names of the arguments that the corresponding class of the transformers library
+    takes.
+    """
     processor: ClassVar[str] = ""
-    """Auto class of transformers that prepares the inputs. Empty for the one of tokenizers or of images."""
+    """Auto class of the transformers library that prepares the inputs, such as `AutoProcessor`. If empty,
+    `AutoTokenizer` for runs with a tokenizer, and `AutoImageProcessor` for others.
+    """
 
     def call_arguments(self, model: Model, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Converts the inputs of a JAX model to the arguments of the transformers class, with the axes that
-        it expects.
+        """Converts the inputs of a JAX model to the arguments of the corresponding class of the transformers library.
+        Rearranges the axes in the order that the class expects.
 
         Args:
           model: JAX model.
@@ -101,7 +107,7 @@ class Bridge:
         }
 
     def objective(self, source: Source, model: Any) -> Objective:
-        """Returns the objective for an imported model.
+        """Returns the training objective for an imported model.
 
         Raises:
           InputError: If the folder requires something that is not supported.
@@ -109,7 +115,7 @@ class Bridge:
         raise InputError(f"{source.home}: there is no objective for an imported {type(model).__name__}")
 
     def task(self, source: Source, model: Any, objective: Any) -> Task:
-        """Returns the task for an imported model. The task provides the arrays that the objective requires."""
+        """Returns the data task for an imported model. The task prepares the arrays that the objective requires."""
         raise InputError(f"{source.home}: there is no task for an imported {type(model).__name__}")
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -119,7 +125,7 @@ class Bridge:
 
         Args:
           model: Model to export.
-          tokens: Maps special token fields to ids in the tokenizer.
+          tokens: Maps names of special token fields, such as `pad_token_id`, to ids in the tokenizer.
         """
         if model.pretrained()[1].is_generative:
             return dict(tokens)
@@ -132,12 +138,14 @@ class Bridge:
         return without_unused_ids(run)
 
     def generation_fields(self, run: Run) -> dict[str, Any]:
-        """Returns the fields of generation_config.json other than those of `Decoding`. Empty by default."""
+        """Returns the fields of generation_config.json for an exported run, except for those of its decoding settings.
+        Empty by default.
+        """
         return {}
 
     def write_files(self, folder: Path, model: Any) -> None:
-        """Writes the files of an exported folder other than config, weights and tokenizer. Nothing by default: image
-        processors are written for every model of images.
+        """Writes the files of an exported folder other than configs, weights, tokenizer and image processor. By
+        default, there are none.
         """
 
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
@@ -155,8 +163,9 @@ class Bridge:
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
 
     def labels(self, model: Any, rows: Mapping[str, np.ndarray]) -> dict[str, Any]:
-        """Returns the label arguments of the transformers class, from which it computes its loss, for parity checks:
-        arrays, or lists and dicts of arrays.
+        """Returns the label arguments from which the corresponding class of the transformers library computes its loss:
+        arrays, or lists and dicts of arrays. They are used in parity checks, which compare the JAX model with the
+        transformers class.
 
         If the dict is empty, parity checks use the mean square of the outputs as the loss.
 
@@ -168,7 +177,8 @@ class Bridge:
         return {}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the same loss as the transformers class, for parity checks.
+        """Computes the same loss as the corresponding class of the transformers library, for parity checks, which
+        compare the JAX model with that class.
 
         Args:
           outputs: Outputs of the JAX model, as converted by `outputs`.
@@ -177,23 +187,25 @@ class Bridge:
         raise NotImplementedError
 
     def nearest_config(self, model: Any, objective: Any) -> dict[str, Any]:
-        """Returns the config of the transformers class whose arguments and outputs match an exported program.
+        """Returns the config of the class of the transformers library whose arguments and outputs match those of an
+        ONNX program that is exported from the model.
 
-        It is written next to the program if no transformers class can load its parameters.
+        The config is written next to the program if no class of the transformers library can load the parameters of the
+        model.
         """
         raise InputError(f"model={type(model).__name__}: transformers has no class with its inputs and outputs")
 
 
 def to_theirs(name: str, axes: str, array: np.ndarray) -> np.ndarray:
-    """Rearranges the axes of the model input `name` to those that the transformers class expects. `axes` are the axes
-    of the input in the JAX model, as letters of `InputSpec.axes`.
+    """Rearranges the axes of the model input `name` in the order that the transformers library expects. `axes` are the
+    axes of the input in the JAX model, as letters of `InputSpec.axes`.
     """
     return array.transpose([axes.index(letter) for letter in LAYOUTS.get(name, axes)])
 
 
 def to_ours(name: str, axes: str, array: jax.Array) -> jax.Array:
-    """Rearranges the axes of an argument of the transformers class to those of the model input `name`. Inverse of
-    `to_theirs`.
+    """Rearranges the axes of an argument from their order in the transformers library to that of the model input `name`
+    in JAX, which `axes` specifies. Inverse of `to_theirs`.
     """
     if name not in LAYOUTS:
         return array
@@ -201,7 +213,9 @@ def to_ours(name: str, axes: str, array: jax.Array) -> jax.Array:
 
 
 def text_length(model: Model) -> int:
-    """Returns the number of tokens per row in the experiment of an imported text model."""
+    """Returns the number of tokens per sequence in the experiment (config) that is created for an imported text
+    model.
+    """
     limits = model.text_limits
     return LENGTH if limits is None else min(limits.max_length, LENGTH)
 
@@ -219,13 +233,17 @@ def mean_cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -
 
 
 def stack_sizes(stack: Transformer) -> dict[str, int]:
-    """Returns the sizes of a stack as config fields, with the field names that most families use."""
+    """Converts the sizes of a stack of Transformer blocks to Hugging Face config fields, with the field names that most
+    families use.
+    """
     groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
     heads = {"num_attention_heads": stack.heads, "num_key_value_heads": groups, "head_dim": head_dim}
     return {"hidden_size": stack.width, "num_hidden_layers": stack.depth, **heads}
 
 
 def text_sizes(model: Model) -> dict[str, int]:
-    """Returns the sizes of a text model with one stack as config fields."""
+    """Converts the sizes of a text model to Hugging Face config fields. If the model has several stacks of Transformer
+    blocks, those of the first one are used.
+    """
     limits, (stack, *_) = model.require_text_limits(), model.stacks().values()
     return {**stack_sizes(stack), "vocab_size": limits.vocab, "max_position_embeddings": limits.max_length}

@@ -37,8 +37,9 @@ SPAN = ("start", "end")
 
 
 class ClassifierBridge(Bridge):
-    """Chooses the objective and task of an imported classifier of texts or tokens, including models for regression and
-    extractive question answering, and converts its outputs to those of the corresponding transformers class.
+    """Chooses the training objective and the data task of an imported classifier of texts or tokens, including models
+    for regression and extractive question answering, and converts its outputs to those of the corresponding class of
+    the transformers library.
     """
 
     def objective(self, source: Source, model: Classifier) -> Objective:
@@ -50,7 +51,7 @@ class ClassifierBridge(Bridge):
         return Regression() if kind == REGRESSION else Classification(many=kind == MANY)
 
     def task(self, source: Source, model: Classifier, objective: Any) -> Task:
-        """Returns the task for a classifier: labelled texts, labelled words, or questions with answers."""
+        """Returns the data task for a classifier: labelled texts, labelled words, or questions with answers."""
         length = text_length(model)
         if isinstance(objective, Tagging):
             return TagTokens(model.labels, length)
@@ -74,7 +75,9 @@ class ClassifierBridge(Bridge):
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
 
     def nearest_config(self, model: Classifier, objective: Any) -> dict[str, Any]:
-        """Returns the config of the BERT or LLaMA class of the transformers library that has the same kind of head."""
+        """Returns the config of the BERT or LLaMA class of the transformers library that has the same kind of head. Its
+        arguments and outputs match those of an exported ONNX program.
+        """
         decoder, spans = model.backbone.is_generative, answers_spans(model, objective)
         head = "TokenClassification" if model.pooling == "none" else "SequenceClassification"
         architecture = f"{'Llama' if decoder else 'Bert'}For{'QuestionAnswering' if spans else head}"
@@ -110,12 +113,12 @@ def with_head(
 
     Args:
       base: Family of the backbone.
-      architecture: Name of the transformers class.
+      architecture: Name of the classifier's class in the transformers library.
       pooling: Pooling method that reduces an example to the vector that is classified.
       head: Mappings of the head's parameters.
       renamed: Maps prefixes of tensor names in the backbone family to those in the classifier.
-      adapt: Function of a config reader and the backbone. It returns the backbone with changes that the config
-        requires.
+      adapt: Function that takes a config reader and the backbone, and returns the backbone with the changes that the
+        classifier requires.
     """
     span = architecture.endswith("ForQuestionAnswering")
 
@@ -145,7 +148,8 @@ def with_head(
 
 
 def classifier_table(base: Table, head: list[ParamMapping], renamed: Mapping[str, str] | None = None) -> Table:
-    """Returns the table of a classifier: the mappings of its backbone, with adapted paths, and those of its head.
+    """Returns the table that maps the parameters of a classifier to tensors: the rows of the backbone's table, with
+    `backbone/` before each parameter path, followed by the mappings of the head.
 
     `renamed` maps prefixes of tensor names in the backbone family to those in the classifier.
     """

@@ -35,7 +35,8 @@ POOLED = ("query", "key", "value")
 
 
 def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of the stack in an image or text encoder.
+    """Returns the mappings from the parameters of the Transformer blocks and the last norm in an image or text encoder
+    to tensors of a Hugging Face checkpoint.
 
     Args:
       ours: Parameter path of the encoder.
@@ -55,8 +56,8 @@ def tower(ours: str, theirs: str, last_norm: str) -> list[ParamMapping]:
 
 
 def pooling_head(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of SigLIP's attention pooling. Hugging Face checkpoints store query, key and value
-    kernels as one tensor.
+    """Returns the mappings from the parameters of SigLIP's attention pooling to tensors of a Hugging Face checkpoint.
+    The checkpoint stores the query, key and value kernels as one tensor.
     """
     kernels, biases = (tuple(f"{ours}/attention/{part}/{kind}" for part in POOLED) for kind in ("kernel", "bias"))
     return [
@@ -254,25 +255,25 @@ def _vision_sizes(vision: ImageTower) -> dict[str, Any]:
 
 
 def with_end(model: Model, end_id: int) -> Model:
-    """Returns the model with `end` pooling: the text vector is that of the first token with the id `end_id`. Only for
+    """Returns a copy of a CLIP model whose text vector is read at the first token with the id `end_id`. This only suits
     texts that end with this token.
     """
     return dataclasses.replace(model, text=dataclasses.replace(model.text, pooling="end", end_id=end_id))
 
 
 class ClipBridge(Bridge):
-    """Chooses the objective and task of an imported model of images and texts, and converts its outputs to those of the
-    corresponding transformers class.
+    """Chooses the training objective and the data task of an imported model of images and texts, and converts its
+    outputs to those of the corresponding class of the transformers library.
     """
 
     def objective(self, source: Source, model: Clip) -> ImageTextContrastive:
-        """Returns the contrastive objective, with the sigmoid loss if scores have a bias, and otherwise with the
-        softmax loss.
+        """Returns the contrastive objective, with the sigmoid loss if the model adds a bias to image–text scores, and
+        otherwise with the softmax loss.
         """
         return ImageTextContrastive("softmax" if model.init_bias is None else "sigmoid")
 
     def task(self, source: Source, model: Clip, objective: Any) -> ImageTextPairs:
-        """Returns a task of image–text pairs, with the image processing of the folder."""
+        """Returns a task of image–text pairs, whose images are preprocessed as the imported folder specifies."""
         return ImageTextPairs(image_field(source, model.vision), TextField(length=model.text.max_length))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:

@@ -1,4 +1,4 @@
-"""DETR family (Carion et al. 2020): conversion from and to transformers."""
+"""DETR family (Carion et al. 2020): conversion from and to Hugging Face transformers."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -33,7 +33,7 @@ STAGES, BLOCKS = 4, 36
 """Maximum numbers of stages, and of blocks per stage, of a ResNet. ResNet-152 has a stage of 36 blocks."""
 CONVOLUTION = "d n y x -> y x n d"
 TIMM_DEPTHS = {"resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3), "resnet152": (3, 8, 36, 3)}
-"""Depths of the backbones that old configs name instead of describing them."""
+"""Numbers of blocks per stage of ResNet backbones, keyed by the names that old configs use instead of a description."""
 WEIGHTS = {
     "class_cost": 1,
     "bbox_cost": 5,
@@ -42,7 +42,7 @@ WEIGHTS = {
     "giou_loss_coefficient": 2,
     "eos_coefficient": 0.1,
 }
-"""Config fields with the weights of the loss, and their defaults."""
+"""Names and defaults of the DETR config fields that contain the weights of the loss and of the matching cost."""
 UNUSED = (
     "mask_loss_coefficient",
     "dice_loss_coefficient",
@@ -50,21 +50,25 @@ UNUSED = (
     "scale_embedding",
     "max_position_embeddings",
 )
-"""Config fields of segmentation and of initialization, and two that transformers never reads."""
+"""Names of DETR config fields that are ignored: those of segmentation and of initialisation, and two that the
+transformers library never reads.
+"""
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """Names of tensors that differ between versions of transformers and kinds of backbones."""
+    """Variant of the tensor names of DETR. The names depend on the version of the transformers library and on the
+    library that defines the backbone.
+    """
 
     backbone: str
     """Prefix of the backbone's tensors."""
     timm: bool = False
-    """Whether the backbone has the names of timm."""
+    """Whether the tensors of the backbone have the names that the timm library uses."""
     attention: str = "out_proj"
-    """Name of the output layer of attention."""
+    """Name of the output projection in an attention layer."""
     mlp: str = ""
-    """Prefix of the layers of the MLP."""
+    """Prefix of the names of the MLP's linear layers within a block."""
 
 
 STORED = Layout("model.backbone.conv_encoder.model")
@@ -73,12 +77,16 @@ LAYOUTS = (
     Layout("model.backbone.conv_encoder.model", timm=True),
     Layout("model.backbone.model", attention="o_proj", mlp="mlp."),
 )
-"""Layout of files, which exports use; that of old files, with a backbone of timm; and that of PyTorch models since
-transformers 5."""
+"""Supported variants of tensor names: of current checkpoint files, which exports use; of old files, whose backbone is
+from the timm library; and of models in memory since version 5 of the transformers library.
+"""
 
 
 def convolution(ours: str, ours_norm: str, theirs: str, theirs_norm: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of a convolution and its frozen batch norm."""
+    """Returns the mappings from the parameters of a convolution and its frozen batch norm to tensors of a Hugging Face
+    checkpoint. `ours` and `ours_norm` are the paths of their parameters, and `theirs` and `theirs_norm` the prefixes of
+    the tensor names.
+    """
     return [
         ParamMapping(f"{ours}/kernel", f"{theirs}.weight", CONVOLUTION),
         *norm(ours_norm, theirs_norm),
@@ -88,7 +96,10 @@ def convolution(ours: str, ours_norm: str, theirs: str, theirs_norm: str) -> lis
 
 
 def block(ours: str, theirs: str, timm: bool) -> list[ParamMapping]:
-    """Returns the parameter mappings of a block of a ResNet."""
+    """Returns the mappings from the parameters of a ResNet block to tensors of a Hugging Face checkpoint. `ours` is the
+    path of the parameters, and `theirs` the prefix of the tensor names. `timm` selects the tensor names of the timm
+    library.
+    """
     rows = []
     for number in range(3):
         inner = f"{theirs}.layer.{number}"
@@ -101,7 +112,9 @@ def block(ours: str, theirs: str, timm: bool) -> list[ParamMapping]:
 
 
 def backbone(layout: Layout) -> list[ParamMapping]:
-    """Returns the parameter mappings of a ResNet with any number of blocks."""
+    """Returns the mappings from the parameters of a ResNet to tensors of a Hugging Face checkpoint. Includes mappings
+    for the maximum numbers of stages and blocks. Those of blocks that a model does not have are not used.
+    """
     theirs = layout.backbone
     stem = f"{theirs}.embedder.embedder"
     names = (f"{theirs}.conv1", f"{theirs}.bn1")
@@ -116,13 +129,18 @@ def backbone(layout: Layout) -> list[ParamMapping]:
 
 
 def projections(ours: str, theirs: str, layout: Layout) -> list[ParamMapping]:
-    """Returns the parameter mappings of an attention layer."""
+    """Returns the mappings from the parameters of the query, key, value and output projections in an attention layer to
+    tensors of a Hugging Face checkpoint. `ours` is the path of the parameters, and `theirs` the prefix of the tensor
+    names.
+    """
     names = (f"{theirs}.{part}" for part in ("q_proj", "k_proj", "v_proj", layout.attention))
     return attention(ours, *names)
 
 
 def blocks(ours: str, theirs: str, layout: Layout) -> list[ParamMapping]:
-    """Returns the parameter mappings of the encoder or decoder."""
+    """Returns the mappings from the parameters of the Transformer blocks in the encoder or decoder to tensors of a
+    Hugging Face checkpoint. `ours` is "encoder" or "decoder", and `theirs` the prefix of the tensor names.
+    """
     layer, block = f"{theirs}.layers.{{l}}", f"{ours}/blocks"
     rows = [
         *projections(f"{block}/attention", f"{layer}.self_attn", layout),
@@ -138,7 +156,9 @@ def blocks(ours: str, theirs: str, layout: Layout) -> list[ParamMapping]:
 
 
 def table(layout: Layout) -> tuple[ParamMapping, ...]:
-    """Returns the parameter mappings of a layout."""
+    """Returns the mappings from the parameters of a DETR model to tensors of a Hugging Face checkpoint. `layout` is the
+    variant of the tensor names.
+    """
     heads = [row for number in range(3) for row in linear(f"box/layer{number}", f"bbox_predictor.layers.{number}")]
     return (
         *backbone(layout),
@@ -206,7 +226,9 @@ def _stack(reader: ConfigReader, part: str) -> Transformer:
 
 
 def _resnet(reader: ConfigReader, channels: int) -> ResNet:
-    """Builds the backbone. It is described by a nested config, or named in configs for timm."""
+    """Builds the ResNet backbone. A DETR config contains either a nested config of the backbone, or the name of a
+    ResNet in the timm library.
+    """
     nested = dict(reader.get("backbone_config", {}))
     by_timm = reader.get("use_timm_backbone", not nested) or nested.get("model_type") == "timm_backbone"
     named = nested.get("backbone") or reader.get("backbone") or "resnet50"
@@ -274,12 +296,12 @@ def describe(model: Detr) -> dict[str, Any]:
 
 
 class DetectionBridge(Bridge):
-    """Bridge for models of object detection: objective and task of imported models, and the outputs, labels and loss of
-    their transformers classes.
+    """Chooses the training objective and the data task of an imported object detection model, and computes the outputs,
+    labels and loss of the corresponding class of the transformers library.
     """
 
     def objective(self, source: Source, model: DetectionModel) -> ObjectDetection:
-        """Returns an objective with the loss weights of the folder."""
+        """Returns the object detection objective, with the loss weights in the config.json of the imported folder."""
         config = source.folder.config if source.folder is not None else {}
         weights = {name: float(config.get(name) or default) for name, default in WEIGHTS.items()}
         return ObjectDetection(
@@ -291,25 +313,31 @@ class DetectionBridge(Bridge):
         )
 
     def task(self, source: Source, model: DetectionModel, objective: Any) -> Task:
-        """Returns a task for images with boxes, which are prepared as the folder specifies."""
+        """Returns a task of images with labelled boxes. The images are preprocessed as the imported folder
+        specifies.
+        """
         image = image_field(source, model)
         image = image if image.fit in WHOLE else dataclasses.replace(image, fit="pad", crop=1.0)
         return LabelledBoxes(image, labels=model.labels, max_boxes=model.queries)
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns no fields, because images have no special tokens."""
+        """Returns an empty dict, because images have no special tokens."""
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """Returns the run, which has the layout of its transformers class."""
+        """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
     def outputs(self, model: Model, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the class logits, the boxes and the hidden vectors."""
+        """Returns the class logits, the boxes and the hidden vectors, keyed by their names in the transformers
+        library.
+        """
         return {"logits": output.logits, "pred_boxes": output.boxes, "last_hidden_state": output.hidden}
 
     def labels(self, model: DetectionModel, rows: Arrays) -> dict[str, Any]:
-        """Returns random objects from which transformers computes its loss."""
+        """Returns random objects (boxes and class ids per image), from which the corresponding class of the
+        transformers library computes its loss in parity checks.
+        """
         targets = random_targets(len(rows["images"]), len(model.labels))
         found = []
         for boxes, labels, weights in zip(targets.boxes, targets.labels, targets.weights, strict=True):
@@ -318,7 +346,9 @@ class DetectionBridge(Bridge):
         return {"labels": found}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the loss of the last layer with the default weights, for the objects of `labels`."""
+        """Computes the loss of the last decoder layer with the default weights, for the same random objects as in
+        `labels`.
+        """
         logits, boxes = outputs["logits"], outputs["pred_boxes"]
         targets = random_targets(len(logits), logits.shape[-1] - 1)
         means = set_losses(logits, boxes, targets, Costs(), 0.1)
@@ -326,7 +356,9 @@ class DetectionBridge(Bridge):
         return jnp.stack([weight * means[name].value for name, weight in weights.items()]).sum()
 
     def nearest_config(self, model: DetectionModel, objective: Any) -> dict[str, Any]:
-        """Returns the config of a DETR, which has the same arguments and outputs."""
+        """Returns the config of the DETR class of the transformers library, whose arguments and outputs match those of
+        the model.
+        """
         sizes = {"num_queries": model.queries, "num_channels": model.channels}
         return {
             "model_type": "detr",
@@ -337,7 +369,9 @@ class DetectionBridge(Bridge):
 
 
 def random_targets(images: int, labels: int) -> Targets:
-    """Returns random objects for parity checks: up to three per image, and none in the second image."""
+    """Returns random boxes with class ids for parity checks: up to three per image, and none in the second image.
+    `images` and `labels` are the numbers of images and of classes.
+    """
     rng = np.random.default_rng(0)
     boxes = rng.uniform(0.2, 0.4, (images, 3, 4)).astype(np.float32)
     numbers = rng.integers(0, labels, (images, 3)).astype(np.int32)

@@ -49,8 +49,8 @@ def table(prefix: str) -> Table:
 
 
 def _mlp_rows(theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of the MLP. Hugging Face checkpoints store the gate and up kernels of a gated MLP
-    as one tensor.
+    """Returns the mappings from the parameters of the MLPs to tensors of a Hugging Face checkpoint. The checkpoint
+    stores the gate and up kernels of a gated MLP as one tensor.
     """
     gate = f"{GATED[0]}/kernel"
     kernel, bias = (tuple(f"{part}/{name}" for part in GATED) for name in ("kernel", "bias"))
@@ -103,7 +103,9 @@ def _has_registers(names: Collection[str]) -> bool:
 
 
 def describe(model: Vit, name: str) -> dict[str, Any]:
-    """Converts the model to a DINOv2 config. `name` is the start of the transformers class name, such as `Dinov2`."""
+    """Converts the model to a DINOv2 config. `name` is the start of the class name in the transformers library, such as
+    `Dinov2`.
+    """
     config = model.transformer
     if bool(model.registers) != (name == WITH):
         raise InputError(
@@ -134,7 +136,8 @@ def describe(model: Vit, name: str) -> dict[str, Any]:
 
 
 def _ratio(config: Transformer) -> int:
-    """Returns the config field `mlp_ratio`: the ratio of the MLP width to the model width, rounded to an integer.
+    """Returns the config field `mlp_ratio`: the ratio of the MLP width to the model width (for a gated MLP, 3/2 of this
+    ratio), rounded to an integer.
 
     If `build` cannot restore the MLP width from it, the export fails later, when the rebuilt model is compared with the
     original.

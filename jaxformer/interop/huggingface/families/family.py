@@ -61,13 +61,15 @@ AUTO_CLASSES: Mapping[str, tuple[str, str | None]] = {
     "ForImageClassification": ("AutoModelForImageClassification", "image-classification"),
     "Model": ("AutoModel", "feature-extraction"),
 }
-"""Maps suffixes of transformers class names to pairs: the auto class that loads such a class, and the name of its task
-on the Hugging Face hub (None if it has no task).
+"""Maps suffixes of class names in the transformers library to pairs: the auto class that loads classes with this
+suffix, and the name of their task on the Hugging Face hub (None if they have no task).
 """
 
 
 Layout = Literal["plain", "encoder", "ended"]
-"""Special tokens that are added to texts if a tokenizer has no template: none, [CLS] and [SEP], or an EOS token."""
+"""Special tokens that are added to texts if the tokenizer files do not contain a template for them: none (`plain`),
+[CLS] and [SEP] (`encoder`), or an EOS token (`ended`).
+"""
 MARKS = ("pad", "unk", "cls", "sep", "mask")
 """Roles of the special tokens in BERT tokenizers."""
 
@@ -81,36 +83,42 @@ class Family:
     model_type: str
     """Name of the family in config.json."""
     architectures: tuple[str, ...]
-    """Names of the supported transformers classes, the most common one first."""
+    """Names of the supported classes of the transformers library, the most common one first."""
     module: type[Model]
     """Class of the corresponding JAX model."""
     build: Callable[[ConfigReader, Collection[str]], Model]
-    """Builds a model from a config and the names of the stored tensors: `build(reader, names)`. Reads all supported
-    fields of the config.
+    """Function `build(reader, names)` that builds a model from a config and the names of the stored tensors. Config
+    fields that it does not read are rejected, unless they are known to be harmless.
     """
     describe: Callable[[Any], Mapping[str, Any]]
-    """Converts a model to a config, including `architectures`. `build` must restore the same model from it."""
+    """Function that converts a model to a config, including `architectures`. `build` must restore the same model from
+    the config.
+    """
     table: Table
     """Table that maps parameters to tensors of Hugging Face checkpoints."""
     headless_architectures: tuple[str, ...] = ()
-    """Names of the transformers classes without a head. The tensor names of these classes lack the prefix
-    `Table.prefix`, which those of other classes have.
+    """Names of the classes without a head in the transformers library. The tensor names of these classes lack the
+    prefix `Table.prefix`, which those of other classes have.
     """
     constants: Callable[[Any], Mapping[str, np.ndarray]] | None = None
     """Function that takes the model and returns tensors that the JAX model computes but Hugging Face checkpoints store,
     keyed by name. Exports write these tensors. None if there are no such tensors.
     """
     own_pad: bool = False
-    """Whether `describe` includes the padding id, because the position ids of the model depend on it."""
+    """Whether `describe` determines the padding id, because the position ids of the model depend on it. An exported
+    tokenizer must then have the same padding id.
+    """
     special_tokens: tuple[str, ...] = ("pad", "unk", "bos", "eos")
     """Roles of special tokens that an exported tokenizer config declares, such as `pad` for `pad_token`. Roles whose
     token is not in the vocabulary are left out.
     """
     layout: Layout = "plain"
-    """Special tokens to add around a text if the tokenizer files do not say which. `plain` adds none."""
+    """Special tokens that are added to a text if the tokenizer files do not contain a template for them: none
+    (`plain`), [CLS] and [SEP] (`encoder`), or an EOS token (`ended`).
+    """
     bridge: Bridge = Bridge()
-    """Chooses the objective and task of an imported model of this family, and reads the outputs of the corresponding
-    transformers class.
+    """Object that chooses the training objective and the data task of an imported model of this family, and converts
+    its outputs to those of the corresponding class of the transformers library.
     """
     tokenizer_class: str = "PreTrainedTokenizerFast"
     """Class of the transformers library that loads the exported tokenizer."""
@@ -120,8 +128,8 @@ class Family:
     """
 
     def auto_class(self, architecture: str) -> tuple[str, str | None]:
-        """Returns the auto class that loads a transformers class, and the name of its task on the Hugging Face hub
-        (None if it has no task).
+        """Returns the auto class of the transformers library that loads the class `architecture`, and the name of its
+        task on the Hugging Face hub (None if it has no task).
         """
         known = {**self.auto_classes, **AUTO_CLASSES}
         return next(names for ending, names in known.items() if architecture.endswith(ending))
@@ -148,7 +156,9 @@ def differences(model: Model, other: Model) -> list[Difference]:
 
 
 def shortest_period(kinds: Sequence[Any]) -> int:
-    """Returns the length of the shortest repeating sequence of block kinds in a stack."""
+    """Returns the length of the shortest sequence of block kinds that is repeated in a stack. The last repetition may
+    be incomplete.
+    """
     every = range(len(kinds))
     return next(size for size in range(1, len(kinds) + 1) if all(kinds[i] == kinds[i % size] for i in every))
 

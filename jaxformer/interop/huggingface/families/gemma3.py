@@ -44,7 +44,9 @@ TABLE = Table(
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Gpt:
-    """Builds a Gemma model: a LLaMA with two kinds of blocks, and zero-centred norms before and after each layer."""
+    """Builds the model for a Gemma 3 config: a LLaMA with two kinds of blocks (with global and with sliding-window
+    attention), and with zero-centred norms before and after each layer.
+    """
     reader.must("use_bidirectional_attention", False)
     for name in ("attn_logit_softcapping", "final_logit_softcapping"):
         reader.must(name, None)
@@ -103,8 +105,8 @@ def _kinds(reader: ConfigReader, depth: int) -> list[str]:
 
 
 def _positions(reader: ConfigReader) -> dict[str, Rotary]:
-    """Returns the rotary position embeddings of each kind of block. Reads the config fields of version 5 or of older
-    versions of the transformers library.
+    """Returns a dict that maps each kind of block to its rotary position embeddings. Reads the config fields of version
+    5 and of older versions of the transformers library.
     """
     given = reader.get("rope_parameters", {})
     if not isinstance(given, Mapping) or given.keys() - BASES.keys():

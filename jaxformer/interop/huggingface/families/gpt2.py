@@ -94,12 +94,12 @@ def describe(model: Gpt) -> dict[str, Any]:
 
 
 class DecoderBridge(Bridge):
-    """Chooses the objective and task of an imported causal language model, and computes the labels and the loss of the
-    corresponding transformers class.
+    """Chooses the training objective and the data task of an imported causal language model, and computes the labels
+    and the loss of the corresponding class of the transformers library.
     """
 
     def objective(self, source: Source, model: Gpt) -> Objective:
-        """Returns a causal LM objective with the decoding settings of the folder."""
+        """Returns a causal LM objective with the decoding settings of the imported folder."""
         folder, tokenizer = source.opened, source.require_tokenizer()
         decoding = read_decoding(folder, Decoding(), tokenizer)
         return CausalLM(decoding=decoding, beginning=begins_texts(tokenizer, folder.path))
@@ -109,17 +109,19 @@ class DecoderBridge(Bridge):
         return NextToken(text_length(model))
 
     def labels(self, model: Gpt, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the tokens as labels. The transformers class shifts the labels, so that each prediction is compared
-        with the next token.
+        """Returns the input tokens as label arguments of the corresponding class of the transformers library, for
+        parity checks. The class shifts the labels, so that each prediction is compared with the next token.
         """
         return {"labels": np.where(rows["segments"] > 0, rows["tokens"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the cross-entropy of the next tokens, in the same way as the transformers class."""
+        """Computes the cross-entropy of the next tokens, in the same way as the transformers library."""
         return mean_cross_entropy(outputs["logits"][:, :-1], rows["tokens"][:, 1:], rows["segments"][:, 1:])
 
     def nearest_config(self, model: Gpt, objective: Any) -> dict[str, Any]:
-        """Returns the config of `LlamaForCausalLM`, whose arguments and outputs match those of exported decoders."""
+        """Returns the config of the class `LlamaForCausalLM` of the transformers library, whose arguments and outputs
+        match those of ONNX programs that are exported from decoders.
+        """
         return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **text_sizes(model)}
 
 

@@ -164,7 +164,7 @@ def build_decoder(
 
 
 def rotary(reader: ConfigReader) -> Rotary:
-    """Reads the rotary position embeddings of a config, with current or older field names."""
+    """Reads the rotary position embeddings of a config, which may have the current or the older field names."""
     reader.must("partial_rotary_factor", 1.0)
     base = reader.number("rope_theta", 10_000.0)
     name = "rope_parameters" if "rope_parameters" in reader else "rope_scaling"
@@ -237,7 +237,7 @@ def describe_decoder(model: Gpt) -> dict[str, Any]:
 
 def _describe(architecture: str, **fields: Any):
     def describe(model: Gpt) -> dict[str, Any]:
-        """Converts the model to a config."""
+        """Converts the model to the config of a LLaMA-like family."""
         config = model.transformer
         mine = {"architectures": [architecture], "intermediate_size": config.mlp.inner(config.width)}
         biases = {"attention_bias": config.attention.bias, "mlp_bias": config.mlp.bias}

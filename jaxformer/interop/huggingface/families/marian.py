@@ -39,8 +39,8 @@ def sinusoids(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def stack_rows(side: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of the blocks in an encoder or decoder of Marian or BART. `side` is "encoder" or
-    "decoder".
+    """Returns the mappings from the parameters of the blocks in an encoder or decoder of Marian or BART to tensors of a
+    Hugging Face checkpoint. `side` is "encoder" or "decoder".
     """
     layer, ours = f"model.{side}.layers.{{l}}", f"{side}/blocks"
 
@@ -58,7 +58,9 @@ def stack_rows(side: str) -> list[ParamMapping]:
 
 
 def shared_rows() -> list[ParamMapping]:
-    """Returns the parameter mappings of embeddings and output layer, which Marian and BART share."""
+    """Returns the mappings from the parameters of the token embeddings and the output layer to tensors of a Hugging
+    Face checkpoint. Marian and BART have the same ones.
+    """
     tied = ("model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight", "lm_head.weight")
     return [
         ParamMapping("embeddings/token", "model.shared.weight", copies=tied),
@@ -151,8 +153,9 @@ def fields(model: EncoderDecoder) -> dict[str, Any]:
 
 
 class EncoderDecoderBridge(Bridge):
-    """Chooses the objective and task of an imported text encoder–decoder. For the certificate, which compares a model
-    with its class in the transformers library, it also computes the labels that this class takes, and its loss.
+    """Chooses the training objective and the data task of an imported text encoder–decoder. For the certificate, which
+    compares a model with its class in the transformers library, it also computes the labels that this class takes, and
+    its loss.
     """
 
     arguments: ClassVar[Mapping[str, str]] = {
@@ -162,11 +165,11 @@ class EncoderDecoderBridge(Bridge):
     }
 
     def __init__(self, decoder_start: str = "pad_token_id"):
-        """Sets the decoder start token. `decoder_start` is the config field with the id of that token."""
+        """Sets `decoder_start`, the name of the config field that contains the id of the decoder start token."""
         self.decoder_start = decoder_start
 
     def objective(self, source: Source, model: EncoderDecoder) -> Objective:
-        """Returns a sequence-to-sequence objective with the decoding settings of the folder."""
+        """Returns a sequence-to-sequence objective with the decoding settings of the imported folder."""
         folder, tokenizer = source.opened, source.require_tokenizer()
         return Seq2SeqLM(
             decoding=read_decoding(folder, Decoding(max_new_tokens=128), tokenizer),
@@ -179,21 +182,25 @@ class EncoderDecoderBridge(Bridge):
         return TextToText(text_length(model), text_length(model))
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns the special token fields of the tokenizer, with the decoder start token added."""
+        """Returns the config.json fields with the special token ids of the tokenizer, including the decoder start
+        token.
+        """
         start = tokens[self.decoder_start]
         return {**tokens, **({} if start is None else {"decoder_start_token_id": start})}
 
     def labels(self, model: EncoderDecoder, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the target tokens as labels. Padding has the label -100, which the transformers class ignores."""
+        """Returns the target tokens in `rows` as label arguments of the corresponding class of the transformers
+        library, for parity checks. Padding has the label -100, which the class ignores.
+        """
         return {"labels": np.where(rows["segments"] > 0, rows["targets"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the cross-entropy of the targets, in the same way as the transformers class."""
+        """Computes the cross-entropy of the targets, in the same way as the transformers library."""
         return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
 
     def nearest_config(self, model: EncoderDecoder, objective: Any) -> dict[str, Any]:
-        """Returns the config of `T5ForConditionalGeneration`, whose arguments and outputs match those of exported
-        encoder–decoders.
+        """Returns the config of the class `T5ForConditionalGeneration` of the transformers library, whose arguments and
+        outputs match those of ONNX programs that are exported from encoder–decoders.
         """
         encoder, decoder = model.stacks().values()
         _, head_dim = decoder.attention.sizes(decoder.heads, decoder.width)
@@ -211,8 +218,8 @@ class EncoderDecoderBridge(Bridge):
 
 
 class MarianBridge(EncoderDecoderBridge):
-    """Bridge for `EncoderDecoder` models. Models whose first decoder input is a zero vector are exported in Marian's
-    form: padding is the last token id.
+    """Chooses the training objective and the data task of an imported `EncoderDecoder`. A model whose first decoder
+    input is a zero vector is exported like a Marian model, in which padding is the last token id.
     """
 
     def conventional(self, run: Run) -> Run:

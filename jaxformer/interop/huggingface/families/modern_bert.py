@@ -156,14 +156,16 @@ def _kinds(reader: ConfigReader, depth: int) -> list[str]:
 
 
 def _rotary(reader: ConfigReader, kind: str) -> Rotary:
-    """Reads the rotary position embeddings for a kind of block from config fields with newer or older names."""
+    """Reads the rotary position embeddings for a kind of block from the newer or the older config fields."""
     base = reader.number(*BASES[kind])
     rope = reader.get("rope_parameters", {}).get(kind) or {}
     return rotary_of(reader, "rope_parameters", {"rope_theta": base} | reader.get("rope_scaling", {}) | rope)
 
 
 def _block_fields(config: Transformer) -> dict[str, Any]:
-    """Converts the kinds of blocks in a stack to config fields. Writes both the newer and the older fields."""
+    """Converts the kinds of blocks in a stack to config fields. Returns the newer fields and the older ones with the
+    same meaning.
+    """
     blocks = [config.variant(number) for number in range(config.depth)]
     kinds = [GLOBAL if block.attention.window is None else LOCAL for block in blocks]
     of_kind = dict(zip(reversed(kinds), reversed(blocks), strict=True))
@@ -213,7 +215,7 @@ HEAD = [
 
 def _classifier(architecture: str, pooled: bool, span: bool = False) -> Family:
     """Builds a family of classifiers: of texts if `pooled`, of answer spans if `span`, and otherwise of tokens.
-    `architecture` is the name of the transformers class.
+    `architecture` is the name of the class in the transformers library.
     """
 
     def build_classifier(reader: ConfigReader, names: Collection[str]) -> Classifier:

@@ -1,10 +1,13 @@
-"""Parameter mappings of layers that several model families have."""
+"""Parameter mappings (from JAX parameters to tensors of Hugging Face checkpoints) for layers that several model
+families have.
+"""
 
 from jaxformer.interop.huggingface.table import ParamMapping
 
 
 def linear(ours: str, theirs: str, pattern: str = "f d -> d f") -> list[ParamMapping]:
-    """Returns the parameter mappings of a linear layer's kernel and bias. PyTorch stores the kernel as [out, in].
+    """Returns the mappings from the parameters of a linear layer (kernel and bias) to tensors of a Hugging Face
+    checkpoint. PyTorch stores the kernel as [out, in].
 
     Args:
       ours: Parameter path of the layer.
@@ -15,13 +18,15 @@ def linear(ours: str, theirs: str, pattern: str = "f d -> d f") -> list[ParamMap
 
 
 def norm(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of a normalisation layer's scale and bias."""
+    """Returns the mappings from the parameters of a normalisation layer (scale and bias) to tensors of a Hugging Face
+    checkpoint. `ours` is the path of the parameters, and `theirs` the prefix of the tensor names.
+    """
     return [ParamMapping(f"{ours}/scale", f"{theirs}.weight"), ParamMapping(f"{ours}/bias", f"{theirs}.bias")]
 
 
 def attention(ours: str, query: str, key: str, value: str, output: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of an attention layer. PyTorch merges the axes of heads and of head dimensions
-    into one axis.
+    """Returns the mappings from the parameters of an attention layer to tensors of a Hugging Face checkpoint. PyTorch
+    merges the axes of heads and of head dimensions into one axis.
 
     Args:
       ours: Parameter path of the layer.
@@ -40,7 +45,10 @@ def attention(ours: str, query: str, key: str, value: str, output: str) -> list[
 
 
 def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of LLaMA's self-attention, including the query and key norms of later families."""
+    """Returns the mappings from the parameters of LLaMA's self-attention to tensors of a Hugging Face checkpoint.
+    Includes the query and key norms of later model families. `ours` is the path of the parameters, and `theirs` the
+    prefix of the tensor names.
+    """
     maps = (f"{theirs}.{part}_proj" for part in ("q", "k", "v", "o"))
     return [
         *attention(ours, *maps),
@@ -50,13 +58,15 @@ def llama_attention(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def gated_mlp(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of LLaMA's gated MLP."""
+    """Returns the mappings from the parameters of LLaMA's gated MLP to tensors of a Hugging Face checkpoint. `ours` is
+    the path of the parameters, and `theirs` the prefix of the tensor names.
+    """
     return [row for part in ("gate", "up", "down") for row in linear(f"{ours}/{part}", f"{theirs}.{part}_proj")]
 
 
 def experts(ours: str, theirs: str, router: str, names: tuple[str, str, str]) -> list[ParamMapping]:
-    """Returns the parameter mappings of a router and its experts, for checkpoints with separate tensors for each
-    expert.
+    """Returns the mappings from the parameters of a router and its experts to tensors of a Hugging Face checkpoint that
+    has separate tensors for each expert.
 
     Args:
       ours: Parameter path of the MLP.
@@ -71,8 +81,8 @@ def experts(ours: str, theirs: str, router: str, names: tuple[str, str, str]) ->
 
 
 def fused_experts(ours: str, theirs: str, router: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of a router and its experts, for checkpoints in which one tensor contains all
-    experts, as version 5 of the transformers library may save them.
+    """Returns the mappings from the parameters of a router and its experts to tensors of a Hugging Face checkpoint in
+    which one tensor contains all experts, as version 5 of the transformers library may save them.
     """
     gate_and_up = (f"{ours}/gate/kernel", f"{ours}/up/kernel")
     return [

@@ -1,4 +1,4 @@
-"""SegFormer family (Xie et al. 2021): conversion from and to transformers."""
+"""SegFormer family (Xie et al. 2021): conversion from and to Hugging Face transformers."""
 
 import dataclasses
 from collections.abc import Collection
@@ -27,7 +27,9 @@ CONVOLUTION, HEAD = "d n y x -> y x n d", "decode_head"
 
 
 def _stage(number: int) -> list[ParamMapping]:
-    """Returns the parameter mappings of a stage, counted from 0."""
+    """Returns the mappings from the parameters of the stage with index `number` (0 to 3) to tensors of a Hugging Face
+    checkpoint. A stage has patch embeddings, blocks, a norm, and a projection in the decoder head.
+    """
     ours, encoder = STAGES[number], "segformer.encoder"
     blocks, theirs = f"{ours}/blocks", f"{encoder}.block.{number}.{{l}}"
     query, key, value = (f"{theirs}.attention.self.{name}" for name in ("query", "key", "value"))
@@ -62,8 +64,9 @@ LOADED = {
     "encoder.layer_norm.{}.": "stages.{}.layer_norm.",
     f"{HEAD}.linear_c.{{}}.": f"{HEAD}.linear_projections.{{}}.",
 }
-"""Maps parts of tensor names in files to those that the classes of transformers 5 have in memory, with the number of a
-stage."""
+"""Maps parts of tensor names in checkpoint files to the corresponding parts in models that version 5 of the
+transformers library has loaded into memory. `{}` is the number of a stage.
+"""
 LOADED_PARTS = {
     "attention.self.query": "attention.q_proj",
     "attention.self.key": "attention.k_proj",
@@ -79,7 +82,9 @@ LOADED_PARTS = {
 
 
 def _loaded(row: ParamMapping) -> ParamMapping:
-    """Returns a row with the tensor name that the classes of transformers 5 have in memory."""
+    """Returns a copy of a parameter mapping. Its tensor has the name that it has in memory in version 5 of the
+    transformers library, instead of the name in checkpoint files.
+    """
     name = row.theirs
     for stored, loaded in LOADED.items():
         for number in range(4):
@@ -94,7 +99,7 @@ TABLE = Table(ROWS, known=KNOWN, others=(Table(tuple(map(_loaded, ROWS)), known=
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> SegFormer:
-    """Builds the model of a config."""
+    """Builds the model for a SegFormer config."""
     del names
     reader.must("num_encoder_blocks", 4)
     for name, values in (("patch_sizes", 0), ("strides", 1)):
@@ -145,7 +150,9 @@ def build(reader: ConfigReader, names: Collection[str]) -> SegFormer:
 
 
 def describe(model: SegFormer) -> dict[str, Any]:
-    """Converts the model to a SegFormer config. transformers ignores `image_size`: its classes take any size."""
+    """Converts the model to a SegFormer config. The transformers library ignores the field `image_size`, because its
+    SegFormer accepts images of any size.
+    """
     stages = list(model.stacks().values())
     return {
         "architectures": ["SegformerForSemanticSegmentation"],
@@ -170,26 +177,32 @@ def describe(model: SegFormer) -> dict[str, Any]:
 
 
 class SegFormerBridge(ImageBridge):
-    """Bridge for segmentation models: objective and task of imported models, and the outputs of their class."""
+    """Chooses the training objective and the data task of an imported segmentation model, and converts its outputs to
+    those of the corresponding class of the transformers library.
+    """
 
     def objective(self, source: Source, model: SegFormer) -> Objective:
         """Returns the segmentation objective."""
         return SemanticSegmentation()
 
     def task(self, source: Source, model: SegFormer, objective: Any) -> Task:
-        """Returns a task of images with masks."""
+        """Returns a task of images with segmentation masks. The images are preprocessed as the imported folder
+        specifies.
+        """
         return SegmentedImages(image_field(source, model), labels=model.labels)
 
     def conventional(self, run: Run) -> Run:
-        """Returns the run unchanged, because its parameters already have the layout of transformers."""
+        """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
     def outputs(self, model: SegFormer, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the logits, with labels before rows and columns."""
+        """Returns the logits under their name in the transformers library, with axes [batch, labels, height, width]."""
         return {"logits": jnp.moveaxis(output.logits, -1, 1)}
 
     def nearest_config(self, model: SegFormer, objective: Any) -> dict[str, Any]:
-        """Returns the config of a SegFormer in transformers, which has the same arguments and outputs."""
+        """Returns the config of the SegFormer class of the transformers library, whose arguments and outputs match
+        those of the model.
+        """
         return {"model_type": "segformer", **describe(model)}
 
 

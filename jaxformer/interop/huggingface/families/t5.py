@@ -25,10 +25,9 @@ def _attention(ours: str, theirs: str) -> list[ParamMapping]:
 
 
 def _mlp(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of the MLP.
+    """Returns the mappings from the parameters of the MLP to tensors of a Hugging Face checkpoint.
 
-    In Hugging Face checkpoints, a gated MLP has `wi_0` (the gate) and `wi_1` (our `up`); other MLPs have `wi` (our
-    `up`).
+    In the checkpoint, a gated MLP has `wi_0` (the gate) and `wi_1` (our `up`); other MLPs have `wi` (our `up`).
     """
     gate, up = f"{ours}/gate/kernel", f"{ours}/up/kernel"
     return [

@@ -1,4 +1,4 @@
-"""VideoMAE family (Tong et al. 2022): conversion from and to transformers."""
+"""VideoMAE family (Tong et al. 2022): conversion from and to Hugging Face transformers."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -34,13 +34,19 @@ from jaxformer.objectives.video_masked_autoencoding import VideoMaskedAutoencodi
 from jaxformer.runs.run import Run
 
 NORMALISED = "norm_pix_loss"
-"""Name of the config field that says whether target pixels are normalised. It is a setting of the objective."""
+"""Name of the config field that says whether the target pixels of the masked autoencoder are normalised. The field
+belongs to the objective, not to the model.
+"""
 DECODER = {"width": ("hidden_size", 384), "depth": ("num_hidden_layers", 4), "heads": ("num_attention_heads", 6)}
-"""Maps fields of the decoder stack to names in the config, without their prefix, and to their defaults."""
+"""Maps fields of the decoder stack to pairs: the name of the config field without its prefix `decoder_`, and its
+default.
+"""
 
 
 def tubelet_embeddings(theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of the embeddings of tubelets."""
+    """Returns the mappings from the parameters of the embeddings of tubelets (patches that extend over several frames)
+    to tensors of a Hugging Face checkpoint.
+    """
     name = f"{theirs}.patch_embeddings.projection"
     return [
         ParamMapping("embeddings/patch/kernel", f"{name}.weight", "d n z y x -> z y x n d"),
@@ -49,7 +55,9 @@ def tubelet_embeddings(theirs: str) -> list[ParamMapping]:
 
 
 def _rows() -> tuple[ParamMapping, ...]:
-    """Returns the parameter mappings of all classes. The biases of queries and values have the names of files."""
+    """Returns the mappings from the parameters of all VideoMAE models to tensors of a Hugging Face checkpoint. The
+    tensors have the names in checkpoint files, such as `attention.q_bias` for the bias of the queries.
+    """
     rows = (
         *tubelet_embeddings("videomae.embeddings"),
         *blocks("transformer/blocks", "videomae.encoder.layer.{l}"),
@@ -69,7 +77,9 @@ def _rows() -> tuple[ParamMapping, ...]:
 
 
 def _loaded(row: ParamMapping) -> ParamMapping:
-    """Returns a row with the tensor name that the classes of transformers 5 have in memory."""
+    """Returns a copy of a parameter mapping. Its tensor has the name that it has in memory in version 5 of the
+    transformers library, instead of the name in checkpoint files.
+    """
     name = row.theirs.replace("attention.q_bias", "attention.query.bias")
     return dataclasses.replace(row, theirs=name.replace("attention.v_bias", "attention.value.bias"))
 
@@ -78,12 +88,13 @@ TABLE = Table(_rows(), prefix="videomae.", others=(Table(tuple(map(_loaded, _row
 
 
 def encoder(reader: ConfigReader, prefix: str = "", **fields: Any) -> Transformer:
-    """Builds the encoder stack of a VideoMAE config, or the decoder stack.
+    """Builds the stack of Transformer blocks in the encoder or the decoder for a VideoMAE config.
 
     Args:
-      reader: config.
-      prefix: `decoder_` for the decoder.
-      fields: width, depth and heads, and whether there is a last norm.
+      reader: config of the model.
+      prefix: `decoder_` for the decoder, empty for the encoder. It precedes the name of the config field
+        `intermediate_size`.
+      fields: other fields of the stack: `width`, `depth`, `heads` and `last_norm`.
     """
     inner = reader.integer(f"{prefix}intermediate_size", 1536 if prefix else 3072)
     return stack(
@@ -98,7 +109,9 @@ def encoder(reader: ConfigReader, prefix: str = "", **fields: Any) -> Transforme
 
 
 def _sizes(reader: ConfigReader) -> tuple[dict[str, int], Transformer]:
-    """Reads the sizes of clips and the encoder stack. Reads all fields of the config, also those of the decoder."""
+    """Returns a dict with the number of frames per clip and per tubelet, and the encoder stack. Also marks the decoder
+    fields of the config as read, so that they are not rejected as unknown.
+    """
     reader.must("qv_bias", True)
     reader.get(NORMALISED)
     encoded = encoder(
@@ -114,8 +127,8 @@ def _sizes(reader: ConfigReader) -> tuple[dict[str, int], Transformer]:
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> VideoVit:
-    """Builds the encoder or classifier of a config. It has a head if `names`, the names of the stored tensors, include
-    one.
+    """Builds the encoder or classifier for a VideoMAE config. It is a classifier if `names`, the names of the stored
+    tensors, include a classification head.
     """
     sizes, transformer = _sizes(reader)
     labels = read_labels(reader) if "classifier.weight" in names else ()
@@ -134,7 +147,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> VideoVit:
 
 
 def build_autoencoder(reader: ConfigReader, names: Collection[str]) -> VideoMaskedAutoencoder:
-    """Builds the masked autoencoder of a config."""
+    """Builds the masked autoencoder for a VideoMAE config."""
     del names
     sizes, transformer = _sizes(reader)
     fields = {ours: reader.integer(f"decoder_{theirs}", default) for ours, (theirs, default) in DECODER.items()}
@@ -143,12 +156,12 @@ def build_autoencoder(reader: ConfigReader, names: Collection[str]) -> VideoMask
 
 
 def clip_sizes(model: VideoVit | VideoMaskedAutoencoder) -> dict[str, Any]:
-    """Converts the sizes of the clips of a model to config fields."""
+    """Converts the image size, the number of frames and the number of channels of a video model to config fields."""
     return {"image_size": model.image, "num_frames": model.frames, "num_channels": model.channels}
 
 
 def _fields(model: VideoVit | VideoMaskedAutoencoder) -> dict[str, Any]:
-    """Converts the sizes and the encoder stack of a model to config fields."""
+    """Converts the sizes of the input and the encoder stack of a video model to config fields."""
     return {
         **clip_sizes(model),
         "patch_size": model.patch,
@@ -175,19 +188,21 @@ def describe_autoencoder(model: VideoMaskedAutoencoder) -> dict[str, Any]:
 
 
 def clip_field(source: Source, model: Any) -> ClipField:
-    """Returns a clip field that prepares frames as the imported folder specifies."""
+    """Returns the data field that reads video clips for a model. Frames are preprocessed as the imported folder
+    specifies.
+    """
     preparation = read_preparation(source.home, model)
     fields = {"size": model.image, "channels": model.channels, "frames": model.frames}
     return ClipField(**fields | (preparation.field if preparation else {}))
 
 
 class ClipBridge(Bridge):
-    """Bridge for encoders and classifiers of clips: objective and task of imported models, and the outputs of their
-    transformers classes.
+    """Chooses the training objective and the data task of an imported encoder or classifier of video clips, and
+    converts its outputs to those of the corresponding class of the transformers library.
     """
 
     def objective(self, source: Source, model: VideoVit) -> Objective:
-        """Returns a classification objective.
+        """Returns a video classification objective.
 
         Raises:
           InputError: If the model has no labels, or the `problem_type` of the folder is not single-label
@@ -208,19 +223,23 @@ class ClipBridge(Bridge):
         return LabelledClips(clip, labels=model.labels) if distinct else ClipTask(clip)
 
     def special_tokens(self, model: Model, tokens: Mapping[str, int | None]) -> dict[str, int | None]:
-        """Returns no fields, because clips have no special tokens."""
+        """Returns an empty dict, because clips have no special tokens."""
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """Returns the run unchanged, because its parameters already have the layout of transformers."""
+        """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
     def outputs(self, model: VideoVit, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns logits, or hidden vectors if the model has no labels."""
+        """Returns the logits, or the hidden vectors if the model has no labels, keyed by their names in the
+        transformers library.
+        """
         return {"logits": output.logits} if model.labels else {"last_hidden_state": output.hidden}
 
     def nearest_config(self, model: VideoVit, objective: Any) -> dict[str, Any]:
-        """Returns the config of a VideoMAE in transformers, which has the same arguments and outputs."""
+        """Returns the config of the VideoMAE class of the transformers library whose arguments and outputs match those
+        of the model.
+        """
         architecture = "VideoMAEForVideoClassification" if model.labels else "VideoMAEModel"
         labels = label_fields(model.labels) if model.labels else {}
         sizes = {**image_sizes(model), **clip_sizes(model), "tubelet_size": model.tubelet}
@@ -228,29 +247,40 @@ class ClipBridge(Bridge):
 
 
 class AutoencoderBridge(ClipBridge):
-    """Bridge for masked autoencoders of clips. transformers takes a mask of tubelets instead of random numbers."""
+    """Chooses the training objective and the data task of an imported masked autoencoder of video clips. Its class in
+    the transformers library takes a mask of the hidden tubelets (patches that extend over several frames) instead of
+    the random numbers that select them.
+    """
 
     def call_arguments(self, model: VideoMaskedAutoencoder, arrays: Arrays) -> dict[str, np.ndarray]:
-        """Converts inputs to the arguments of the transformers class, with the mask of the tubelets."""
+        """Converts the inputs of the JAX model to the arguments of the corresponding class of the transformers library.
+        The random number of each patch is replaced by a boolean mask of the hidden tubelets, `bool_masked_pos`.
+        """
         found = super().call_arguments(model, arrays)
         noise = found.pop("noise")
         return found | {"bool_masked_pos": hidden_tubes(noise, model.visible, model.times)}
 
     def objective(self, source: Source, model: VideoMaskedAutoencoder) -> Objective:
-        """Returns the objective for predicting the pixels of masked tubes."""
+        """Returns the objective for predicting the pixels of masked tubes (the same patch in all frames). The pixels
+        are normalised if the config of the folder says so.
+        """
         said = {} if source.folder is None else source.folder.config
         return VideoMaskedAutoencoding(bool(said.get(NORMALISED, True)))
 
     def task(self, source: Source, model: VideoMaskedAutoencoder, objective: Any) -> Task:
-        """Returns a task of clips with masked tubes."""
+        """Returns a task of clips in which random tubes (the same patch in all frames) are masked."""
         return MaskedTubes(clip_field(source, model), model.patch)
 
     def outputs(self, model: VideoMaskedAutoencoder, output: Any, objective: Any = None) -> dict[str, jax.Array]:
-        """Returns the predicted pixels of the masked tubelets."""
+        """Returns the predicted pixels of the masked tubelets under the name `logits`, as in the transformers
+        library.
+        """
         return {"logits": output.pixels}
 
     def nearest_config(self, model: VideoMaskedAutoencoder, objective: Any) -> dict[str, Any]:
-        """Returns the config of a VideoMAE for pretraining in transformers, which has the same outputs."""
+        """Returns the config of the pretraining class of VideoMAE in the transformers library, whose outputs match
+        those of the model.
+        """
         sizes = {**image_sizes(model), **clip_sizes(model), "tubelet_size": model.tubelet}
         return {"model_type": "videomae", "architectures": ["VideoMAEForPreTraining"], **sizes}
 

@@ -30,7 +30,9 @@ from jaxformer.runs.run import Run
 
 
 def embeddings(theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of patch, class token and position embeddings, shared by all image families."""
+    """Returns the mappings from the parameters of the patch, class token and position embeddings to tensors of a
+    Hugging Face checkpoint. Several image families use these mappings.
+    """
     return [
         ParamMapping("embeddings/patch/kernel", f"{theirs}.patch_embeddings.projection.weight", "d n y x -> y x n d"),
         ParamMapping("embeddings/patch/bias", f"{theirs}.patch_embeddings.projection.bias"),
@@ -40,14 +42,18 @@ def embeddings(theirs: str) -> list[ParamMapping]:
 
 
 def self_attention(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of self-attention in a ViT layer."""
+    """Returns the mappings from the parameters of self-attention in a ViT block to tensors of a Hugging Face
+    checkpoint. `ours` is the path of the parameters, and `theirs` the prefix of the tensor names.
+    """
     inner = f"{theirs}.attention.attention"
     output = f"{theirs}.attention.output.dense"
     return attention(f"{ours}/attention", f"{inner}.query", f"{inner}.key", f"{inner}.value", output)
 
 
 def blocks(ours: str, theirs: str) -> list[ParamMapping]:
-    """Returns the parameter mappings of the layers in a ViT or masked autoencoder."""
+    """Returns the mappings from the parameters of the Transformer blocks in a ViT or masked autoencoder to tensors of a
+    Hugging Face checkpoint. `ours` is the path of the parameters, and `theirs` the prefix of the tensor names.
+    """
     return [
         *self_attention(ours, theirs),
         *norm(f"{ours}/attention_norm", f"{theirs}.layernorm_before"),
@@ -155,15 +161,17 @@ def image_sizes(model: Any) -> dict[str, Any]:
 
 
 def image_field(source: Source, model: Any) -> ImageField:
-    """Returns an image field that prepares images as the imported folder specifies."""
+    """Returns the data field that reads images for a model. Images are preprocessed as the imported folder
+    specifies.
+    """
     preparation = read_preparation(source.home, model)
     fields = {"size": model.image, "channels": model.channels}
     return ImageField(**fields | (preparation.field if preparation else {}))
 
 
 class ImageBridge(Bridge):
-    """Chooses the objective and task of an imported image encoder or classifier, and converts its outputs to those of
-    the corresponding transformers class.
+    """Chooses the training objective and the data task of an imported image encoder or classifier, and converts its
+    outputs to those of the corresponding class of the transformers library.
     """
 
     def objective(self, source: Source, model: Vit) -> Objective:
@@ -192,7 +200,9 @@ class ImageBridge(Bridge):
         return {}
 
     def conventional(self, run: Run) -> Run:
-        """Returns an equivalent run whose parameters have the layout of a transformers class."""
+        """Returns an equivalent run whose parameters a class of the transformers library can represent. For example,
+        fixed position embeddings become learned ones.
+        """
         return image_run(run)
 
     def outputs(self, model: Vit, output: Any, objective: Any = None) -> dict[str, jax.Array]:

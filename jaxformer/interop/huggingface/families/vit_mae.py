@@ -44,9 +44,10 @@ def positions(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _decoder_blocks() -> list[ParamMapping]:
-    """Returns the parameter mappings of the decoder layers.
+    """Returns the mappings from the parameters of the decoder blocks to tensors of a Hugging Face checkpoint.
 
-    Each tensor has two possible names: one in published checkpoints, and one in version 5 of the transformers library.
+    Each tensor has two possible names: that in published checkpoints, and that in version 5 of the transformers
+    library.
     """
     return [
         dataclasses.replace(row, copies=(row.theirs.replace("decoder_layers", "decoder_encoder.layer"),))
@@ -118,8 +119,8 @@ def constants(model: MaskedAutoencoder) -> dict[str, np.ndarray]:
 
 
 class MaskedAutoencoderBridge(ImageBridge):
-    """Chooses the objective and task of an imported masked autoencoder, and converts its outputs to those of the
-    corresponding transformers class.
+    """Chooses the training objective and the data task of an imported masked autoencoder, and converts its outputs to
+    those of the corresponding class of the transformers library.
     """
 
     def objective(self, source: Source, model: MaskedAutoencoder) -> Objective:
@@ -127,7 +128,9 @@ class MaskedAutoencoderBridge(ImageBridge):
         return MaskedAutoencoding()
 
     def task(self, source: Source, model: MaskedAutoencoder, objective: Any) -> Task:
-        """Returns a task of images with masked patches."""
+        """Returns a task of images in which random patches are masked. The images are preprocessed as the imported
+        folder specifies.
+        """
         return MaskedPatches(image_field(source, model), model.patch)
 
     def conventional(self, run: Run) -> Run:

@@ -1,6 +1,7 @@
-"""ViViT family with joint attention over space and time (Arnab et al. 2021): conversion from and to transformers.
+"""ViViT family with joint attention over space and time (Arnab et al. 2021): conversion from and to Hugging Face
+transformers.
 
-transformers has no class for the factorised encoder.
+The transformers library has no class for the other variant in the paper, which has a factorised encoder.
 """
 
 import dataclasses
@@ -25,7 +26,9 @@ from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.video_vit import VideoVit
 
 GELU_FAST = {"gelu_fast": "gelu_tanh"}
-"""Activation functions that only this family has in transformers. It is the same as `gelu_new`."""
+"""Maps the activation function that only this family has in the transformers library to its name in jaxformer.
+`gelu_fast` is the same function as `gelu_new`.
+"""
 ROWS = (
     *tubelet_embeddings("vivit.embeddings"),
     *embeddings("vivit.embeddings")[2:],
@@ -42,11 +45,15 @@ LOADED = {
     "intermediate.dense": "mlp.fc1",
     "output.dense": "mlp.fc2",
 }
-"""Maps parts of tensor names in files to those that the classes of transformers 5 have in memory."""
+"""Maps parts of tensor names in checkpoint files to the corresponding parts in models that version 5 of the
+transformers library has loaded into memory.
+"""
 
 
 def _loaded(row: ParamMapping) -> ParamMapping:
-    """Returns a row with the tensor name that the classes of transformers 5 have in memory."""
+    """Returns a copy of a parameter mapping. Its tensor has the name that it has in memory in version 5 of the
+    transformers library, instead of the name in checkpoint files.
+    """
     name = row.theirs
     for stored, loaded in LOADED.items():
         name = name.replace(stored, loaded)
@@ -57,7 +64,9 @@ TABLE = Table(ROWS, prefix="vivit.", others=(Table(tuple(map(_loaded, ROWS)), pr
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> VideoVit:
-    """Builds the model for a ViViT config. It has a head if `names`, the names of the stored tensors, include one."""
+    """Builds the model for a ViViT config. It is a classifier if `names`, the names of the stored tensors, include a
+    classification head.
+    """
     reader.must("qkv_bias", True)
     width = reader.integer("hidden_size", 768)
     for name in ("pooler_act", "pooler_output_size"):  # Only used by a VivitModel, which is not supported.

@@ -1,4 +1,4 @@
-"""Whisper family (Radford et al. 2022): conversion from and to transformers."""
+"""Whisper family (Radford et al. 2022): conversion from and to Hugging Face transformers."""
 
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
@@ -52,12 +52,14 @@ TABLE = Table(
     )
 )
 NOT_HERE = ("apply_spec_augment", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop")
-"""Config fields that only affect training and are not supported."""
+"""Names of config fields that only affect training and are not supported. If one is set, the import reports that it is
+ignored.
+"""
 OTHERS = (
     *(f"mask_{kind}_{part}" for kind in ("time", "feature") for part in ("prob", "length", "min_masks")),
     *("classifier_proj_size", "num_hidden_layers", "forced_decoder_ids", "max_length"),
 )
-"""Config fields without effect here: of SpecAugment and of classifiers, and old ones of generation."""
+"""Names of config fields that are ignored: settings of SpecAugment and of classifiers, and old generation settings."""
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> Whisper:
@@ -133,17 +135,22 @@ THRESHOLDS = {
     "condition_on_previous": "condition_on_prev_tokens",
     "latest_start": "max_initial_timestamp_index",
 }
-"""Maps fields of `Transcribing` to fields of generation_config.json, which replace the defaults if they exist."""
+"""Maps fields of `Transcribing`, the transcription settings, to fields of generation_config.json. If a field is missing
+in the file, the default of `Transcribing` is used.
+"""
 OF_TOKENS = ("no_timestamps_token_id", "lang_to_id", "task_to_id", "prev_sot_token_id", "forced_decoder_ids")
-"""Fields of generation_config.json that repeat what the tokenizer says."""
+"""Names of generation_config.json fields with token ids, which are read from the tokenizer instead."""
 RETURNED = ("return_timestamps", "return_segments", "return_token_timestamps", "return_language")
-"""Fields of generation_config.json that select outputs. `predict` always returns segments."""
+"""Names of generation_config.json fields that select outputs. They are ignored, because `predict` always returns
+segments.
+"""
 SPEECH = (*THRESHOLDS.values(), *OF_TOKENS, *RETURNED)
 SPEECH += ("is_multilingual", "language", "task", "alignment_heads", "prompt_condition_type")
 
 
 def read_transcribing(folder: Folder, tokens: SpeechTokens) -> Transcribing:
-    """Reads the settings of transcription from generation_config.json.
+    """Reads how audio is transcribed (language, task, thresholds and alignment heads) from generation_config.json.
+    `tokens` are the special tokens of the tokenizer.
 
     Raises:
       InputError: If the file contradicts the tokenizer.
@@ -166,7 +173,9 @@ def read_transcribing(folder: Folder, tokens: SpeechTokens) -> Transcribing:
 
 
 def generation_fields(transcribing: Transcribing, tokens: SpeechTokens) -> dict[str, Any]:
-    """Converts settings of transcription to fields of generation_config.json."""
+    """Converts the settings for transcribing to fields of generation_config.json, including the ids of the special
+    tokens in `tokens`.
+    """
     found: dict[str, Any] = {
         "is_multilingual": transcribing.multilingual,
         "no_timestamps_token_id": tokens.no_timestamps,
@@ -182,7 +191,9 @@ def generation_fields(transcribing: Transcribing, tokens: SpeechTokens) -> dict[
 
 
 class WhisperBridge(Bridge):
-    """Bridge for speech recognizers."""
+    """Chooses the training objective and the data task of an imported speech recognition model, and computes the labels
+    and the loss of the corresponding class of the transformers library.
+    """
 
     arguments: ClassVar[Mapping[str, str]] = {
         "log_mel": "input_features",
@@ -192,7 +203,9 @@ class WhisperBridge(Bridge):
     processor = "AutoProcessor"
 
     def objective(self, source: Source, model: Whisper) -> SpeechToText:
-        """Returns the objective with the generation settings of the folder."""
+        """Returns the speech recognition objective, with the decoding and transcription settings in the
+        generation_config.json of the imported folder.
+        """
         folder, tokenizer = source.opened, source.require_tokenizer()
         check_extractor(folder.path, model)
         tokens = SpeechTokens.of(tokenizer)
@@ -205,31 +218,39 @@ class WhisperBridge(Bridge):
         return SpeechToText(decoding=decoding, transcribing=transcribing)
 
     def task(self, source: Source, model: Whisper, objective: SpeechToText) -> Transcription:
-        """Returns a task of sounds with transcripts."""
+        """Returns a task of sounds with transcripts. The language of the transcripts is that of the objective, or
+        English if the model detects the language.
+        """
         said = objective.transcribing
         language = "en" if said.language == AUTO else said.language
         text = TranscriptField(length=model.max_length, language=language, speech_task=said.speech_task)
         return Transcription(sound_field(model), text)
 
     def conventional(self, run: Run) -> Run:
-        """Returns the run itself: the ids of timestamps, which the tokenizer may not have, are used."""
+        """Returns the run unchanged. Unused token ids are not removed, because the model generates ids of timestamps
+        that the tokenizer may not have.
+        """
         return run
 
     def generation_fields(self, run: Run) -> dict[str, Any]:
-        """Returns the settings of transcription."""
+        """Returns the fields of generation_config.json with the transcription settings of the run."""
         objective: Any = run.objective  # A `SpeechToText`.
         return generation_fields(objective.transcribing, SpeechTokens.of(run.require_tokenizer()))
 
     def write_files(self, folder: Any, model: Model) -> None:
-        """Writes the settings of the feature extractor."""
+        """Writes the preprocessor_config.json of the feature extractor, which converts audio to the log-mel input of
+        the model.
+        """
         write_extractor(folder, model)
 
     def labels(self, model: Whisper, rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the targets of all tokens as labels."""
+        """Returns the target tokens in `rows` as label arguments of the corresponding class of the transformers
+        library, for parity checks. Padding has the label -100, which the class ignores.
+        """
         return {"labels": np.where(rows["segments"] > 0, rows["targets"], -100)}
 
     def loss(self, outputs: Mapping[str, jax.Array], rows: Mapping[str, jax.Array]) -> jax.Array:
-        """Computes the cross-entropy of the targets, like the transformers class."""
+        """Computes the cross-entropy of the target tokens, in the same way as the transformers library."""
         return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
 
 

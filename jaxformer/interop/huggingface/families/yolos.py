@@ -1,4 +1,4 @@
-"""YOLOS family (Fang et al. 2021): conversion from and to transformers."""
+"""YOLOS family (Fang et al. 2021): conversion from and to Hugging Face transformers."""
 
 from collections.abc import Collection
 from typing import Any

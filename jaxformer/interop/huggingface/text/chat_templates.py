@@ -41,15 +41,15 @@ def read_chat_template(folder: Path) -> Any:
 
 
 def write_chat_template(folder: Path, template: Any) -> None:
-    """Adds a chat template to the tokenizer_config.json of a folder."""
+    """Adds a chat template, in the form that `read_chat_template` returns, to the tokenizer_config.json of a folder."""
     write_json(folder / SETTINGS, read_json(folder / SETTINGS) | {FIELD: template})
 
 
 def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
     """Converts a dialogue template to a Jinja chat template for an exported tokenizer.
 
-    The chat template must produce the same tokens as in training. Depending on the tokenizer, this requires a space or
-    no text between turns. Returns None, with a warning, if neither gives the same tokens.
+    The chat template must produce the same tokens as in training. Depending on the tokenizer, this requires that turns
+    are separated by a space or by nothing. If neither produces the same tokens, issues a warning and returns None.
 
     Args:
       dialogue: Template to convert.
@@ -72,8 +72,8 @@ def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path
 
 
 def _tokens(dialogue: DialogueTemplate, turns: Sequence[Turn], tokenizer: Tokenizer, beginning: bool) -> list[int]:
-    """Encodes a dialogue as in training, followed by the text that precedes the next answer of the assistant. Returns
-    token ids.
+    """Encodes a dialogue as in training, followed by the start of the next assistant turn (the text before its answer).
+    Returns token ids.
     """
     parts = [part for turn in turns for part in dialogue.encode(turn, tokenizer)]
     before = [tokenizer.bos_id] if beginning else []
@@ -81,8 +81,8 @@ def _tokens(dialogue: DialogueTemplate, turns: Sequence[Turn], tokenizer: Tokeni
 
 
 def _text(dialogue: DialogueTemplate, turns: Sequence[Turn], begin: str | None, end: str, between: str) -> str:
-    """Returns the text that a chat template produces for a dialogue, followed by the text that precedes the next answer
-    of the assistant.
+    """Returns the text that a chat template produces for a dialogue, followed by the start of the next assistant turn
+    (the text before its answer).
 
     Args:
       dialogue: Template, which defines the text before each turn.

@@ -1,5 +1,5 @@
-"""Changes the order of a tokenizer's vocabulary. The new tokenizer splits texts into the same pieces, but the pieces
-have other ids.
+"""Reorders a tokenizer's vocabulary. The new tokenizer splits texts into the same tokens, but the tokens have other
+ids.
 """
 
 import json
@@ -14,18 +14,18 @@ from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.errors import InputError
 
 PAD = "<pad>"
-"""Name of the padding piece in Marian folders. Other programs find the piece by this name."""
+"""Name that the padding token has in Marian folders. Other programs find the padding token by this name."""
 
 
 def permuted(tokenizer: Tokenizer, order: np.ndarray) -> Tokenizer:
-    """Returns a tokenizer with the same pieces in another order. Its padding piece is named `<pad>`.
+    """Returns a tokenizer with the same tokens in another order. The padding token is renamed to `<pad>`.
 
     Args:
       tokenizer: tokenizer to reorder.
-      order: Old ids of the pieces, in the order of their new ids.
+      order: Old token ids, in the order of the new ids: the token with the new id i has the old id order[i].
 
     Raises:
-      InputError: If this kind of tokenizer cannot be reordered, or another piece is named `<pad>`.
+      InputError: If this kind of tokenizer cannot be reordered, or a token other than padding is named `<pad>`.
     """
     pad = tokenizer.pieces[tokenizer.pad_id]
     if pad != PAD and PAD in tokenizer.pieces:
@@ -66,12 +66,12 @@ def _sentencepiece(model: bytes, order: np.ndarray, pad: str) -> bytes:
 
 
 def _config(config: dict[str, Any], order: np.ndarray, pad: str) -> dict[str, Any]:
-    """Reorders the vocabulary in the parsed content of a tokenizer.json.
+    """Reorders the vocabulary in the parsed content of a tokenizer.json. Returns the changed content.
 
     Args:
       config: content of tokenizer.json.
-      order: Old ids of the pieces, in the order of their new ids.
-      pad: name of the padding piece, which is renamed to `<pad>`.
+      order: Old token ids, in the order of the new ids: the token with the new id i has the old id order[i].
+      pad: name of the padding token, which is renamed to `<pad>`.
     """
     places = {int(old): new for new, old in enumerate(order)}
 

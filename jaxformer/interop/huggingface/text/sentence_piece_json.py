@@ -1,9 +1,10 @@
-"""Converts SentencePiece models (Kudo & Richardson 2018) to a tokenizer.json for the `tokenizers` library.
+"""Converts SentencePiece models (Kudo & Richardson 2018) to a tokenizer.json for the `tokenizers` library. Token ids do
+not change.
 
-The ids of the pieces are the same. The `tokenizers` library applies the normalization table of a model to whole
-graphemes, and may drop the end of a grapheme. Therefore texts are first normalized to NFKC. The result equals that of
-the table `nmt_nfkc`, except for texts with combining marks that are not in canonical order or that follow a replaced
-character, such as a ligature.
+The `tokenizers` library applies the character replacements of a SentencePiece model (its normalization table) to whole
+graphemes, and may drop the end of a grapheme. Therefore texts are first normalized to Unicode NFKC. The result is the
+same as that of SentencePiece's standard table `nmt_nfkc`, except for texts with combining marks that are not in
+canonical order or that follow a replaced character, such as a ligature.
 """
 
 import unicodedata
@@ -14,8 +15,8 @@ from jaxformer.data.tokenizers.sentence_piece import SPACE
 from jaxformer.errors import InputError
 
 STAND_INS = [chr(code) for code in range(0xFDD0, 0xFDF0)]
-"""Characters that temporarily replace other characters, so that normalization does not change these. They are Unicode
-noncharacters, which do not occur in texts.
+"""Characters that temporarily replace characters which normalization must not change. They are Unicode noncharacters,
+which do not occur in texts.
 """
 
 
@@ -23,7 +24,7 @@ def to_json_tokenizer(model: bytes) -> Any:
     """Converts a SentencePiece model to a `tokenizers.Tokenizer`. Control symbols become special tokens.
 
     Raises:
-      InputError: If the library does not support this kind of model.
+      InputError: If the `tokenizers` library does not support this kind of model.
     """
     import tokenizers
 
@@ -49,8 +50,9 @@ def _unigram(proto):
 
 
 def _bpe(proto):
-    """Builds the BPE model of the `tokenizers` library. Each division of a piece into two other pieces becomes a merge.
-    Merges are ordered by the scores of the merged pieces.
+    """Converts a SentencePiece BPE model (the protobuf `proto`) to the BPE model of the `tokenizers` library. Every
+    split of a vocabulary entry into two other entries becomes a merge. Merges are ordered by the score of the entry
+    that they result in, highest first.
     """
     import tokenizers
 
@@ -123,8 +125,8 @@ def _characters(proto: Any) -> list[Any]:
 
 
 def _native(proto: Any):
-    """Returns the function by which the SentencePiece library normalizes texts for the model `proto`, except that the
-    function does not change spaces.
+    """Returns a function from text to text: the normalization that the SentencePiece library performs for the model
+    `proto`, except that spaces are not changed.
     """
     import sentencepiece
 

@@ -31,7 +31,7 @@ ADDED = "added_tokens.json"
 MODELS = ("spiece.model", "tokenizer.model")
 """File names of SentencePiece models in Hugging Face folders: the first is that of T5, the second that of LLaMA."""
 SENTINELS = 100
-"""Default number of sentinel tokens in T5 tokenizers."""
+"""Default number of sentinel tokens (`<extra_id_0>`, ...) in T5 tokenizers."""
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
 ROBERTA = {"bos": "<s>", "eos": "</s>", "sep": "</s>", "cls": "<s>", "unk": "<unk>", "pad": "<pad>", "mask": "<mask>"}
 GPT2: dict[str, str] = dict.fromkeys(("unk", "bos", "eos"), "<|endoftext|>")
@@ -76,7 +76,8 @@ MODEL_CLASSES: Mapping[str, str] = {
 }
 """Maps each model type to its default tokenizer class, which applies if tokenizer_config.json does not name one."""
 BEGINNING = ("LlamaTokenizer", "GemmaTokenizer")
-"""Tokenizer classes that add a BOS token to texts unless tokenizer_config.json says otherwise."""
+"""Tokenizer classes that add a BOS token to texts by default, unless `add_bos_token` in tokenizer_config.json is false.
+"""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -90,8 +91,8 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 
     Reads tokenizer.json if it exists. Otherwise reads the source.spm, target.spm and vocab.json of Marian, a
     SentencePiece model, the vocab.txt of BERT, or the vocab.json and merges.txt of GPT-2. Added and special tokens are
-    those of tokenizer_config.json, special_tokens_map.json and added_tokens.json. The template is that of the tokenizer
-    class if tokenizer.json has none.
+    read from tokenizer_config.json, special_tokens_map.json and added_tokens.json. If tokenizer.json does not define
+    which special tokens are added around a text, the tokenizer class does.
 
     Raises:
       InputError: If there is no tokenizer, or it cannot be read.
@@ -119,9 +120,9 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
 def begins_texts(tokenizer: Tokenizer | None, folder: str | os.PathLike) -> bool:
     """Returns whether the model of a folder expects texts that start with a BOS token.
 
-    The template of the tokenizer decides. If there is no template, as for SentencePiece models, the field
-    `add_bos_token` of tokenizer_config.json decides. If the field is missing, the answer is True for the tokenizer
-    classes of LLaMA and Gemma, and False otherwise.
+    If the tokenizer defines which special tokens are added around a text, returns whether the first one is the BOS
+    token. If not, as in SentencePiece models, returns the field `add_bos_token` of tokenizer_config.json. If that is
+    missing, returns True for the tokenizer classes of LLaMA and Gemma, and False otherwise.
     """
     if tokenizer is not None and (template := tokenizer.own_template) is not None:
         return template.single[0].content == tokenizer.special_id("bos")
@@ -143,9 +144,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    """Reads the tokenizer settings of a folder. Special tokens are represented by their texts.
+    """Reads tokenizer_config.json and special_tokens_map.json of a folder. Descriptions of special tokens are replaced
+    by the text of the token.
 
-    Adds the `model_type` of config.json, and the tokens of added_tokens.json to `added_tokens_decoder`.
+    The returned dict also has the `model_type` of config.json, the tokens of added_tokens.json (in
+    `added_tokens_decoder`), and `has_json`: whether the folder contains tokenizer.json.
     """
     said = read_json(folder / ROLES) | read_json(folder / SETTINGS)
     settings = {name: value["content"] if _is_token(value) else value for name, value in said.items()}
@@ -163,7 +166,7 @@ def _is_token(value: Any) -> bool:
 
 
 def _more_special(settings: Mapping[str, Any]) -> set[str]:
-    """Returns the names of special tokens that have no role such as BOS or EOS."""
+    """Returns the texts of the additional special tokens: those that have no role such as BOS or EOS."""
     names = set()
     for field in ("extra_special_tokens", "additional_special_tokens"):
         said = settings.get(field) or []
@@ -173,18 +176,24 @@ def _more_special(settings: Mapping[str, Any]) -> set[str]:
 
 
 def _class(settings: Mapping[str, Any]) -> str | None:
-    """Returns the name of the tokenizer class, determined in the same way as by version 5 of the transformers library.
+    """Returns the name of the tokenizer class (without `Fast`) that version 5 of the transformers library would use:
+    `tokenizer_class` in the settings, or the default class of the model type.
 
-    None if the class is not supported, or if neither the tokenizer nor the model type determines a class.
+    Returns None if the class is not supported, or if the model type has no default.
     """
     said = str(settings.get("tokenizer_class") or "").removesuffix("Fast")
     return said if said in CLASSES else None if said else MODEL_CLASSES.get(settings["model_type"])
 
 
 def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
-    """Maps roles, such as `eos`, to the special tokens of the vocabulary.
+    """Maps roles, such as `eos`, to the texts of the special tokens that have them. Roles whose token is not in the
+    vocabulary are left out.
 
-    The settings name the tokens. Tokens that the settings do not name are the defaults of the tokenizer class.
+    If the settings do not name the token of a role, it is the default of the tokenizer class.
+
+    Args:
+      settings: settings of the tokenizer, as returned by `_settings`.
+      pieces: vocabulary of the tokenizer.
     """
     names = {key: settings.get(f"{key}_token", ...) for key in special_tokens.NAMES}
     default = CLASSES.get(_class(settings) or "", {})
@@ -194,8 +203,9 @@ def _roles(settings: Mapping[str, Any], pieces: list[str]) -> dict[str, str]:
 
 
 def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTokenizer:
-    """Adds the added tokens, special tokens and template that other files than tokenizer.json define to a tokenizer.
-    Returns the new tokenizer.
+    """Adds to a tokenizer what tokenizer.json lacks but other files of the folder define: added tokens, special tokens,
+    and the template of special tokens around a text. `settings` is the content of these files, as returned by
+    `_settings`. Returns the new tokenizer.
     """
     config, kind, changed = tokenizer.config, type(tokenizer), False
     known = {token["content"] for token in config.get("added_tokens") or []}
@@ -216,7 +226,9 @@ def _completed(tokenizer: JsonTokenizer, settings: Mapping[str, Any]) -> JsonTok
 
 
 def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], tokenizer: Tokenizer) -> Template:
-    """Returns the template of special tokens that the tokenizer class of the transformers library adds to texts."""
+    """Returns the template of the special tokens that the tokenizer class of the transformers library adds around a
+    text and around a pair of texts.
+    """
     ids = {key: tokenizer.pieces.index(name) for key, name in roles.items()}
     special, has_marks = CLASSES.get(_class(settings) or ""), {"cls", "sep"} <= ids.keys()
     if special is BERT and has_marks:
@@ -235,12 +247,12 @@ def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], token
 
 
 def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Adds tokens to the `added_tokens` of a tokenizer.json. Returns the complete list. The `tokenizers` library
-    assigns the ids of the new tokens.
+    """Adds tokens to a tokenizer.json. Returns the new value of its field `added_tokens`, with all old and new tokens.
+    The `tokenizers` library assigns the ids of the new tokens.
 
     Args:
       model: Content of the tokenizer.json.
-      added: Descriptions of the new tokens.
+      added: Descriptions of the new tokens, as in `added_tokens_decoder` of tokenizer_config.json.
     """
     import tokenizers
 
@@ -250,7 +262,7 @@ def _with_added(model: bytes, added: list[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _token(said: Mapping[str, Any]) -> Any:
-    """Creates a `tokenizers.AddedToken` from the description of an added token in a folder."""
+    """Creates a `tokenizers.AddedToken` from the description of a token in tokenizer_config.json."""
     import tokenizers
 
     names = ("content", "lstrip", "rstrip", "single_word", "normalized", "special")
@@ -258,11 +270,12 @@ def _token(said: Mapping[str, Any]) -> Any:
 
 
 def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Tokenizer:
-    """Loads a SentencePiece model, and adds the tokens that the other files of the folder define. Their ids follow
-    those of the model.
+    """Loads a SentencePiece model, and adds the tokens that the other files of the folder define. The ids of the added
+    tokens follow those of the model.
 
-    Special tokens become control pieces of the model, which text never matches. Other added tokens must be found in a
-    text before the model is applied. If there are any, the result is a tokenizer of the `tokenizers` library.
+    If all added tokens are special, they become control symbols of the model, which never match a text. Otherwise,
+    added tokens must be found in a text before the model is applied, so the result is a tokenizer of the `tokenizers`
+    library.
 
     Args:
       folder: Hugging Face folder.
@@ -289,9 +302,7 @@ def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Toke
 
 
 def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
-    """Returns whether an added token is special: either it is marked as special, or its name is that of a special
-    token.
-    """
+    """Returns whether an added token is a special token: because it is marked as one, or has the name of one."""
     named = {name for names in special_tokens.NAMES.values() for name in names} | _more_special(settings)
     sentinels = special_tokens.sentinel(0).removesuffix("0>")
     return token.get("special", False) or token["content"] in named or token["content"].startswith(sentinels)
@@ -300,8 +311,8 @@ def _is_special(token: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
 def _with_ordinary(
     tokenizer: SentencePieceTokenizer, added: list[dict[str, Any]], settings: Mapping[str, Any]
 ) -> MetaspaceTokenizer:
-    """Converts a SentencePiece model with added tokens to a tokenizer of the `tokenizers` library. This is necessary if
-    some of the added tokens are not special.
+    """Converts a SentencePiece tokenizer to one of the `tokenizers` library and adds the tokens `added`. SentencePiece
+    itself cannot represent added tokens that are not special.
     """
     written, t5 = to_json_tokenizer(tokenizer.serialize()), _class(settings) == "T5Tokenizer"
     # LLaMA's added tokens are matched before normalization, so that a preceding space is kept.
@@ -321,7 +332,9 @@ def _with_ordinary(
 
 
 def _prefix_once(config: dict[str, Any]) -> None:
-    """Changes a tokenizer.json so that a space is only added at the start of a text, and not after each added token."""
+    """Changes the content of a tokenizer.json in place so that a space is added only at the start of a text, and not
+    after each added token.
+    """
     steps = config["normalizer"]["normalizers"]
     kept = [step for step in steps if step["type"] != "Prepend"]
     if len(kept) < len(steps):
@@ -335,7 +348,9 @@ def _prefix_once(config: dict[str, Any]) -> None:
 
 
 def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
-    """Loads a WordPiece tokenizer from BERT's vocab.txt, with the normalization settings of the folder."""
+    """Loads a WordPiece tokenizer from BERT's vocab.txt. `settings` (see `_settings`) determine the lowercasing and
+    other normalization.
+    """
     vocab = training.vocab_of_lines(read(str(folder / "vocab.txt")))
     unk = settings.get("unk_token", special_tokens.UNK)
     if unk not in vocab:
@@ -352,8 +367,8 @@ def _wordpiece(folder: Path, settings: Mapping[str, Any]) -> WordPieceTokenizer:
 
 
 def _byte_level(folder: Path, settings: Mapping[str, Any]) -> ByteLevelTokenizer:
-    """Loads a byte-level BPE tokenizer from GPT-2's vocab.json and merges.txt. Texts are divided into words in the same
-    way as by the tokenizer class that the folder names.
+    """Loads a byte-level BPE tokenizer from GPT-2's vocab.json and merges.txt. The tokenizer class in `settings` (see
+    `_settings`) determines how texts are divided into words.
     """
     prefix_space = bool(settings.get("add_prefix_space", False))
     tokenizer = byte_level_of_files(str(folder / "vocab.json"), str(folder / "merges.txt"), prefix_space)

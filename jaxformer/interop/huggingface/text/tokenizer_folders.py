@@ -1,5 +1,5 @@
-"""Exports tokenizers to Hugging Face folders. `AutoTokenizer` of the transformers library loads them and gives the same
-ids.
+"""Exports tokenizers to Hugging Face folders. `AutoTokenizer` of the transformers library loads an exported tokenizer
+and gives the same token ids.
 """
 
 import json
@@ -33,15 +33,17 @@ def export_tokenizer(
 ) -> None:
     """Writes the files that `AutoTokenizer.from_pretrained(folder)` loads.
 
-    An imported tokenizer keeps its template. Other tokenizers get the template that the run uses.
+    If the tokenizer was imported and has its own template of special tokens, this template is written, and `template`
+    is not used.
 
     Args:
       tokenizer: Tokenizer to export.
       folder: Existing folder to write to.
       family: Model family as named by `model_type`, such as `bert`. Defaults to the `model_type` of config.json in the
         folder.
-      beginning: Whether texts of the model start with a BOS token.
-      template: Template of the special tokens around texts. Defaults to the template of the model family.
+      beginning: Whether the model expects texts that start with a BOS token.
+      template: Template of the special tokens that are added around texts. Defaults to the template of the model
+        family.
 
     Raises:
       InputError: If the `tokenizers` library cannot represent the tokenizer.
@@ -74,9 +76,8 @@ def export_tokenizer(
 
 
 def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.PathLike) -> None:
-    """Raises InputError if the tokenizer has more pieces than the vocabulary of the model.
-
-    The vocabulary may be larger.
+    """Raises InputError if the tokenizer has more tokens than the vocabulary of the model. It may have fewer. `folder`
+    is named in the message.
     """
     if tokenizer.vocab_size > vocab_size:
         raise InputError(
@@ -86,8 +87,8 @@ def check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: str | os.Pat
 
 
 def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[str, str]:
-    """Returns the special tokens that the exported tokenizer names, keyed by role: those that both the family and the
-    vocabulary have.
+    """Returns the special tokens to declare in the exported tokenizer files, keyed by role, such as `eos`: those that
+    the model family uses and the vocabulary contains.
     """
     keys = MODEL_TYPES[family].special_tokens if family in MODEL_TYPES else Family.special_tokens
     found = {key: tokenizer.special_id(key) for key in keys}
@@ -97,17 +98,17 @@ def _special_names(tokenizer: Tokenizer, family: str, beginning: bool) -> dict[s
 
 
 def _layout(family: str) -> Layout:
-    """Returns which special tokens models of a family expect around texts. Returns `plain` (none) for an unknown
-    family.
+    """Returns the name of the arrangement of special tokens that models of a family expect around texts. Returns
+    `plain` (no special tokens) if the family is unknown.
     """
     return MODEL_TYPES[family].layout if family in MODEL_TYPES else "plain"
 
 
 def names_beginning(tokenizer: Tokenizer, beginning: bool) -> bool:
-    """Returns whether an exported tokenizer names a BOS token.
+    """Returns whether the exported tokenizer files declare a BOS token.
 
-    It names one if texts start with a BOS token, if the imported folder named one, or if the same token is both BOS and
-    EOS, as in GPT-2. In other cases, naming the token would make other programs add it to texts, although the model was
+    They declare one if texts start with a BOS token, if the imported folder declared one, or if the same token is both
+    BOS and EOS, as in GPT-2. Otherwise declaring it would make other programs add it to texts, although the model was
     trained without it.
     """
     if beginning or tokenizer.roles:
@@ -130,7 +131,9 @@ def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Temp
 
 
 def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[str, bytes]:
-    """Returns the content of tokenizer.json and of the files that older programs read, keyed by file name."""
+    """Returns the content of tokenizer.json, and of the vocabulary files that older programs read instead (such as
+    vocab.txt), keyed by file name.
+    """
     files = {JsonTokenizer.file: _json_file(tokenizer, template, special)}
     if isinstance(tokenizer, WordPieceTokenizer):
         files["vocab.txt"] = "".join(f"{piece}\n" for piece in tokenizer.pieces).encode()
