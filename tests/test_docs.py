@@ -13,6 +13,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import small_whisper
 import tiny
 from PIL import Image
 
@@ -24,8 +25,9 @@ FEW = "--steps 8 --log.every 4 --optimizer.schedule.warmup 4"
 MAILS = "python train.py mails.py"
 QUICKSTART, PYTEST = ".venv/bin/python train.py", "-m pytest"
 BASH = (QUICKSTART, PYTEST, "'.[cuda]'", "jaxformer evaluate RUN", "configs/sentiment.py", MAILS)
-BASH += ("jaxformer import", "configs/gpt_quickstart.py", "configs/vit_digits.py")
+BASH += ("jaxformer export", "configs/gpt_quickstart.py", "configs/vit_digits.py", "'.[audio]'")
 PYTHON = ("jf.fit", "JsonLines", "# mails.py", "from_pretrained", "few_shot", "LabelledImages", "LabelledClips")
+PYTHON += ("SoundManifest",)
 """A part of each block of the README that no other has; the tests below run all of them."""
 
 
@@ -99,7 +101,7 @@ def test_the_commands_that_it_lists(folder):
 
 @pytest.mark.slow
 def test_the_weights_go_and_come_back(folder):
-    commands = lines("jaxformer import")
+    commands = lines("jaxformer export")
     assert [line.split()[1] for line in commands] == ["export", "import", "predict", "export", "export"]
     said = []
     for line in commands:
@@ -301,3 +303,21 @@ clips = np.zeros((20, 30, 40, 3), np.uint8)
 print({task}.prepare_requests([clips])[0].views.shape)
 """
     assert run_python("\n".join(lines) + lay_out, tmp_path) == "(15, 16, 224, 224, 3)\n"
+
+
+@pytest.mark.slow
+def test_what_is_said_becomes_text_and_subtitles(tmp_path):
+    pytest.importorskip("soundfile")
+    small_whisper.saved(tmp_path / "openai" / "whisper-small", multilingual=True)
+    for name in ("speech.wav", "talk.flac"):
+        small_whisper.wav(tmp_path / name, 3)
+    install, *commands = lines("'.[audio]'")
+    assert install == "pip install '.[audio]'" and len(commands) == 4
+    for line in commands:
+        done = run(line, tmp_path)
+        assert done.returncode == 0, (line, done.stderr)
+    assert "-->" in (tmp_path / "talk.srt").read_text() and json.loads(done.stdout)
+    (tmp_path / "calls").mkdir()
+    (tmp_path / "calls" / "train.jsonl").write_text('{"audio": "../speech.wav", "text": "Hello."}\n')
+    script = python("SoundManifest") + "\nprint(source.open()[0]['text'])"
+    assert run_python(script, tmp_path) == "Hello.\n"
