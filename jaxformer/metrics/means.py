@@ -89,8 +89,9 @@ REPORTED = "reported/"
 
 
 def auxiliary(output: Any) -> dict[str, Mean]:
-    """Returns the auxiliary losses and the logged means in the output of a model, under the keys that they have in the
-    dict of an objective (see `auxiliary_name`).
+    """Returns the auxiliary losses, and the means that are only logged, in the output of a model.
+
+    An objective adds this dict to the losses that it returns; `auxiliary_name` gives the keys.
     """
     return {auxiliary_name(name): mean for name, mean in output.means.items()}
 

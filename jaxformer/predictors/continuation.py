@@ -17,7 +17,8 @@ from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, St
 from jaxformer.predictors.padding import stacked
 
 SHOWN = 48
-"""Maximum number of tokens at the start of a held-out text that a demonstration uses as a prompt."""
+"""Maximum length in tokens of the prompts that a run prints with their continuations at the end of training. They
+are the starts of held-out texts."""
 
 
 @dataclasses.dataclass(frozen=True)

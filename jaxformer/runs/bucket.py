@@ -97,9 +97,8 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _left(tokenizer: Path) -> list[Path]:
-    """Returns the tokenizer objects that a failed start has copied from the subfolder `STARTING` to `tokenizer`.
-
-    Empty if `tokenizer` contains any other object, which must not be removed.
+    """Returns the files that a failed start of a run has copied from the subfolder `STARTING` to `tokenizer`. They may
+    be deleted. Empty if the folder contains any other file, which must be kept.
     """
     kept = {file.name: file for file in _files(tokenizer.parent / STARTING / TOKENIZER)}
     found = _files(tokenizer)

@@ -20,7 +20,7 @@ class MaskFolders(Source):
     images: str
     """Folder of the images. Images may be in subfolders."""
     masks: str
-    """Folder of the masks, with the same subfolders and file names, except for the extension."""
+    """Folder of the masks, with the same subfolders and file names as `images`, except for the extension."""
 
     def open(self) -> Sequence[dict[str, Any]]:
         images, masks = (_files(folder) for folder in (self.images, self.masks))

@@ -19,8 +19,13 @@ def output(equation: Any) -> Any:
 
 
 def result(graph: Graph, value: ir.Value, equation: Any, shape: Any = None) -> Tensor:
-    """Creates the tensor for the only output of an equation from its ONNX value. `shape` defaults to the full shape of
-    the output.
+    """Wraps an ONNX value as the tensor of the only output of a jaxpr equation.
+
+    Args:
+      graph: graph that contains the value.
+      value: ONNX value with the contents of the output.
+      equation: jaxpr equation whose output the value is.
+      shape: shape of `value`, if axes have size 1 that are broadcast later. Defaults to the shape of the output.
     """
     aval = output(equation)
     return graph.tensor(value, aval.shape if shape is None else shape, aval.dtype)

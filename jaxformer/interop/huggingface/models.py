@@ -170,8 +170,8 @@ class ExportPlan:
         return {**known, **({} if self.origin is None else self.origin.generation), **self.generation}
 
     def write_tokenizer(self, folder: Path, tokenizer: Tokenizer, model: Model) -> None:
-        """Writes the tokenizer and its chat template to a folder: the one made from `dialogue`, or else the one in
-        `origin`, if any.
+        """Writes the tokenizer to a folder, and a chat template if there is one. The template is made from
+        `dialogue`, or is that of `origin` if `dialogue` is None.
         """
         export_tokenizer(tokenizer, folder, beginning=self.add_bos, template=template_of(model, tokenizer))
         chat = self.origin and self.origin.chat_template
