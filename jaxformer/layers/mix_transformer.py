@@ -41,11 +41,16 @@ def shifted(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
       size: height and width of the window.
       stride: distance between neighboring windows. It divides the height and the width.
     """
-    _, height, width, _ = x.shape
+    batch, height, width, channels = x.shape
     edge = size // 2
     padded = jnp.pad(x, ((0, 0), (edge, edge), (edge, edge), (0, 0)))
-    places = [(row, column) for row in range(size) for column in range(size)]
-    return [padded[:, row : row + height : stride, column : column + width : stride] for row, column in places]
+    return [
+        jax.lax.slice(
+            padded, (0, row, column, 0), (batch, row + height, column + width, channels), (1, stride, stride, 1)
+        )
+        for row in range(size)
+        for column in range(size)
+    ]
 
 
 class OverlappingPatches(nn.Module):

@@ -62,7 +62,8 @@ def prepared(name: str, data_dir: str | None, split: str = "") -> Any:
 
 def find(name: str, data_dir: str | None) -> Any:
     """Returns the TFDS builder of a data set in the TFDS catalog, whether the data set is prepared or not. Does not
-    download anything. Raises InputError if the builder cannot be found or imported.
+    download anything. Raises InputError if the builder cannot be found, or if it needs a package that is not installed
+    and the data set is not prepared.
     """
     import tensorflow_datasets as tfds
 
@@ -81,8 +82,13 @@ def find(name: str, data_dir: str | None) -> Any:
             import_builders()
             return make()
     except ModuleNotFoundError as error:
+        folder = os.path.join(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR), *re.split("[/:]", name))
+        if _folders_with_info(folder):  # A prepared data set is read without the packages that prepare it.
+            return _of_folder(folder)
+        missing = error.name or getattr(error.__cause__, "name", None) or _first_line(error)  # TFDS drops the name.
         raise InputError(
-            f"{name}: its builder needs {error.name}, which is not installed; pip install {error.name}"
+            f"{name}: its builder needs {missing}, which is not installed; pip install {missing}, or copy a prepared "
+            f"data set to {folder}"
         ) from error
     except Exception as error:
         raise InputError(

@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxformer.errors import InputError
 from jaxformer.interop.export import stablehlo_program
 from jaxformer.interop.export.onnx_build import Argument
 from jaxformer.interop.export.stablehlo_program import portable
@@ -46,6 +45,7 @@ MASK = "1 for tokens, 0 for padding"
 MEANINGS = {
     "segments": f"{MASK}, which is on the right",
     **dict.fromkeys(LAYOUTS, "pixels, processed as in `preprocessor_config.json`"),
+    "log_mel": "log-mel spectrograms, computed as in `preprocessor_config.json`",
 }
 """Descriptions of model inputs in the README of an export, keyed by input name."""
 KEPT = "keys and values of previous tokens, for each of {} layers: those that were returned before, or of length 0"
@@ -65,16 +65,9 @@ class Program:
 
 
 def programs(run: Run) -> dict[str, Program]:
-    """Returns the programs to export for a run's model, keyed by file name without extension.
-
-    Raises:
-      InputError: If the kind of model is not supported.
-    """
+    """Returns the programs to export for a run's model, keyed by file name without extension."""
     model = portable(run.model)
     if model.is_encoder_decoder:
-        if "inputs" not in model.inputs():
-            kind = type(model).__name__
-            raise InputError(f"model={kind}: its encoder reads no text, which --format onnx needs; expected stablehlo")
         return _encoder_decoder(model)
     if not model.is_generative:
         return {SINGLE: _single(model, run.objective)}
@@ -108,17 +101,22 @@ def _arguments(model: Model) -> dict[str, Argument]:
     return found
 
 
+def _given(model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Converts the arguments of a program to the inputs of the model, keyed by input name."""
+    specs, names = stablehlo_program.arguments(model), bridge_of(model).arguments
+    inputs = {names.get(name, name): name for name in specs}
+    given = {inputs[argument]: array for argument, array in arrays.items()}
+    return {name: to_ours(name, specs[name].axes, array) for name, array in given.items()}
+
+
 def _single(model: Model, objective: Any) -> Program:
     """Returns the only program of a model that does not generate text. It takes the model inputs and returns the
     outputs under the names that the transformers library uses.
     """
     bridge = bridge_of(model)
-    specs = stablehlo_program.arguments(model)
-    inputs = {bridge.arguments.get(name, name): name for name in specs}
 
     def function(params, **arrays):
-        given = {inputs[argument]: array for argument, array in arrays.items()}
-        given = {name: to_ours(name, specs[name].axes, array) for name, array in given.items()}
+        given = _given(model, arrays)
         output = apply(model, params, **given)
         found = bridge.outputs(model, output, objective)
         # The program cannot identify prompt tokens: if the pooling excludes them, the caller pools.
@@ -205,21 +203,28 @@ def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, *
 def _encoder_decoder(model: Model) -> dict[str, Program]:
     depth, width = model.decoder.depth, model.encoder.width
     own, other = "past_key_values.{}.decoder", "past_key_values.{}.encoder"
+    reads_text = "inputs" in model.inputs()
     mask = Argument((BATCH, READ), "int64", f"{MASK}, in the encoder input")
-    read = {"input_ids": Argument((BATCH, READ), "int64", "ids of the tokens that the encoder reads")}
+    if reads_text:
+        read = {"input_ids": Argument((BATCH, READ), "int64", "ids of the tokens that the encoder reads")}
+        read["attention_mask"] = mask
+    else:
+        pixels = {bridge_of(model).arguments.get(name, name) for name in LAYOUTS}
+        read = {name: argument for name, argument in _arguments(model).items() if name in pixels}
     tokens = {"input_ids": Argument((BATCH, LENGTH), "int64", "ids of the decoder's tokens after the cached ones")}
     states = {"encoder_hidden_states": Argument((BATCH, READ, width), "float32", "output of the encoder")}
-    given = {**tokens, "encoder_attention_mask": mask}
+    given = tokens | ({"encoder_attention_mask": mask} if reads_text else {})
     cached = _cached(model.decoder, own, PAST)
     memory = {
         name: dataclasses.replace(argument, meaning="keys and values of the encoder output, as returned before")
         for name, argument in _cached(model.decoder, other, READ).items()
     }
 
-    def encode(params, input_ids, attention_mask):
-        return {"last_hidden_state": apply(model, params, input_ids, attention_mask, method="encode")}
+    def encode(params, **arrays):
+        given = [arrays[name] for name in read] if reads_text else _given(model, arrays).values()
+        return {"last_hidden_state": apply(model, params, *given, method="encode")}
 
-    def decode(params, input_ids, encoder_attention_mask, encoder_hidden_states, layers=None, memory=None):
+    def decode(params, input_ids, encoder_hidden_states=None, encoder_attention_mask=None, *, layers=None, memory=None):
         rows, length = input_ids.shape
         layers = tuple(layer.keys for layer in model.new_cache(rows, 0).layers) if layers is None else layers
         past = layers[0].key.shape[2]
@@ -234,26 +239,26 @@ def _encoder_decoder(model: Model) -> dict[str, Program]:
         written = _written(_keys(output), "present.{}.decoder") | _written(output.cache.memory, "present.{}.encoder")
         return {"logits": output.logits} | written
 
-    def later(params, input_ids, encoder_attention_mask, **past):
-        layers, memory = _read(past, own, depth), _read(past, other, depth)
-        output = decode(params, input_ids, encoder_attention_mask, None, layers, memory)
+    def later(params, input_ids, encoder_attention_mask=None, **past):
+        kept = {"layers": _read(past, own, depth), "memory": _read(past, other, depth)}
+        output = decode(params, input_ids, encoder_attention_mask=encoder_attention_mask, **kept)
         return {"logits": output.logits} | _written(_keys(output), "present.{}.decoder")
 
-    def merged(params, input_ids, encoder_attention_mask, encoder_hidden_states, use_cache_branch, **past):
-        begin = functools.partial(decode, params, input_ids, encoder_attention_mask, encoder_hidden_states)
+    def merged(params, input_ids, encoder_hidden_states, use_cache_branch, encoder_attention_mask=None, **past):
+        begin = functools.partial(decode, params, input_ids, encoder_hidden_states, encoder_attention_mask)
         computed = lambda: begin().cache.memory  # noqa: E731
         memory = jax.lax.cond(use_cache_branch[0], lambda: _read(past, other, depth), computed)
-        output = begin(_read(past, own, depth), memory)
+        output = begin(layers=_read(past, own, depth), memory=memory)
         written = _written(_keys(output), "present.{}.decoder") | _written(memory, "present.{}.encoder")
         return {"logits": output.logits} | written
 
     # optimum identifies these by their order: in each layer, self-attention precedes cross-attention.
     both = [zip(*[iter(part.items())] * 2, strict=True) for part in (cached, memory)]
     past = {name: spec for layers in zip(*both, strict=True) for pair in layers for name, spec in pair}
-    limits = _limits(model, LENGTH, READ)
+    limits = _limits(model, LENGTH, READ) if reads_text else _limits(model, LENGTH)
     branch = {"use_cache_branch": Argument((1,), "bool", "whether there are keys and values of previous tokens")}
     return {
-        ENCODER: Program(encode, read | {"attention_mask": mask}, _limits(model, READ)),
+        ENCODER: Program(encode, read, _limits(model, READ) if reads_text else ()),
         DECODER: Program(first, given | states, limits),
         WITH_PAST: Program(later, given | past, limits),
         MERGED: Program(merged, given | states | past | branch, limits),
