@@ -1,7 +1,6 @@
 """Writes ONNX files, runs them in ONNX Runtime, and compares the results with the JAX model."""
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,17 @@ import onnxruntime
 
 from jaxformer.errors import InputError
 from jaxformer.interop.export.onnx_build import build
-from jaxformer.interop.export.onnx_programs import DECODER, ENCODER, MERGED, PAST, SINGLE, WITH_PAST, Program, apply
+from jaxformer.interop.export.onnx_programs import (
+    DECODER,
+    ENCODER,
+    MERGED,
+    PAST,
+    SINGLE,
+    WITH_PAST,
+    Program,
+    apply,
+    inputs_of,
+)
 from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.parity import lines
@@ -98,11 +107,11 @@ class Rows:
 
     name: str
     arrays: Arrays
-    """Input arrays, keyed by name. For an encoder–decoder, `tokens` are the decoder inputs and `read` the encoder
-    inputs.
-    """
+    """Input arrays, keyed by name. For an encoder–decoder, `tokens` are the decoder inputs."""
     mask: np.ndarray | None
     """Mask [batch, length] of the tokens whose outputs are compared. If None, all outputs are compared."""
+    read: Arrays = dataclasses.field(default_factory=dict)
+    """Arguments of the encoder of an encoder–decoder, keyed by name."""
 
 
 def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: Sessions) -> str:
@@ -155,9 +164,14 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
         tokens = stream[: len(lengths) * lengths[0]].reshape(len(lengths), lengths[0])
         mask = (np.arange(lengths[0]) < np.array(lengths)[:, None]).astype(np.int64)
         types = (np.arange(lengths[0]) >= lengths[0] // 2) * mask
-        arrays = {"tokens": tokens, "mask": mask, "types": types, "read": np.flip(tokens, 1), "read_mask": mask}
+        arrays, read = {"tokens": tokens, "mask": mask, "types": types}, {}
+        if model.is_encoder_decoder:
+            read = {"input_ids": np.flip(tokens, 1), "attention_mask": mask}
+            if "input_ids" not in (arguments := found[ENCODER].arguments):
+                shapes = {key: (len(tokens), *map(int, argument.axes[1:])) for key, argument in arguments.items()}
+                read = {key: rng.normal(0, 1, shape).astype(np.float32) for key, shape in shapes.items()}
         # The decoder inputs of an encoder–decoder are not padded.
-        yield Rows(name, arrays, None if model.is_encoder_decoder else mask)
+        yield Rows(name, arrays, None if model.is_encoder_decoder else mask, read)
 
 
 def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
@@ -166,13 +180,9 @@ def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows
     """
     model, arrays = portable(run.model), rows.arrays
     if model.is_encoder_decoder:
-        segments = {"input_segments": arrays["read_mask"], "segments": np.ones_like(arrays["tokens"])}
-        function = functools.partial(apply, model)
-        return {
-            "logits": jax.jit(lambda *given, **named: function(*given, **named).logits)(
-                params, _int32(arrays["read"]), _int32(arrays["tokens"]), **{k: _int32(v) for k, v in segments.items()}
-            )
-        }
+        given = {name: _int32(array) for name, array in rows.read.items()}
+        given = {**inputs_of(model, given), "tokens": _int32(arrays["tokens"])}
+        return {"logits": jax.jit(lambda params, given: apply(model, params, **given).logits)(params, given)}
     if _has_cache(found):
         function = jax.jit(lambda params, tokens, mask: apply(model, params, tokens, mask).logits)
         return {"logits": function(params, _int32(arrays["tokens"]), _int32(arrays["mask"]))}
@@ -261,10 +271,11 @@ def _continued(session: onnxruntime.InferenceSession, rows: Rows) -> Arrays:
 
 
 def _answered(sessions: Sessions, names: tuple[str, str], rows: Rows) -> Arrays:
-    tokens, mask = rows.arrays["tokens"], rows.arrays["read_mask"]
+    tokens = rows.arrays["tokens"]
     half = max(1, tokens.shape[1] // 2)
-    states = call(sessions[ENCODER], {"input_ids": rows.arrays["read"], "attention_mask": mask})["last_hidden_state"]
-    fixed = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+    fixed = {"encoder_hidden_states": call(sessions[ENCODER], rows.read)["last_hidden_state"]}
+    if "attention_mask" in rows.read:
+        fixed["encoder_attention_mask"] = rows.read["attention_mask"]
     past, logits = empty_past(sessions[MERGED], len(tokens)), []
     for number, (name, part) in enumerate(zip(names, (slice(0, half), slice(half, None)), strict=True)):
         if tokens[:, part].size:

@@ -101,7 +101,7 @@ def _arguments(model: Model) -> dict[str, Argument]:
     return found
 
 
-def _given(model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def inputs_of(model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
     """Converts the arguments of a program to the inputs of the model, keyed by input name."""
     specs, names = stablehlo_program.arguments(model), bridge_of(model).arguments
     inputs = {names.get(name, name): name for name in specs}
@@ -116,7 +116,7 @@ def _single(model: Model, objective: Any) -> Program:
     bridge = bridge_of(model)
 
     def function(params, **arrays):
-        given = _given(model, arrays)
+        given = inputs_of(model, arrays)
         output = apply(model, params, **given)
         found = bridge.outputs(model, output, objective)
         # The program cannot identify prompt tokens: if the pooling excludes them, the caller pools.
@@ -221,7 +221,7 @@ def _encoder_decoder(model: Model) -> dict[str, Program]:
     }
 
     def encode(params, **arrays):
-        given = [arrays[name] for name in read] if reads_text else _given(model, arrays).values()
+        given = [arrays[name] for name in read] if reads_text else inputs_of(model, arrays).values()
         return {"last_hidden_state": apply(model, params, *given, method="encode")}
 
     def decode(params, input_ids, encoder_hidden_states=None, encoder_attention_mask=None, *, layers=None, memory=None):
