@@ -100,6 +100,13 @@ def _concatenate(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
     return result(graph, value, equation)
 
 
+def _stack(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
+    axis = equation.params["axis"]
+    wholes = [graph.whole(tensor, atom.aval.shape) for tensor, atom in zip(tensors, equation.invars, strict=True)]
+    values = [graph.op("Unsqueeze", graph.value(whole), graph.integers([axis])) for whole in wholes]
+    return result(graph, graph.op("Concat", *values, axis=axis), equation)
+
+
 def _split(graph: Graph, equation: Any, tensor: Tensor) -> list[Tensor]:
     axis, sizes = equation.params["axis"], [int(size) for size in equation.params["sizes"]]
     whole = graph.whole(tensor, equation.invars[0].aval.shape)
@@ -249,6 +256,7 @@ MOVES: Mapping[str, Callable] = {
     "iota": _iota,
     "dim_as_value": _dimension,
     "concatenate": _concatenate,
+    "stack": _stack,
     "split": _split,
     "pad": _pad,
     "slice": _slice,

@@ -221,8 +221,8 @@ def _encoder_decoder(model: Model) -> dict[str, Program]:
     }
 
     def encode(params, **arrays):
-        given = [arrays[name] for name in read] if reads_text else inputs_of(model, arrays).values()
-        return {"last_hidden_state": apply(model, params, *given, method="encode")}
+        given = inputs_of(model, {name: arrays[name] for name in read})  # In the order of the encoder's arguments.
+        return {"last_hidden_state": apply(model, params, *given.values(), method="encode")}
 
     def decode(params, input_ids, encoder_hidden_states=None, encoder_attention_mask=None, *, layers=None, memory=None):
         rows, length = input_ids.shape
@@ -240,8 +240,8 @@ def _encoder_decoder(model: Model) -> dict[str, Program]:
         return {"logits": output.logits} | written
 
     def later(params, input_ids, encoder_attention_mask=None, **past):
-        kept = {"layers": _read(past, own, depth), "memory": _read(past, other, depth)}
-        output = decode(params, input_ids, encoder_attention_mask=encoder_attention_mask, **kept)
+        layers, memory = _read(past, own, depth), _read(past, other, depth)
+        output = decode(params, input_ids, None, encoder_attention_mask, layers=layers, memory=memory)
         return {"logits": output.logits} | _written(_keys(output), "present.{}.decoder")
 
     def merged(params, input_ids, encoder_hidden_states, use_cache_branch, encoder_attention_mask=None, **past):
