@@ -66,6 +66,7 @@ def find(name: str, data_dir: str | None) -> Any:
     and the data set is not prepared.
     """
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
 
     base = re.split("[/:]", name)[0]
     if base.isidentifier() and importlib.util.find_spec(f"jaxformer.datasets.{base}"):
@@ -82,7 +83,7 @@ def find(name: str, data_dir: str | None) -> Any:
             import_builders()
             return make()
     except ModuleNotFoundError as error:
-        folder = os.path.join(os.path.expanduser(data_dir or tfds.core.constants.DATA_DIR), *re.split("[/:]", name))
+        folder = os.path.join(os.path.expanduser(data_dir or constants.DATA_DIR), *re.split("[/:]", name))
         if _folders_with_info(folder):  # A prepared data set is read without the packages that prepare it.
             return _of_folder(folder)
         missing = error.name or getattr(error.__cause__, "name", None) or _first_line(error)  # TFDS drops the name.

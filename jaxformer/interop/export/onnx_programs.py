@@ -101,7 +101,7 @@ def _arguments(model: Model) -> dict[str, Argument]:
     return found
 
 
-def inputs_of(model: Model, arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+def inputs_of(model: Model, arrays: Mapping[str, Any]) -> dict[str, Any]:
     """Converts the arguments of a program to the inputs of the model, keyed by input name."""
     specs, names = stablehlo_program.arguments(model), bridge_of(model).arguments
     inputs = {names.get(name, name): name for name in specs}
