@@ -59,7 +59,7 @@ def align(
         return []
     tokens = np.array([*prefix, *(token for _, part in words for token in part), end], np.int32)
     costs = -_smoothed(weights(tokens)[:, :, : max(1, positions)])[len(prefix) :]
-    rows, columns = warp(costs)
+    rows, columns = dynamic_time_warping(costs)
     times = columns[np.flatnonzero(np.diff(rows, prepend=-1))] * SECONDS
     bounds = np.cumsum([0, *(len(part) for _, part in words)])
     timed = zip(words, bounds[:-1], bounds[1:], strict=True)
@@ -79,7 +79,7 @@ def _smoothed(weights: np.ndarray) -> np.ndarray:
     return scores.mean(0)
 
 
-def warp(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def dynamic_time_warping(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Dynamic time warping: finds the path of least total cost through a matrix [rows, columns], from its first to its
     last cell. Each step goes to the next row, the next column, or both.
 

@@ -154,7 +154,7 @@ def _scores(state: Search, logits: jax.Array, decoding: Decoding, prompts: Promp
     beams, vocab].
     """
     beams = decoding.num_beams
-    scores = jax.nn.log_softmax(prompts.rules.only_pieces(logits))
+    scores = jax.nn.log_softmax(prompts.rules.mask_unused_ids(logits))
     seen = None if state.seen is None else state.seen.reshape(scores.shape)
     output = state.live.tokens.reshape(len(scores), -1)
     scores = rules.apply(scores, seen, output, state.count, prompts.rules.repeated(beams), decoding)

@@ -25,7 +25,7 @@ def choose(logits: jax.Array, decoding: Decoding, key: jax.Array) -> jax.Array:
     tokens = None
     if decoding.top_k is not None and decoding.top_k < logits.shape[-1]:
         logits, tokens = jax.lax.top_k(logits, decoding.top_k)
-    drawn = jax.random.categorical(key, warp(logits, decoding)).astype(jnp.int32)
+    drawn = jax.random.categorical(key, apply_sampling_filters(logits, decoding)).astype(jnp.int32)
     return drawn if tokens is None else jnp.take_along_axis(tokens, drawn[:, None], axis=1)[:, 0]
 
 
@@ -39,7 +39,7 @@ def likeliest(logits: jax.Array) -> jax.Array:
     return jnp.where(logits >= largest, index, logits.shape[-1] - 1).min(-1)
 
 
-def warp(logits: jax.Array, decoding: Decoding) -> jax.Array:
+def apply_sampling_filters(logits: jax.Array, decoding: Decoding) -> jax.Array:
     """Changes logits [batch, vocab] for sampling: divides them by the temperature, and sets the logits of excluded
     tokens to -inf.
 
@@ -90,7 +90,7 @@ def _entropy(logits: jax.Array) -> jax.Array:
     return -jnp.where(jnp.isneginf(logs), 0.0, jnp.exp(logs) * logs).sum(-1, keepdims=True)
 
 
-def weaken(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
+def apply_repetition_penalty(scores: jax.Array, seen: jax.Array | None, penalty: float) -> jax.Array:
     """Applies the repetition penalty to next-token scores: divides positive scores of repeated tokens by it, and
     multiplies negative ones by it.
 

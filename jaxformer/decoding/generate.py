@@ -313,7 +313,7 @@ def _batch(
         [prompt.read for prompt in prompts],
         limits,
         ends,
-        followed=[prompt.tokens for prompt in prompts],
+        preceding=[prompt.tokens for prompt in prompts],
         pieces=pieces,
     )
     return Prompts(tokens, segments, rules, _inputs(prompts, model.max_length, len(tokens)), prefix)

@@ -99,7 +99,7 @@ def advance(model: Model, decoding: Decoding, params: Any, progress: Progress, u
 def _add(progress: Progress, logits: jax.Array, decoding: Decoding) -> Progress:
     """Chooses the next token of each row from logits [batch, vocab], and appends it to the output."""
     key = jax.random.fold_in(progress.key, progress.count)
-    logits = progress.rules.only_pieces(logits)
+    logits = progress.rules.mask_unused_ids(logits)
     logits = rules.apply(logits, progress.seen, progress.tokens, progress.count, progress.rules, decoding)
     token = choose(logits, decoding, key)
     totals = progress.totals

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.decoding.choosing import NEVER, weaken
+from jaxformer.decoding.choosing import NEVER, apply_repetition_penalty
 from jaxformer.decoding.settings import Decoding, TimestampRules
 
 NO_TOKEN = -1
@@ -29,19 +29,19 @@ class Rules:
     """Maximum number of new tokens of each row, integers [batch]. 0 for rows that only pad the batch."""
     ends: jax.Array | np.ndarray
     """Ids of the EOS tokens, which end an output, integers [tokens]."""
-    least: jax.Array | np.ndarray | None = None
+    min_new_tokens: jax.Array | np.ndarray | None = None
     """Minimum number of new tokens of each row before an EOS token may be generated, integers [batch]. None for no
     minimum.
     """
-    given: jax.Array | np.ndarray | None = None
+    preceding_tokens: jax.Array | np.ndarray | None = None
     """Token ids that directly precede the output of each row, integers [batch, length], left-padded with `NO_TOKEN`:
     the prompt of a decoder, or the decoder start tokens of an encoder–decoder. None if no enabled processor needs them.
     """
-    read: jax.Array | np.ndarray | None = None
+    prompt_tokens: jax.Array | np.ndarray | None = None
     """Token ids of each row's prompt, which for an encoder–decoder is the encoder input, integers [batch, length],
     left-padded with `NO_TOKEN`. None if no enabled processor needs them.
     """
-    alone: jax.Array | np.ndarray | None = None
+    after_single_token: jax.Array | np.ndarray | None = None
     """Whether exactly one token precedes the output of each row, boolean [batch]. `forced_bos_token_id` applies only to
     these rows. None if that setting is None.
     """
@@ -57,7 +57,7 @@ class Rules:
         prompts: Sequence[np.ndarray],
         limits: np.ndarray,
         ends: Sequence[int],
-        followed: Sequence[np.ndarray] | None = None,
+        preceding: Sequence[np.ndarray] | None = None,
         pieces: int | None = None,
     ) -> "Rules":
         """Creates the inputs of the logits processors for a batch. If there are fewer prompts than rows, the remaining
@@ -68,27 +68,27 @@ class Rules:
           prompts: token ids of each prompt, int32 [tokens].
           limits: maximum number of new tokens of each row, int32 [batch].
           ends: ids of the EOS tokens.
-          followed: token ids that directly precede the output of each row, int32 [tokens], such as the decoder start
+          preceding: token ids that directly precede the output of each row, int32 [tokens], such as the decoder start
             tokens of an encoder–decoder. If None, as for a decoder, the prompts.
           pieces: vocabulary size of the tokenizer, if the model has more ids. Token ids from this number on are never
             generated. If None, all ids may be generated.
         """
-        followed = prompts if followed is None else followed
-        stretch, read = decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
-        longest = max([stretch, read, *map(len, decoding.bad_words_ids)])
+        preceding = prompts if preceding is None else preceding
+        ngram, encoder_ngram = decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
+        longest = max([ngram, encoder_ngram, *map(len, decoding.bad_words_ids)])
         lengths = np.zeros(len(limits), np.int32)
-        lengths[: len(prompts)] = list(map(len, followed))
+        lengths[: len(prompts)] = list(map(len, preceding))
         least = (
             np.full_like(lengths, decoding.min_new_tokens) if decoding.min_new_tokens else decoding.min_length - lengths
         )
-        reads = read or decoding.encoder_repetition_penalty != 1
+        reads = encoder_ngram or decoding.encoder_repetition_penalty != 1
         return cls(
             limits=limits.astype(np.int32),
             ends=np.array(ends, np.int32),
-            least=least if len(ends) and (decoding.min_new_tokens or decoding.min_length) else None,
-            given=_before(followed, len(limits), longest) if longest > 1 or stretch else None,
-            read=_before(prompts, len(limits), read) if reads else None,
-            alone=lengths == 1 if decoding.forced_bos_token_id is not None else None,
+            min_new_tokens=least if len(ends) and (decoding.min_new_tokens or decoding.min_length) else None,
+            preceding_tokens=_before(preceding, len(limits), longest) if longest > 1 or ngram else None,
+            prompt_tokens=_before(prompts, len(limits), encoder_ngram) if reads else None,
+            after_single_token=lengths == 1 if decoding.forced_bos_token_id is not None else None,
             pieces=pieces,
         )
 
@@ -102,7 +102,7 @@ class Rules:
         """
         return (tokens[..., None] == self.ends).any(-1)
 
-    def only_pieces(self, logits: jax.Array) -> jax.Array:
+    def mask_unused_ids(self, logits: jax.Array) -> jax.Array:
         """Sets the logits ([..., vocab]) of token ids that are not in the tokenizer's vocabulary to -inf."""
         return without_pieces(logits, self.pieces)
 
@@ -111,8 +111,8 @@ class History(NamedTuple):
     """All tokens of each row before the next one: those that precede the output, and the output so far."""
 
     tokens: jax.Array
-    """Token ids, integers [batch, length]: `Rules.given`, followed by the output so far. Unused entries before and
-    after them are `NO_TOKEN`.
+    """Token ids, integers [batch, length]: `Rules.preceding_tokens`, followed by the output so far. Unused
+    entries before and after them are `NO_TOKEN`.
     """
     stop: jax.Array
     """Index in `tokens` at which the next token will be, scalar."""
@@ -146,19 +146,21 @@ def apply(
       decoding: decoding settings.
     """
     vocab = scores.shape[-1]
-    if decoding.encoder_repetition_penalty != 1 and rules.read is not None:
-        scores = weaken(scores, _mentioned(rules.read, vocab), 1 / decoding.encoder_repetition_penalty)
-    scores = weaken(scores, seen, decoding.repetition_penalty)
+    if decoding.encoder_repetition_penalty != 1 and rules.prompt_tokens is not None:
+        mentioned = _mentioned(rules.prompt_tokens, vocab)
+        scores = apply_repetition_penalty(scores, mentioned, 1 / decoding.encoder_repetition_penalty)
+    scores = apply_repetition_penalty(scores, seen, decoding.repetition_penalty)
     history = None
-    if rules.given is not None:
+    if rules.preceding_tokens is not None:
         output = jnp.where(jnp.arange(output.shape[1]) < count, output, NO_TOKEN)
-        history = History(jnp.concatenate([rules.given, output], axis=1), rules.given.shape[1] + count)
+        tokens = jnp.concatenate([rules.preceding_tokens, output], axis=1)
+        history = History(tokens, rules.preceding_tokens.shape[1] + count)
 
     if (size := decoding.no_repeat_ngram_size) and history is not None:
         scores = jnp.where(_repeats(history.last(size - 1), history.tokens, vocab), NEVER, scores)
-    if (size := decoding.encoder_no_repeat_ngram_size) and rules.read is not None:
+    if (size := decoding.encoder_no_repeat_ngram_size) and rules.prompt_tokens is not None:
         recent = jnp.zeros((len(scores), 0), jnp.int32) if history is None else history.last(size - 1)
-        scores = jnp.where(_repeats(recent, rules.read, vocab), NEVER, scores)
+        scores = jnp.where(_repeats(recent, rules.prompt_tokens, vocab), NEVER, scores)
     for length, words in itertools.groupby(sorted(decoding.bad_words_ids, key=len), key=len):
         words = np.array(list(words))
         if length == 1:
@@ -176,14 +178,14 @@ def _apply_lengths(scores: jax.Array, count: jax.Array, rules: Rules, decoding: 
     """Applies the logits processors that depend on the number of new tokens (`count`), and then those that suppress
     tokens. Returns the new scores.
     """
-    if rules.least is not None:
-        early = (count < rules.least)[:, None]
+    if rules.min_new_tokens is not None:
+        early = (count < rules.min_new_tokens)[:, None]
         scores = jnp.where(early & _among(rules.ends, scores), NEVER, scores)
     first = count == 0
-    if decoding.forced_bos_token_id is not None and rules.alone is not None:
+    if decoding.forced_bos_token_id is not None and rules.after_single_token is not None:
         forced = _among(np.array([decoding.forced_bos_token_id]), scores)
-        scores = jnp.where((first & rules.alone)[:, None], jnp.where(forced, 0.0, NEVER), scores)
-        first = count == rules.alone
+        scores = jnp.where((first & rules.after_single_token)[:, None], jnp.where(forced, 0.0, NEVER), scores)
+        first = count == rules.after_single_token
     if decoding.forced_eos_token_ids:
         forced = _among(np.array(decoding.forced_eos_token_ids), scores)
         scores = jnp.where((count == rules.limits - 1)[:, None], jnp.where(forced, 0.0, NEVER), scores)

@@ -14,7 +14,7 @@ AUTO = "auto"
 """Value of `Transcribing.language` with which the spoken language is detected."""
 FRAMES_PER_TIME = 2
 """Number of spectrogram frames between consecutive timestamps (0.02 s)."""
-CONDITIONED_BELOW = 0.5
+MAX_CONTEXT_TEMPERATURE = 0.5
 """Maximum temperature at which the text of a window is given to the next window as context. Text that is sampled at a
 higher temperature is not, because it may be repetitive.
 """
@@ -134,7 +134,7 @@ def compression_ratio(text: str) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Stretch:
+class WindowSegment:
     """Segment of the output for a window, from one timestamp to the next."""
 
     start: float
@@ -145,7 +145,7 @@ class Stretch:
     """Token ids of the segment, including the timestamps around it if there are any."""
 
 
-def stretches_of(tokens: Sequence[int], special: SpeechTokens, frames: int) -> tuple[list[Stretch], int]:
+def split_at_timestamps(tokens: Sequence[int], special: SpeechTokens, frames: int) -> tuple[list[WindowSegment], int]:
     """Divides the output for a window into segments, at each pair of consecutive timestamps (end of a segment, start of
     the next one).
 
@@ -168,7 +168,7 @@ def stretches_of(tokens: Sequence[int], special: SpeechTokens, frames: int) -> t
     if not ends:
         said = [token - first for token, is_time in zip(tokens, times, strict=True) if is_time]
         end = said[-1] * SECONDS if said and said[-1] > 0 else frames / rate
-        return [Stretch(0.0, min(end, frames / rate), tuple(tokens))], frames
+        return [WindowSegment(0.0, min(end, frames / rate), tuple(tokens))], frames
 
     def time(token: int) -> float:
         return min((token - first) * SECONDS, frames / rate)
@@ -179,7 +179,7 @@ def stretches_of(tokens: Sequence[int], special: SpeechTokens, frames: int) -> t
     found, start = [], 0
     for stop in ends:
         part = tuple(tokens[start:stop])
-        found.append(Stretch(time(part[0]), time(part[-1]), part))
+        found.append(WindowSegment(time(part[0]), time(part[-1]), part))
         start = stop
     advance = frames if closed else (tokens[start - 1] - first) * FRAMES_PER_TIME
     return found, min(advance, frames) if advance > 0 else frames

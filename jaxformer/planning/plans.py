@@ -24,7 +24,7 @@ from jaxformer.planning.traffic import Collective
 from jaxformer.progress import display, phase
 from jaxformer.training.loop import check_batch, lower_step, trace_step
 from jaxformer.training.stages import check_experts, check_pipeline
-from jaxformer.training.state import abstract_batch, abstract_state, check_axes, check_positions, trained_and_held
+from jaxformer.training.state import abstract_batch, abstract_state, check_axes, check_positions, split_frozen
 from jaxformer.training.utilization import PEAK_FLOPS
 
 PREALLOCATED = 0.75
@@ -269,7 +269,7 @@ def model_flops(experiment: Experiment, mesh: jax.sharding.Mesh) -> float:
         if name in specs:
             sizes |= dict(zip(specs[name].axes, array.shape, strict=True))
     params = abstract_state(experiment, mesh).params
-    trained, _ = trained_and_held(experiment, params)
+    trained, _ = split_frozen(experiment, params)
     share = _count(trained) / _count(params)
     return (2 + share) * experiment.model.flops(sizes)
 

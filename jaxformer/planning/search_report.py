@@ -8,7 +8,7 @@ from rich.table import Table
 from jaxformer.planning.report import gib, plan_json, print_plan, seconds_text, topology_json
 from jaxformer.planning.search import Ranked, Search
 
-SHOWN = 24
+MAX_CANDIDATES = 24
 """Maximum number of candidates in the printed table. The JSON output has all of them."""
 
 
@@ -22,11 +22,11 @@ def print_search(search: Search, console: Console) -> None:
     table = Table(box=None, pad_edge=False)
     for name, right in (("", True), ("GiB", True), ("step", True), ("candidate", False), ("why it loses", False)):
         table.add_column(name, justify="right" if right else "left", overflow="fold")
-    for number, one in enumerate(ranking[:SHOWN], 1):
+    for number, one in enumerate(ranking[:MAX_CANDIDATES], 1):
         table.add_row(str(number), _memory(one), _time(one), one.candidate.label, one.loses or "the best")
     console.print(table)
-    if len(ranking) > SHOWN:
-        console.print(f"and {len(ranking) - SHOWN:,} more; --json has all of them", style="dim")
+    if len(ranking) > MAX_CANDIDATES:
+        console.print(f"and {len(ranking) - MAX_CANDIDATES:,} more; --json has all of them", style="dim")
     if search.best is None or search.best.plan is None:
         console.print("nothing that was compiled fits")
         return

@@ -19,9 +19,9 @@ from jaxformer.predictors.padding import padded, stacked
 
 INPUTS = ("tokens", "segments", "position_ids", "token_types")
 """Names of the batch arrays that are passed to the question answering model."""
-AROUND, SHOWN = 40, 4
+AROUND, MAX_EXAMPLES = 40, 4
 """Number of context characters to print before and after an answer (`AROUND`), and maximum number of held-out questions
-shown in a demonstration (`SHOWN`).
+shown in a demonstration (`MAX_EXAMPLES`).
 """
 
 
@@ -136,7 +136,7 @@ class SpanPredictor(Predictor[Classifier]):
         """Answers the questions in the first rows of a held-out batch, and formats them for display. The correct
         answers are shown if the predicted ones differ.
         """
-        batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
+        batch = {name: np.asarray(array)[:MAX_EXAMPLES] for name, array in batch.items()}
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         logits = np.asarray(_logits(self.model, self.params, inputs))
         lines = []

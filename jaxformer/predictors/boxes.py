@@ -19,9 +19,9 @@ from jaxformer.data.tasks.boxes import PreparedScene
 from jaxformer.models.detection import DetectionModel
 from jaxformer.predictors.base import Answer, Predictor
 
-ROWS, SHOWN = 8, 4
+ROWS, MAX_EXAMPLES = 8, 4
 """Number of images per batch of a prediction (`ROWS`), and maximum number of held-out images shown in a demonstration
-(`SHOWN`).
+(`MAX_EXAMPLES`).
 """
 PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 """File name extensions of image formats. An answer that is saved to such a file is drawn as a picture with boxes."""
@@ -225,7 +225,7 @@ class BoxPredictor(Predictor[DetectionModel]):
         """Finds the objects in the first images of a held-out batch, and formats the names of the predicted and of the
         true objects for display.
         """
-        rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
+        rows = np.flatnonzero(batch["weights"][:, 0])[:MAX_EXAMPLES]
         inputs = {name: batch[name][rows] for name in ("images", "pixel_mask") if name in self.model.inputs()}
         scores, _ = jax.device_get(_detections(self.model, self.params, inputs))
         lines = []

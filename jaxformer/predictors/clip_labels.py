@@ -15,9 +15,9 @@ from jaxformer.errors import InputError
 from jaxformer.models.video_vit import VideoVit
 from jaxformer.predictors.base import Answer, Predictor
 
-ROWS, SHOWN = 8, 8
+ROWS, MAX_EXAMPLES = 8, 8
 """Number of clips per batch of a prediction (`ROWS`), and maximum number of held-out videos shown in a demonstration
-(`SHOWN`).
+(`MAX_EXAMPLES`).
 """
 TOP = 5
 """Maximum number of labels that are printed per video."""
@@ -36,7 +36,7 @@ class Window:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecognisedClip(Answer):
+class VideoLabels(Answer):
     """A video and its predicted labels."""
 
     pair_names: ClassVar = {"labels": ("label", "probability")}
@@ -78,20 +78,20 @@ class ClipLabels(Predictor[VideoVit]):
         """
         return {"clips": np.concatenate([clip.views for clip in clips])}
 
-    def predict(self, clips: Sequence[PreparedClip]) -> list[RecognisedClip]:
+    def predict(self, clips: Sequence[PreparedClip]) -> list[VideoLabels]:
         """Predicts the label probabilities of each video, and the most likely label of each of its time windows."""
         if not self.model.labels:
             raise InputError(
                 "model.labels=(): the model has no class names; fine-tune a VideoVit with labels (init=RUN)"
             )
-        return [self._recognised(clip) for clip in clips]
+        return [self._label(clip) for clip in clips]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
         """Predicts the labels of the first videos of a held-out batch, and formats them for display, with the correct
         label if it differs.
         """
         lines = []
-        for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
+        for row in np.flatnonzero(batch["weights"][:, 0])[:MAX_EXAMPLES]:
             clips = batch["clips"][row]
             shares = self._probabilities(clips.reshape(-1, self.model.frames, *clips.shape[1:])).mean(0)
             target, guess = int(batch["labels"][row, 0]), int(shares.argmax())
@@ -99,14 +99,14 @@ class ClipLabels(Predictor[VideoVit]):
             lines.append(f"held-out clip {row}: {self.model.labels[guess]} ({shares[guess]:.1%}){wrong}")
         return lines
 
-    def _recognised(self, clip: PreparedClip) -> RecognisedClip:
+    def _label(self, clip: PreparedClip) -> VideoLabels:
         names, shares = self.model.labels, self._probabilities(clip.views).mean(0)
         order = np.argsort(-shares, kind="stable")
         windows = tuple(
             Window(start, end, names[row.argmax()], float(row.max()))
             for (start, end), row in zip(clip.seconds, self._probabilities(clip.windows), strict=True)
         )
-        return RecognisedClip(clip.path, tuple((names[i], float(shares[i])) for i in order), windows)
+        return VideoLabels(clip.path, tuple((names[i], float(shares[i])) for i in order), windows)
 
     def _probabilities(self, clips: np.ndarray) -> np.ndarray:
         """Computes the label probabilities of each clip, [clips, labels]. The model is applied to batches of up to

@@ -16,7 +16,7 @@ from jaxformer.models.gpt import Gpt
 from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, Streams
 from jaxformer.predictors.padding import stacked
 
-SHOWN = 48
+MAX_PROMPT_TOKENS = 48
 """Maximum length in tokens of the prompts that a run prints with their continuations at the end of training. They
 are the starts of held-out texts."""
 
@@ -63,7 +63,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         prompts = self.prompts(texts)
         outputs = self.write(prompts)
         return [
-            Continued(text, self._written(prompt, output))
+            Continued(text, self._decode_output(prompt, output))
             for text, prompt, output in zip(texts, prompts, outputs, strict=True)
         ]
 
@@ -79,12 +79,12 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
             if not len(output):
                 yield text
             output = np.append(output, tokens)
-            written = self._written(prompt, output)
+            written = self._decode_output(prompt, output)
             # The last token may be only part of a multi-byte character.
             if written.startswith(shown) and not written.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield written[len(shown) :]
                 shown = written
-        yield self._written(prompt, output)[len(shown) :]
+        yield self._decode_output(prompt, output)[len(shown) :]
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
         """Computes the log-probability of each continuation given the text before it. `texts` and `continuations` have
@@ -97,7 +97,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         Raises:
           InputError: If a continuation has no tokens or exceeds the maximum length of the model.
         """
-        pairs = [self._divided(*pair) for pair in zip(texts, continuations, strict=True)]
+        pairs = [self._tokenize_pair(*pair) for pair in zip(texts, continuations, strict=True)]
         room = [max(1, self.model.max_length + 1 - len(continuation)) for _, continuation in pairs]
         prompts = [prompt[-most:] for (prompt, _), most in zip(pairs, room, strict=True)]
         return score(self.model, self.params, prompts, [pair[1] for pair in pairs], **self._settings)
@@ -134,20 +134,20 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         first = tokens[segments == 1]
         if not len(first):
             return []
-        given = min(len(first) // 2 + 1, SHOWN)
+        given = min(len(first) // 2 + 1, MAX_PROMPT_TOKENS)
         if "prefix" in batch:
             given = batch["prefix"][0][segments == 1].sum()
         elif self.template is not None:  # Up to the first answer.
             given = np.argmax(batch["weights"][0][segments == 1] > 0) + 1
         prompt = first[:given]
         (output,) = self.write([prompt])
-        return [f"{self.tokenizer.decode(prompt)} […]{self._written(prompt, output)}"]
+        return [f"{self.tokenizer.decode(prompt)} […]{self._decode_output(prompt, output)}"]
 
     @property
     def _settings(self) -> dict[str, Any]:
         return {"prefix": self.prompt != "text", "pieces": self.tokenizer.vocab_size}
 
-    def _divided(self, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
+    def _tokenize_pair(self, text: str, continuation: str) -> tuple[np.ndarray, np.ndarray]:
         """Tokenizes a text and its continuation as they would occur together. Returns the tokens of the prompt and
         those of the continuation.
         """
@@ -163,7 +163,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         before = [self.tokenizer.bos_id] if self.beginning else [] if size else [self.tokenizer.eos_id]
         return np.concatenate([before, whole[:size]]).astype(np.int32), whole[size:]
 
-    def _written(self, prompt: np.ndarray, output: np.ndarray) -> str:
+    def _decode_output(self, prompt: np.ndarray, output: np.ndarray) -> str:
         """Decodes generated tokens to a text that can be appended to the text of the prompt. It starts with a space or
         a line break if one is needed.
         """

@@ -13,7 +13,7 @@ from jaxformer.errors import InputError
 from jaxformer.models.masked_autoencoder import MaskedAutoencoder
 from jaxformer.predictors.base import Predictor
 
-SHOWN = 4
+MAX_EXAMPLES = 4
 """Maximum number of held-out images whose error `HiddenPatches.demonstrate` reports."""
 
 
@@ -40,7 +40,7 @@ class HiddenPatches(Predictor[MaskedAutoencoder]):
         squared error.
         """
         lines, hidden = [], self.model.patches - self.model.visible
-        for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
+        for row in np.flatnonzero(batch["weights"][:, 0])[:MAX_EXAMPLES]:
             one = {name: array[row : row + 1] for name, array in batch.items()}
             loss = float(self.terms(self.model, self.params, one)["loss"].value)
             lines.append(f"held-out image {row}: squared error {loss:.3f} in {hidden} hidden patches")

@@ -13,8 +13,10 @@ from jaxformer.errors import InputError
 from jaxformer.models.vit import Vit
 from jaxformer.predictors.base import Answer, Predictor
 
-ROWS, SHOWN = 32, 8
-"""Number of images per batch (`ROWS`), and maximum number of held-out images that `demonstrate` labels (`SHOWN`)."""
+ROWS, MAX_EXAMPLES = 32, 8
+"""Number of images per batch (`ROWS`), and maximum number of held-out images that `demonstrate` labels
+(`MAX_EXAMPLES`).
+"""
 TOP = 5
 """Maximum number of labels that are printed per image."""
 
@@ -63,7 +65,7 @@ class ImageLabels(Predictor[Vit]):
         """Predicts the labels of the first images in a held-out batch. Returns one line per image: the most likely
         label, its probability, and the true label if it differs.
         """
-        rows = np.flatnonzero(batch["weights"][:, 0])[:SHOWN]
+        rows = np.flatnonzero(batch["weights"][:, 0])[:MAX_EXAMPLES]
         probabilities = np.asarray(_probabilities(self.model, self.params, batch["images"][rows]))
         lines = []
         for row, shares in zip(rows, probabilities, strict=True):

@@ -16,9 +16,9 @@ from jaxformer.models.clip import Clip
 from jaxformer.predictors.base import Answer, Embeds, Predictor, RanksCandidates
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
-ROWS, SHOWN = 32, 8
+ROWS, MAX_EXAMPLES = 32, 8
 """Number of texts or images per batch (`ROWS`), and maximum number of held-out images for which `demonstrate` finds a
-text (`SHOWN`).
+text (`MAX_EXAMPLES`).
 """
 TOP = 5
 """Maximum number of candidates that are printed per request."""
@@ -106,7 +106,7 @@ class ImageTextRanking(Predictor[Clip], RanksCandidates, Embeds):
         special = self.tokenizer.is_special
         kept = [row[(mask > 0) & ~special[row]] for row, mask in zip(arrays["tokens"], arrays["segments"], strict=True)]
         texts = [self.tokenizer.decode(row) for row in kept]
-        images = _vectors(self.model, self.params, {"images": arrays["images"][:SHOWN]})
+        images = _vectors(self.model, self.params, {"images": arrays["images"][:MAX_EXAMPLES]})
         others = _vectors(self.model, self.params, {name: arrays[name] for name in ("tokens", "segments")})
         lines = []
         for place, best in enumerate(np.asarray(images @ others.T).argmax(1)):

@@ -20,7 +20,7 @@ INPUTS = ("tokens", "segments", "position_ids", "token_types", "cls_positions")
 """Names of the batch arrays that are passed to a text classifier."""
 Text = str | tuple[str, str]
 """A text, or a pair of texts."""
-SHOWN = 4
+MAX_EXAMPLES = 4
 """Maximum number of held-out texts that `held_out_texts` yields."""
 
 
@@ -130,15 +130,15 @@ def batch_logits(model: Classifier, params, batch: Mapping[str, np.ndarray]) -> 
 def held_out_texts(
     model: Classifier, params, tokenizer: Tokenizer, batch: Mapping[str, np.ndarray]
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-    """Yields (text, logits, target) for the first `SHOWN` texts of a held-out batch.
+    """Yields (text, logits, target) for the first `MAX_EXAMPLES` texts of a held-out batch.
 
     The logits are float32 [labels]. The target is the entry of `batch["targets"]` for the text: shape [1], or [labels]
     for multi-label tasks.
     """
-    batch = {name: array[:SHOWN] for name, array in batch.items()}
+    batch = {name: array[:MAX_EXAMPLES] for name, array in batch.items()}
     logits, weights = np.asarray(batch_logits(model, params, batch)), batch["weights"]
     targets = batch["targets"].reshape(*weights.shape, -1)
-    for row, example in np.argwhere(weights > 0)[:SHOWN]:
+    for row, example in np.argwhere(weights > 0)[:MAX_EXAMPLES]:
         tokens = batch["tokens"][row][batch["segments"][row] == example + 1]
         shown = tokenizer.decode(tokens[~tokenizer.is_special[tokens]])
         yield shown, logits[row, example], targets[row, example]

@@ -20,8 +20,10 @@ from jaxformer.data.transforms.image import pixels
 from jaxformer.layers.resizing import bilinear, resized
 from jaxformer.predictors.base import Answer, Predictor
 
-ROWS, SHOWN = 8, 4
-"""Number of windows per batch (`ROWS`), and maximum number of held-out images that `demonstrate` segments (`SHOWN`)."""
+ROWS, MAX_EXAMPLES = 8, 4
+"""Number of windows per batch (`ROWS`), and maximum number of held-out images that `demonstrate` segments
+(`MAX_EXAMPLES`).
+"""
 STRIP = 64
 """Number of pixel rows of a picture for which `_argmax` resizes the probabilities at a time. This limits the memory
 that it needs.
@@ -141,7 +143,7 @@ class Segmentations(Predictor[Any]):
         pixels for which the predicted label is right.
         """
         lines = []
-        for row in np.flatnonzero(batch["weights"][:, 0])[:SHOWN]:
+        for row in np.flatnonzero(batch["weights"][:, 0])[:MAX_EXAMPLES]:
             shares = np.asarray(_probabilities(self.model, self.params, batch["images"][row : row + 1]))[0]
             mask = batch["mask"][row]
             known = mask != 255

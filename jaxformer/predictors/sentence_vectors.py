@@ -18,7 +18,7 @@ from jaxformer.predictors.base import Embeds, Predictor
 from jaxformer.predictors.padding import padded, stacked
 from jaxformer.predictors.vectors import Embedded, with_cosines
 
-SHOWN = 4
+MAX_EXAMPLES = 4
 """Maximum number of held-out text pairs whose similarity `demonstrate` shows."""
 
 
@@ -44,10 +44,10 @@ class SentenceVectors(Predictor[Model], Embeds):
         """Computes the cosine similarity of the first text pairs in a held-out batch. Returns one entry per pair, with
         the cosine and both texts.
         """
-        batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
+        batch = {name: np.asarray(array)[:MAX_EXAMPLES] for name, array in batch.items()}
         firsts, seconds = (np.asarray(part) for part in self.pairs(self.model, self.params, batch))
         count, lines = batch["weights"].shape[1], []
-        for row, pair in np.argwhere(batch["weights"] > 0)[:SHOWN]:
+        for row, pair in np.argwhere(batch["weights"] > 0)[:MAX_EXAMPLES]:
             sides = ("inputs", "input_segments"), ("tokens", "segments")
             texts = [batch[tokens][row][batch[segments][row] == pair + 1] for tokens, segments in sides]
             shown = [self.tokenizer.decode(text[~self.tokenizer.is_special[text]]) for text in texts]

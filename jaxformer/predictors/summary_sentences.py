@@ -15,7 +15,7 @@ from jaxformer.models.classifier import Classifier
 from jaxformer.predictors.base import Answer, Predictor
 from jaxformer.predictors.padding import padded, stacked
 
-SHOWN = 4
+MAX_EXAMPLES = 4
 """Maximum number of held-out documents that `demonstrate` summarises."""
 
 
@@ -128,7 +128,7 @@ class SummaryPredictor(Predictor[Classifier]):
         """Summarises the first documents of a held-out batch. Returns one line per document: the selected sentences,
         followed by the sentences that the training targets (the oracle) select if they differ.
         """
-        batch = {name: np.asarray(array)[:SHOWN] for name, array in batch.items()}
+        batch = {name: np.asarray(array)[:MAX_EXAMPLES] for name, array in batch.items()}
         names = ("tokens", "segments", "position_ids", *["token_types"] * self.alternate_types)
         logits = np.asarray(_logits(self.model, self.params, {name: batch[name] for name in names}))
         lines = []
@@ -143,7 +143,7 @@ class SummaryPredictor(Predictor[Classifier]):
                 chosen = self.choose(self._scores(logits[row, : stops[-1]], starts), texts)
                 said, wanted = (" ".join(texts[index] for index in some) for some in (chosen, right))
                 lines.append(f"[{said}]" if said == wanted else f"[{said}], the oracle's: [{wanted}]")
-        return lines[:SHOWN]
+        return lines[:MAX_EXAMPLES]
 
     def _tokens(self, sentences: Sequence[str]) -> list[np.ndarray]:
         return self.tokenizer.encode_batch(list(sentences))

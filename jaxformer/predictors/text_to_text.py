@@ -23,7 +23,7 @@ Start = Literal["padding", "end", "beginning"]
 Example = tuple[np.ndarray, np.ndarray]
 """Token ids of an input and of its target text, int [tokens] each. Both end with the EOS token."""
 
-SHOWN = 3
+MAX_EXAMPLES = 3
 """Maximum number of held-out examples for which `demonstrate` generates a text."""
 
 
@@ -77,7 +77,7 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         """Generates the outputs for a few held-out inputs. Returns three lines per example: the input, its reference
         and the output. If several `prefixes` are set, examples of each are shown.
         """
-        examples = self._in_turns(list(_examples(batch)))[:SHOWN]
+        examples = self._in_turns(list(_examples(batch)))[:MAX_EXAMPLES]
         outputs = self.answer_tokens([inputs for inputs, _ in examples])
         lines = []
         for (inputs, targets), output in zip(examples, outputs, strict=True):

@@ -20,13 +20,13 @@ from jaxformer.decoding.generate import Prompt, generate_scored
 from jaxformer.decoding.settings import Decoding, TimestampRules
 from jaxformer.decoding.transcribing import (
     AUTO,
-    CONDITIONED_BELOW,
+    MAX_CONTEXT_TEMPERATURE,
     Attempt,
-    Stretch,
     Transcribing,
+    WindowSegment,
     attempt_of,
     previous_prompt,
-    stretches_of,
+    split_at_timestamps,
 )
 from jaxformer.errors import InputError
 from jaxformer.models.whisper import Whisper
@@ -36,7 +36,7 @@ from jaxformer.predictors.subtitles import srt, vtt
 
 ROWS = 16
 """Maximum number of windows, from different sounds, that are decoded together."""
-SHOWN = 3
+MAX_EXAMPLES = 3
 """Maximum number of held-out sounds that `demonstrate` transcribes."""
 FORMATS = {".srt": lambda answer: srt(answer.segments), ".vtt": lambda answer: vtt(answer.segments)}
 """Maps the file name extension of each subtitle format to a function that converts a `Transcript` to the text of the
@@ -149,15 +149,15 @@ class _Job:
     """Code of the spoken language. Empty until it is detected, and for models without languages."""
     timestamps: bool
     """Whether the model also generates timestamps for this sound."""
-    seek: int = 0
+    next_frame: int = 0
     """Index in `features` of the first frame of the next window."""
     segments: list[Segment] = dataclasses.field(default_factory=list)
-    previous: list[int] = dataclasses.field(default_factory=list)
+    prompt_tokens: list[int] = dataclasses.field(default_factory=list)
     """Tokens of earlier windows, which the prompt of the next window contains. Empty if it must not contain any."""
 
     def window(self, size: int) -> np.ndarray:
         """Returns the log-mel features of the next window, [size, mels]."""
-        return self.features[self.seek : self.seek + size]
+        return self.features[self.next_frame : self.next_frame + size]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -203,7 +203,7 @@ class Transcriber(Predictor[Whisper], Transcribes):
         while waiting:
             now = waiting[:ROWS]
             self._advance(now)
-            waiting = [job for job in now if job.seek < job.frames] + waiting[ROWS:]
+            waiting = [job for job in now if job.next_frame < job.frames] + waiting[ROWS:]
         return [self._answer(job) for job in jobs]
 
     def first_windows(self, sounds: Sequence[PreparedSound]) -> list[Attempt]:
@@ -218,7 +218,7 @@ class Transcriber(Predictor[Whisper], Transcribes):
         """Transcribes the first sounds of a held-out batch. Returns the reference and the output of each sound on two
         lines. Empty if the language of sounds is to be detected.
         """
-        rows = np.flatnonzero(batch["segments"].max(1))[:SHOWN]
+        rows = np.flatnonzero(batch["segments"].max(1))[:MAX_EXAMPLES]
         said = self.transcribing
         if said.language == AUTO:
             return []
@@ -248,20 +248,20 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return _Job(sound, features, frames, language, self.transcribing.timestamps or long)
 
     def _advance(self, jobs: Sequence[_Job]) -> None:
-        """Transcribes the next window of each sound. Adds the segments to the sound's job, and moves `seek` to the
-        window after it.
+        """Transcribes the next window of each sound. Adds the segments to the sound's job, and moves `next_frame` to
+        the window after it.
         """
         windows = [job.window(self.model.frames) for job in jobs]
         for job, window, attempt in zip(jobs, windows, self._attempts(jobs, windows), strict=True):
-            size = min(self.model.frames, job.frames - job.seek)
+            size = min(self.model.frames, job.frames - job.next_frame)
             if self.transcribing.is_silent(attempt):
-                job.seek += size
+                job.next_frame += size
                 continue
-            stretches, advance = stretches_of(attempt.tokens, self.special, size)
-            job.segments += self._segments(job, window, attempt, stretches)
+            parts, advance = split_at_timestamps(attempt.tokens, self.special, size)
+            job.segments += self._segments(job, window, attempt, parts)
             tokens = attempt.tokens if self.transcribing.condition_on_previous else ()
-            job.previous = [*job.previous, *tokens] if attempt.temperature <= CONDITIONED_BELOW else []
-            job.seek += advance
+            job.prompt_tokens = [*job.prompt_tokens, *tokens] if attempt.temperature <= MAX_CONTEXT_TEMPERATURE else []
+            job.next_frame += advance
 
     def _attempts(self, jobs: Sequence[_Job], windows: Sequence[np.ndarray]) -> list[Attempt]:
         """Encodes and decodes one window of each sound. If the language is to be detected, stores that of each sound in
@@ -333,18 +333,20 @@ class Transcriber(Predictor[Whisper], Transcribes):
     def _prefix(self, job: _Job) -> list[int]:
         language = job.language if self.transcribing.multilingual else None
         prefix = self.special.prefix(language, self.transcribing.speech_task, job.timestamps)
-        return previous_prompt(job.previous, self.special, self.model.max_length) + prefix
+        return previous_prompt(job.prompt_tokens, self.special, self.model.max_length) + prefix
 
     def _spoken(self, probabilities: np.ndarray) -> str:
         languages = self.special.languages
         return max(languages, key=lambda code: probabilities[languages[code]])
 
-    def _segments(self, job: _Job, window: np.ndarray, attempt: Attempt, stretches: Sequence[Stretch]) -> list[Segment]:
-        offset = job.seek / self.log_mel.frames_per_second
-        words = self._timed(job, window, stretches) if self.transcribing.word_times else []
+    def _segments(
+        self, job: _Job, window: np.ndarray, attempt: Attempt, parts: Sequence[WindowSegment]
+    ) -> list[Segment]:
+        offset = job.next_frame / self.log_mel.frames_per_second
+        words = self._timed(job, window, parts) if self.transcribing.word_times else []
         found = []
-        for stretch in stretches:
-            ids = self.special.words(stretch.tokens)
+        for part in parts:
+            ids = self.special.words(part.tokens)
             count, taken = len(ids), []
             while count > 0 and words:
                 taken.append(words.pop(0))
@@ -354,8 +356,8 @@ class Transcriber(Predictor[Whisper], Transcribes):
                 continue
             timed = tuple(Word(one.text, offset + one.start, offset + one.end) for one in taken)
             segment = Segment(
-                start=offset + stretch.start,
-                end=offset + stretch.end,
+                start=offset + part.start,
+                end=offset + part.end,
                 text=text,
                 words=timed,
                 temperature=attempt.temperature,
@@ -366,19 +368,17 @@ class Transcriber(Predictor[Whisper], Transcribes):
             found.append(segment)
         return found
 
-    def _timed(self, job: _Job, window: np.ndarray, stretches: Sequence[Stretch]) -> list[alignment.TimedWord]:
-        """Computes the start and end of each word in a window from the cross-attention of the model. `stretches` are
-        the parts of the window's output between timestamps.
+    def _timed(self, job: _Job, window: np.ndarray, parts: Sequence[WindowSegment]) -> list[alignment.TimedWord]:
+        """Computes the start and end of each word in a window from the cross-attention of the model. `parts` are the
+        parts of the window's output between timestamps.
         """
         weights = alignment.head_weights(self.model, self.params, window, self.transcribing.alignment_heads)
-        parts = [
-            alignment.split_words(self.special.words(stretch.tokens), self.tokenizer.decode, job.language or "en")
-            for stretch in stretches
-        ]
+        decode, language = self.tokenizer.decode, job.language or "en"
+        divided = [alignment.split_words(self.special.words(part.tokens), decode, language) for part in parts]
+        words = [word for some in divided for word in some]
         language = job.language if self.transcribing.multilingual else None
         prefix = self.special.prefix(language, self.transcribing.speech_task)
-        positions = min(self.model.positions, (job.frames - job.seek + 1) // 2)
-        words = [word for part in parts for word in part]
+        positions = min(self.model.positions, (job.frames - job.next_frame + 1) // 2)
         return alignment.align(weights, prefix, words, self.special.end, positions)
 
     def _text(self, tokens: Sequence[int] | np.ndarray) -> str:

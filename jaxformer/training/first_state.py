@@ -13,7 +13,7 @@ from jaxformer.runs.folder import DAMAGED
 from jaxformer.training import forking, warm_start
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
-from jaxformer.training.state import TrainState, abstract_state, copied, init_state, trained_and_held
+from jaxformer.training.state import TrainState, abstract_state, copied, init_state, split_frozen
 
 
 @phase("initialising the state")
@@ -41,6 +41,6 @@ def restore_or_init(
     params = state.params if experiment.lora is None else state.params["base"]
     start = warm_start.start_from(experiment.init, experiment.model, params, mesh)
     params = start.params if experiment.lora is None else state.params | {"base": start.params}
-    trained, _ = trained_and_held(experiment, params)
+    trained, _ = split_frozen(experiment, params)
     average = None if state.average is None else copied(trained)
     return dataclasses.replace(state, params=params, average=average), lanes, start.summary

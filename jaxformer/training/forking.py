@@ -19,7 +19,7 @@ from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.runs.parameters import checkpoint_order
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
-from jaxformer.training.state import TrainState, abstract_state, copied, trained_and_held
+from jaxformer.training.state import TrainState, abstract_state, copied, split_frozen
 
 BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
 """Fields of the experiment below `data` that do not affect the training batches."""
@@ -75,7 +75,7 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
         raise InputError(f"steps={experiment.steps}: fork={folder} is at step {step} already; expected more steps")
     state = TrainState.from_trees(restored)
     if wanted.average is not None and not averaged:
-        trained, _ = trained_and_held(experiment, state.params)
+        trained, _ = split_frozen(experiment, state.params)
         state = dataclasses.replace(state, average=copied(trained))
     moved = _other_batches(other, experiment) or _other_data(folder, experiment)
     lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])

@@ -14,7 +14,7 @@ from jaxformer.metrics.means import Mean, with_auxiliary
 from jaxformer.objectives.base import BatchObjective
 from jaxformer.parallel import sharding
 from jaxformer.parameter_paths import join
-from jaxformer.training.state import model_params, trained_and_held
+from jaxformer.training.state import model_params, split_frozen
 
 Means = dict[str, Mean]
 
@@ -30,11 +30,11 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
     computes the vectors of all examples, so that each micro-batch is compared with the whole batch.
     """
     objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
-    trained, held = trained_and_held(experiment, params)
+    trained, frozen = split_frozen(experiment, params)
 
     def gradient(micro, key, totals):
         def loss(trained):
-            means = objective(model, model_params(experiment, join(trained, held)), micro, key)
+            means = objective(model, model_params(experiment, join(trained, frozen)), micro, key)
             return _weighted(objective.loss_weights, means, totals), means
 
         (_, means), gradient = jax.value_and_grad(loss, has_aux=True)(trained)
@@ -67,17 +67,17 @@ def _by_cached_vectors(experiment: Experiment, objective: BatchObjective, params
     micro-batch at a time.
     """
     model, parts = experiment.model, experiment.optimizer.accumulate
-    trained, held = trained_and_held(experiment, params)
+    trained, frozen = split_frozen(experiment, params)
     micros = (jnp.arange(parts), _split(batch, parts))
 
     def vectors_of(trained, numbered):
         number, micro = numbered
-        params = model_params(experiment, join(trained, held))
+        params = model_params(experiment, join(trained, frozen))
         return objective.vectors(model, params, micro, jax.random.fold_in(key, number))
 
     def loss(trained, vectors):
         merged = jax.tree.map(_merge, vectors, is_leaf=is_mean)
-        means = objective.compare(model, model_params(experiment, join(trained, held)), merged, batch)
+        means = objective.compare(model, model_params(experiment, join(trained, frozen)), merged, batch)
         return _weighted(objective.loss_weights, means, None), means
 
     _, vectors = jax.lax.scan(lambda _, numbered: (None, vectors_of(trained, numbered)), None, micros)

@@ -25,7 +25,7 @@ from jaxformer.runs.run import Run
 from jaxformer.runs.summaries import headline
 from jaxformer.training.log_files import LogFiles
 from jaxformer.training.skips import Skip
-from jaxformer.training.state import TrainState, trained_and_held
+from jaxformer.training.state import TrainState, split_frozen
 from jaxformer.training.utilization import memory_in_use, peak_flops, step_flops
 
 PER_SECOND = "_per_second"
@@ -95,7 +95,7 @@ class Meter:
         peak, experiment = peak_flops(jax.devices()[0]), self._experiment
         if peak is None:
             return {}
-        trained = _count(trained_and_held(experiment, state.params)[0]) / _count(state.params)
+        trained = _count(split_frozen(experiment, state.params)[0]) / _count(state.params)
         data = experiment.data
         operations = step_flops(experiment.model, data.task.row, data.batch, trained)
         return {UTILIZATION: steps_per_second * operations / (peak * jax.device_count())}
@@ -112,7 +112,7 @@ def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh)
     sizes = " × ".join(f"{axis} {size}" for axis, size in used.items())
     parameters, trained = (
         sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (state.params, trained_and_held(experiment, state.params)[0])
+        for tree in (state.params, split_frozen(experiment, state.params)[0])
     )
     of_them = f" ({trained:,} trained)" if trained < parameters else ""
     unit, in_row = experiment.data.task.unit

@@ -45,7 +45,7 @@ from jaxformer.training.state import (
     abstract_state,
     check_positions,
     parameter_info,
-    trained_and_held,
+    split_frozen,
 )
 
 
@@ -76,14 +76,14 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
         return params, optimizer, average
 
     # A condition, not a choice between two results, lets the donated arrays be updated in place.
-    trained, held = trained_and_held(experiment, state.params)
+    trained, frozen = split_frozen(experiment, state.params)
     trained, optimizer, average = jax.lax.cond(
         finite, update, lambda *before: before, trained, state.optimizer, state.average
     )
     skipped = 1 - finite.astype(jnp.int32)
     after = TrainState(
         step=state.step + 1,
-        params=join(trained, held),
+        params=join(trained, frozen),
         optimizer=optimizer,
         average=average,
         skipped=state.skipped + skipped,

@@ -67,7 +67,7 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
     return experiment.model.init(key, **experiment.objective.inputs(batch))["params"]
 
 
-def trained_and_held(experiment: Experiment, params: Any) -> tuple[Any, Any]:
+def split_frozen(experiment: Experiment, params: Any) -> tuple[Any, Any]:
     """Splits the parameters of a run into two trees: those that are trained, and those that are frozen.
 
     Raises:
@@ -117,7 +117,7 @@ def create(experiment: Experiment) -> TrainState:
     """
     key = jax.random.key(experiment.seed)
     params = _run_params(experiment, key)
-    zero, (trained, _) = jnp.zeros((), jnp.int32), trained_and_held(experiment, params)
+    zero, (trained, _) = jnp.zeros((), jnp.int32), split_frozen(experiment, params)
     optimizer = experiment.optimizer.transform(experiment.steps, metadata.parameter_info(params)).init(trained)
     average = None if experiment.optimizer.ema is None else trained
     return TrainState(zero, params, optimizer, average, zero, zero)

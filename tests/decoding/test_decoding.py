@@ -24,7 +24,7 @@ from decoding_models import (
 
 from jaxformer.decoding import generate as generating
 from jaxformer.decoding import loops, steps
-from jaxformer.decoding.choosing import choose, weaken
+from jaxformer.decoding.choosing import apply_repetition_penalty, choose
 from jaxformer.decoding.generate import CHUNK, bucket, generate, stream
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
@@ -198,7 +198,7 @@ def test_seen_tokens_are_weakened_as_in_transformers():
     seen = np.array([[True, False, True, True, False, True, False, False]])
     tokens = torch.tensor(np.flatnonzero(seen)[None])
     expected = transformers.RepetitionPenaltyLogitsProcessor(1.4)(tokens, torch.tensor(LOGITS)[None])
-    np.testing.assert_allclose(weaken(LOGITS[None], seen, 1.4), expected, rtol=1e-6)
+    np.testing.assert_allclose(apply_repetition_penalty(LOGITS[None], seen, 1.4), expected, rtol=1e-6)
 
 
 @pytest.mark.slow

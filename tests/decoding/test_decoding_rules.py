@@ -9,7 +9,7 @@ import transformers
 from decoding_models import NEW, START, VOCAB, assert_same, both, common_token, prompts, run, run_theirs
 
 from jaxformer.decoding import rules
-from jaxformer.decoding.choosing import warp
+from jaxformer.decoding.choosing import apply_sampling_filters
 from jaxformer.decoding.generate import generate, stream
 from jaxformer.decoding.rules import Rules
 from jaxformer.decoding.settings import Decoding
@@ -102,7 +102,7 @@ def test_settings_at_their_defaults_add_nothing():
     scores = jnp.ones((2, 9))
     applied = Rules.of(Decoding(), [np.array([1])], np.array([4, 0]), (3,))
     assert rules.apply(scores, None, jnp.zeros((2, 4), jnp.int32), 0, applied, Decoding()) is scores
-    assert applied.only_pieces(scores) is scores
+    assert applied.mask_unused_ids(scores) is scores
     assert len(jax.tree.leaves(applied)) == 2
 
 
@@ -127,7 +127,9 @@ def test_what_is_drawn_from_is_that_of_transformers(settings):
         given = logits
         if "top_k" in settings:  # `choose` takes them before it warps.
             given = np.where(logits < np.sort(logits)[:, -settings["top_k"]][:, None], -np.inf, logits)
-        np.testing.assert_allclose(warp(jnp.array(given), Decoding(temperature=1.2, **settings)), expected, rtol=1e-5)
+        np.testing.assert_allclose(
+            apply_sampling_filters(jnp.array(given), Decoding(temperature=1.2, **settings)), expected, rtol=1e-5
+        )
         left += np.isfinite(expected).sum()
     assert 15 <= left < 15 * 9
 

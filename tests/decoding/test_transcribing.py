@@ -8,13 +8,13 @@ from small_whisper import tokenizer_json
 
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.speech_tokens import SpeechTokens
-from jaxformer.decoding.alignment import align, split_words, warp
+from jaxformer.decoding.alignment import align, dynamic_time_warping, split_words
 from jaxformer.decoding.transcribing import (
     Transcribing,
     attempt_of,
     compression_ratio,
     previous_prompt,
-    stretches_of,
+    split_at_timestamps,
 )
 from jaxformer.errors import InputError
 
@@ -24,7 +24,7 @@ T = SPECIAL.first_timestamp
 
 
 def spans(tokens, frames=3000):
-    found, advance = stretches_of(tokens, SPECIAL, frames)
+    found, advance = split_at_timestamps(tokens, SPECIAL, frames)
     return [(round(one.start, 2), round(one.end, 2), len(one.tokens)) for one in found], advance
 
 
@@ -85,7 +85,7 @@ def test_paths_are_those_of_transformers():
     for rows, columns in ((1, 1), (1, 7), (5, 1), (4, 9), (9, 4), (12, 30)):
         costs = rng.normal(size=(rows, columns))
         expected = module._dynamic_time_warping(costs)
-        for mine, theirs in zip(warp(costs), expected, strict=True):
+        for mine, theirs in zip(dynamic_time_warping(costs), expected, strict=True):
             np.testing.assert_array_equal(mine, theirs)
 
 

@@ -66,7 +66,7 @@ def test_an_answer_begins_after_a_space(tmp_path):
     before, answer = DialogueTemplate().encode(("assistant", "the light"), tokenizer)
     assert tokenizer.decode(before) == "Assistant:" and tokenizer.decode(answer[:-1]) == " the light"
     predictor = CausalLM(template=DialogueTemplate()).predictor(None, None, tokenizer)
-    assert predictor._written(before, answer) == "\nAssistant: the light"
+    assert predictor._decode_output(before, answer) == "\nAssistant: the light"
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxformer.errors import InputError
 
-SHOWN = 8
+MAX_NAMES = 8
 """Maximum number of tensor names in an error message."""
 
 
@@ -299,5 +299,5 @@ def _parsed(pattern: str, axes: int) -> tuple[list[list[int]], tuple[int, ...]]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + more
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + more

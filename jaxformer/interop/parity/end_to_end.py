@@ -95,7 +95,7 @@ def _filled(sides: Sides) -> Iterator[Line]:
         return
     ours = [[share for _, share in blank] for filled in sides.predict(texts) for blank in filled.blanks]
     fill = sides.pipeline("fill-mask", top_k=len(ours[0]))
-    sides.only_pieces(fill.model)
+    sides.mask_unused_ids(fill.model)
     theirs = []
     mask = fill.tokenizer.mask_token
     # Our mask token includes the space before it, as in training; tokenizers made by transformers 5 may keep the space.
@@ -207,7 +207,7 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
     if not prompts or (isinstance(objective, CausalLM) and objective.template is not None):
         return  # The prompt of a dialogue is made by the chat template, not only by the tokenizer.
     network, tokenizer, differing, note = sides.network(auto), their_tokenizer(sides.folder), 0, "all are equal"
-    sides.only_pieces(network)
+    sides.mask_unused_ids(network)
     given = [tokenizer(prompt, return_tensors="pt", return_token_type_ids=False) for prompt in prompts]
     read = 1 if network.config.is_encoder_decoder else max(each["input_ids"].shape[1] for each in given)
     # PyTorch models do not stop at their maximum length.

@@ -83,7 +83,7 @@ class Sides:
         experiment = override(self.run.experiment, {f"objective.{name}": value for name, value in changes.items()})
         return dataclasses.replace(self, run=dataclasses.replace(self.run, experiment=experiment))
 
-    def only_pieces(self, network: torch.nn.Module) -> None:
+    def mask_unused_ids(self, network: torch.nn.Module) -> None:
         """Makes a PyTorch model assign probability 0 to token ids that the tokenizer does not have, as the prediction
         of a run does. The vocabulary of a model may be larger than that of its tokenizer.
         """
