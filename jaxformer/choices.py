@@ -42,10 +42,10 @@ def choose(value: Any, overrides: Mapping[str, Any], prefix: str = "") -> dict[s
         known = candidates(hint, current)
         if word in known:
             start = f"{path}."
-            below = {name.removeprefix(start): new for name, new in overrides.items() if name.startswith(start)}
+            inner = {name.removeprefix(start): new for name, new in overrides.items() if name.startswith(start)}
             with under(path):
-                part = _converted(known[word], current, below, prefix + path)
-                chosen[path] = fields.replace(part, choose(part, below, prefix + start), prefix + start)
+                part = _replacement(known[word], current, inner, prefix + path)
+                chosen[path] = fields.replace(part, choose(part, inner, prefix + start), prefix + start)
         elif known:
             names = ", ".join(sorted(known))
             also = f", or one of the fields of {fields.show(current)}: {_names(current)}" if _names(current) else ""
@@ -75,27 +75,27 @@ def candidates(hint: Any, current: Any) -> dict[str, type]:
     return {cls.__name__: cls for cls in usable if any(_fits(cls, one) for one in types)}
 
 
-def _converted(cls: type, current: Any, below: Mapping[str, Any], path: str) -> Any:
+def _replacement(cls: type, current: Any, field_overrides: Mapping[str, Any], path: str) -> Any:
     """Creates an instance of `cls` to replace the config value `current`.
 
     Args:
       cls: class of the new instance.
       current: the value to replace. Its field values that differ from their defaults are copied to the new instance if
         `cls` has a field of the same name.
-      below: overrides of the new instance's fields, keyed by field path. Only those of required fields that cannot be
-        copied are used.
+      field_overrides: overrides of the new instance's fields, keyed by field path. Only those of required fields that
+        cannot be copied are used.
       path: dotted path of the value, for error messages.
 
     Raises:
-      InputError: If a required field cannot be copied and is not in `below`.
+      InputError: If a required field cannot be copied and is not in `field_overrides`.
     """
     hints, defaults = fields.hints(cls), _defaults(type(current))
     kept = {name: value for name, _, value in fields.children(current) if name in hints}
     kept = {name: value for name, value in kept.items() if name not in defaults or value != defaults[name]}
     for name in hints.keys() - kept.keys() - _defaults(cls).keys():
-        if name not in below:
+        if name not in field_overrides:
             raise InputError(f"{path} {cls.__name__}: needs {path}.{name} too")
-        kept[name] = fields.converted(f"{path}.{name}", hints[name], None, below[name])
+        kept[name] = fields.converted(f"{path}.{name}", hints[name], None, field_overrides[name])
     return cls(**kept)
 
 

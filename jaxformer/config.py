@@ -278,10 +278,12 @@ def with_vocabulary(experiment: Experiment, size: int | None) -> Experiment:
     """Returns the experiment with every `vocab` field of the model that is None set to `size`, the vocabulary size of
     the tokenizer. If `size` is None, returns it unchanged.
     """
-    return override(experiment, dict.fromkeys(open_vocabularies(experiment), size)) if size is not None else experiment
+    if size is None:
+        return experiment
+    return override(experiment, dict.fromkeys(unset_vocabulary_fields(experiment), size))
 
 
-def open_vocabularies(experiment: Experiment) -> list[str]:
+def unset_vocabulary_fields(experiment: Experiment) -> list[str]:
     """Returns the dotted paths of the model's `vocab` fields that are None, and so take the vocabulary size of the
     tokenizer (see `with_vocabulary`).
     """
@@ -356,11 +358,11 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
     line = lines[-1] if lines else getattr(error, "lineno", None)
     message = fields.one_line(error)
     if not isinstance(error, InputError):
-        message = f"{type(error).__name__}: {message}{_perhaps(message, module)}"
+        message = f"{type(error).__name__}: {message}{_spelling_suggestion(message, module)}"
     return f"{path}, line {line}: {message}"
 
 
-def _perhaps(message: str, module: types.ModuleType) -> str:
+def _spelling_suggestion(message: str, module: types.ModuleType) -> str:
     """Returns a suggestion to append to an error message about a misspelt dataclass field, such as `; perhaps width`.
     Empty for other messages, or if no field has a similar name.
     """

@@ -47,7 +47,7 @@ def replay(arguments: list[str]) -> None:
         found = replay(storage.path(options.run), options.step)
     if wrong := [row for row in options.rows or () if not 0 <= row < len(found.rows)]:
         raise InputError(f"--rows {wrong[0]}: expected 0 to {len(found.rows) - 1}")
-    used = "" if found.parameters_of is None else f" · losses by the parameters of step {found.parameters_of:,}"
+    used = "" if found.checkpoint_step is None else f" · losses by the parameters of step {found.checkpoint_step:,}"
     print(f"{options.run} · step {found.step:,} · {len(found.rows)} rows{used}")
     for row in found.rows:
         if options.rows is None or row.index in options.rows:

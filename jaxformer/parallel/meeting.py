@@ -19,7 +19,7 @@ from jaxformer.parallel.cluster import Place
 Message = dict[str, Any]
 GREETING = "jaxformer"
 """Key that identifies the first message of a process, a JSON object. Its value is the version of this protocol."""
-LONGEST = 1 << 20
+MAX_MESSAGE_BYTES = 1 << 20
 """Maximum size of a message in bytes."""
 PATIENCE = 10.0
 """Number of seconds of waiting before a line about missing processes is printed for the first time. The waiting time
@@ -70,7 +70,7 @@ class Channel:
         if not new:
             raise EOFError
         *lines, self._received = (self._received + new).split(b"\n")
-        if len(self._received) > LONGEST:
+        if len(self._received) > MAX_MESSAGE_BYTES:
             raise ValueError("too long")
         messages = [json.loads(line) for line in lines]
         if not all(isinstance(message, dict) for message in messages):

@@ -196,7 +196,7 @@ def check_vocabulary(experiment: Experiment) -> None:
     """Raises InputError if the model takes its vocabulary size from a tokenizer that has not been trained yet, so that
     the size is unknown.
     """
-    if missing := config.open_vocabularies(experiment):
+    if missing := config.unset_vocabulary_fields(experiment):
         raise InputError(
             f"{missing[0]}: it depends on a tokenizer that has not been trained; expected --{missing[0]} SIZE"
         )

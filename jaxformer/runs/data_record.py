@@ -36,7 +36,7 @@ class DataRecord:
     """A line for each change that was accepted since the run began."""
     changed_at: int = -1
     """Step at which the run last resumed with changes of its training data or tokenizer. -1 if it never did."""
-    told: tuple[str, ...] = ()
+    messages: tuple[str, ...] = ()
     """Lines to print after the comparison with the current data: which changes were accepted, or that the record was
     missing. Not stored in the file.
     """
@@ -122,8 +122,8 @@ def compared(claim: Claim, now: dict[str, Fingerprint], accept: bool) -> DataRec
         return DataRecord(now, differs=True)
     before = read_record(claim.folder)
     if before is None:
-        told = f"{claim.folder / DATA} is missing; the data is recorded as it is now"
-        return DataRecord(now, told=(told,), differs=True)
+        message = f"{claim.folder / DATA} is missing; the data is recorded as it is now"
+        return DataRecord(now, messages=(message,), differs=True)
     changes = before.changes(now)
     lines = [f"{name} {change}" for name, change in changes.items()]
     if lines and not accept:
@@ -135,7 +135,7 @@ def compared(claim: Claim, now: dict[str, Fingerprint], accept: bool) -> DataRec
         before,
         sources=before.sources | now,
         accepted=(*before.accepted, *lines),
-        told=tuple(f"accepted: {line}" for line in lines),
+        messages=tuple(f"accepted: {line}" for line in lines),
         changes_batches=any(name.startswith((TRAIN, TOKENIZER)) for name in changes),
         differs=bool(lines) or not now.keys() <= before.sources.keys(),
     )

@@ -90,7 +90,7 @@ def _check_belongs(folder: Path, experiment: Experiment) -> None:
         return
     stored = read_experiment(folder, known=experiment)
     sizes = {f"model.{path}": value for path, _, value in fields.walk(stored.model)}
-    known = {path: sizes[path] for path in config.open_vocabularies(experiment) if path in sizes}
+    known = {path: sizes[path] for path in config.unset_vocabulary_fields(experiment) if path in sizes}
     changed = [
         difference
         for difference in differences(stored, config.override(experiment, known))

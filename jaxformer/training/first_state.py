@@ -30,11 +30,11 @@ def restore_or_init(
     if saved.latest is not None:
         trees = {**abstract.trees(), "lanes": {"lanes": replicated(lanes.shape, lanes.dtype, mesh)}}
         step, restored, damaged = first_good(saved.steps, functools.partial(saved.restore, trees))
-        told = "\n".join(f"{line}; resuming from step {step}, and keeping it in {DAMAGED}/" for line in damaged)
-        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"]), told
+        message = "\n".join(f"{line}; resuming from step {step}, and keeping it in {DAMAGED}/" for line in damaged)
+        return TrainState.from_trees(restored), np.asarray(restored["lanes"]["lanes"]), message
     if experiment.fork is not None:
         fork = forking.fork_from(experiment, mesh)
-        return fork.state, fork.lanes, fork.told
+        return fork.state, fork.lanes, fork.summary
     state = init_state(experiment, abstract)
     if experiment.init is None:
         return state, lanes, ""

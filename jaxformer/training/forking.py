@@ -21,7 +21,7 @@ from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
 from jaxformer.training.state import TrainState, abstract_state, copied, split_frozen
 
-BESIDE_BATCHES = ("data.validation", "data.workers", "data.prefetch")
+NOT_AFFECTING_BATCHES = ("data.validation", "data.workers", "data.prefetch")
 """Fields of the experiment below `data` that do not affect the training batches."""
 UNLISTED = ("fork", "fork_step", "init")
 """Fields of the experiment that are not reported as changed, because they differ in every fork."""
@@ -37,7 +37,7 @@ class Fork:
     """Training state, on the mesh."""
     lanes: np.ndarray
     """State of the data pipeline, int32 [batch, S], with S integers per batch row."""
-    told: str
+    summary: str
     """Message for the log: the run and the step that the state is read from, and each setting that differs on a line of
     its own.
     """
@@ -79,10 +79,10 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
         state = dataclasses.replace(state, average=copied(trained))
     moved = _other_batches(other, experiment) or _other_data(folder, experiment)
     lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])
-    told = [f"{line}; using step {step}" for line in damaged]
-    told += [f"continues from step {step:,} of {folder}", *_changes(other, experiment)]
-    told += [f"the data starts from its beginning: {moved[0]}"] if moved else []
-    return Fork(state, lanes, "\n".join([*told, *rate_change(other, experiment, state)]))
+    summary = [f"{line}; using step {step}" for line in damaged]
+    summary += [f"continues from step {step:,} of {folder}", *_changes(other, experiment)]
+    summary += [f"the data starts from its beginning: {moved[0]}"] if moved else []
+    return Fork(state, lanes, "\n".join([*summary, *rate_change(other, experiment, state)]))
 
 
 def rate_change(before: Experiment, now: Experiment, state: TrainState) -> list[str]:
@@ -113,7 +113,7 @@ def _other_batches(other: Experiment, experiment: Experiment) -> list[str]:
     """Returns one line for each difference between two experiments that changes the training batches."""
     seeds = [f"seed: {other.seed} in the run, {experiment.seed} now"] if other.seed != experiment.seed else []
     found = configs.differences(other.data, experiment.data, "data")
-    return seeds + [str(difference) for difference in found if not difference.within(*BESIDE_BATCHES)]
+    return seeds + [str(difference) for difference in found if not difference.within(*NOT_AFFECTING_BATCHES)]
 
 
 def _other_data(folder: Path, experiment: Experiment) -> list[str]:

@@ -227,7 +227,7 @@ def fit(
         write_record(claim.folder, record)
         logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet, claim.moved))
         bent = forking.rate_change(before, experiment, state) if before and step else []
-        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent, *record.told])))
+        logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent, *record.messages])))
         traced = stack.enter_context(Profile(folder if profile else None, step, experiment.steps))
         training = Training(
             experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, traced, forked

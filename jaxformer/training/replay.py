@@ -61,7 +61,7 @@ class Replay:
 
     step: int
     """Number of the step, counted from 1 as in `metrics.jsonl`."""
-    parameters_of: int | None
+    checkpoint_step: int | None
     """Step of the checkpoint with whose parameters the losses are computed. None if there are no losses."""
     batch: dict[str, np.ndarray]
     """Arrays [b, ...] of the batch, as the objective receives them."""

@@ -53,7 +53,7 @@ class Check:
 
     name: str
     """Text that identifies the check: the fast implementation, the sizes of its inputs, and the mesh."""
-    instead: str
+    fallback_setting: str
     """Config setting with which the run would use a plain implementation in place of the fast one. The error message
     suggests it.
     """
@@ -94,7 +94,7 @@ def run(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
             if not found <= MOST:
                 raise InputError(
                     f"self-check: {check.name} on {device} differs from the plain computation by {found:.0%}, expected "
-                    f"at most {MOST:.0%}: set {check.instead}, or train with --no-self-check"
+                    f"at most {MOST:.0%}: set {check.fallback_setting}, or train with --no-self-check"
                 )
             _passed.add((device, check.name))
     if jax.process_index() == 0:

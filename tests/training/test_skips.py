@@ -74,7 +74,7 @@ def test_a_skip_between_logged_steps_is_logged_and_its_batch_is_replayed(experim
     for step in (1, 6, 12):
         again = replay(folder, step)
         assert all((again.batch[name] == array).all() for name, array in expected[step - 1].items())
-        assert again.parameters_of == {1: 5, 6: 5, 12: 10}[step]
+        assert again.checkpoint_step == {1: 5, 6: 5, 12: 10}[step]
         assert all(np.isfinite(row.loss) for row in again.rows)
     seconds = [set(batch["tokens"][:, 1].tolist()) for batch in expected]
     rare = min(set.union(*seconds), key=lambda token: sum(token in found for found in seconds))

@@ -30,7 +30,7 @@ EXAMPLE = "example"
 """File name, without extension, of the example clip that a run writes to its folder as an input for the `predict`
 command.
 """
-LONGEST = 60
+MAX_PREDICTED_WINDOWS = 60
 """Maximum number of consecutive windows of a video for which `predict` reports labels."""
 
 
@@ -205,7 +205,7 @@ class ClipField(Field[Clip]):
             try:
                 clip = open_clip(content, f"clip {number}")
                 views = sampling.spread(clip.frames, self.sampling, self.frames, self.stride, self.clips)
-                windows = sampling.windows(clip.frames, self.sampling, self.frames, self.stride, LONGEST)
+                windows = sampling.windows(clip.frames, self.sampling, self.frames, self.stride, MAX_PREDICTED_WINDOWS)
                 pixels_of_views = self.views(clip, views, self.crops)
                 pixels_of_windows = self.views(clip, windows, 1)
             except pictures.Undecodable as error:

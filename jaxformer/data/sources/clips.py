@@ -23,7 +23,7 @@ ENDINGS = (".avi", ".flv", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".og
 """File name extensions of clips, in lower case."""
 ARRAY_RATE = 25.0
 """Frames per second of a clip whose rate is unknown, such as an array."""
-MISSING = 0.5
+DURATION_TOLERANCE_SECONDS = 0.5
 """Difference in seconds by which a video may be shorter than its header says before it counts as truncated. Headers
 round the duration, and some do not count the last frame.
 """
@@ -143,7 +143,7 @@ def _measure_video(content: str | os.PathLike | bytes) -> tuple[int, float]:
         said = video.frames
         start = float(container.start_time or 0) / 1e6
         seconds = 0.0 if container.duration is None else container.duration / 1e6
-        if count and (damaged or count < said or end - start + MISSING < seconds):
+        if count and (damaged or count < said or end - start + DURATION_TOLERANCE_SECONDS < seconds):
             of = f" of {said}" if count < said else f" and {end - start:.1f} of {seconds:.1f} seconds"
             raise ValueError(f"it holds {count}{of} frames; the video is truncated")
     return count, rate

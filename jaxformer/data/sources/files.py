@@ -61,7 +61,7 @@ def check_not_empty(paths: Sequence[str], empty: Sequence[str], need: str = "doc
     note(f"{empty[0]}{more}: skipped, empty; {len(paths) - len(empty)} of {len(paths)} files are read")
 
 
-class _Pieces(Sequence):
+class _ByteRangeDocuments(Sequence):
     """Sequence of documents that are byte ranges of files. The ranges are found when a file is opened, and the bytes of
     a document are read when it is requested.
     """
@@ -102,7 +102,7 @@ class _Pieces(Sequence):
         """Yields (path, content) for each file. Fingerprints of the data are computed from the contents."""
         yield from zip(self.paths, self.buffers, strict=True)
 
-    def piece(self, index: int) -> str:
+    def text_of(self, index: int) -> str:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         buffer = self.buffers[self.files[index]]
@@ -114,7 +114,7 @@ class _Pieces(Sequence):
         return f"{self.paths[file]}: line {_line_number(self.buffers[file], self.starts[index])}"
 
 
-class TextDocuments(_Pieces):
+class TextDocuments(_ByteRangeDocuments):
     """Sequence of the documents in plain text files, each a dict {"text": str}. A document is one line (`separator` is
     `line`), a block of lines between blank lines (`blank_line`), or a whole file (`file`).
     """
@@ -139,10 +139,10 @@ class TextDocuments(_Pieces):
         check_not_empty(paths, empty)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"text": self.piece(index).strip()}
+        return {"text": self.text_of(index).strip()}
 
 
-class JsonDocuments(_Pieces):
+class JsonDocuments(_ByteRangeDocuments):
     """Sequence of the JSON objects in JSON Lines files, each a dict that maps column names to values."""
 
     scan = True
@@ -164,7 +164,7 @@ class JsonDocuments(_Pieces):
         check_not_empty(paths, empty)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return json.loads(self.piece(index))
+        return json.loads(self.text_of(index))
 
 
 class ParallelLines(Sequence):
@@ -206,7 +206,7 @@ class ParallelLines(Sequence):
         return self.sides[0].place(self.numbers[index])
 
 
-class _Lines(_Pieces):
+class _Lines(_ByteRangeDocuments):
     """Sequence of all lines of a file, including empty lines. The line numbers of empty lines, from 0, are in the set
     `blank`.
     """
@@ -220,7 +220,7 @@ class _Lines(_Pieces):
                 self.blank.add(number)
 
     def __getitem__(self, index: int) -> str:
-        return self.piece(index).strip()
+        return self.text_of(index).strip()
 
 
 def _no_object(text: str) -> str:

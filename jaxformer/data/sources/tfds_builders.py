@@ -93,7 +93,7 @@ def find(name: str, data_dir: str | None) -> Any:
         ) from error
     except Exception as error:
         raise InputError(
-            f"no TFDS data set {name!r}: {_first_line(error)}{_perhaps(base, name)}; "
+            f"no TFDS data set {name!r}: {_first_line(error)}{_suggestion(base, name)}; "
             "give a name of its catalog, such as bible/web, or the path of a prepared folder"
         ) from error
 
@@ -114,7 +114,7 @@ def import_builders() -> None:
                 importlib.import_module(f"tensorflow_datasets.{name}")
 
 
-def _perhaps(base: str, name: str) -> str:
+def _suggestion(base: str, name: str) -> str:
     """Returns a suggestion to append to an error message about a wrong data set name: a similar name, or the configs of
     the data set. Empty if there is nothing to suggest.
     """

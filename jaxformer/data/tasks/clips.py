@@ -53,7 +53,8 @@ class LabelledClips(Labelled, ClipTask):
     and CutMix, the first label has weight 1 and the second weight 0.
     """
 
-    mixes: ClassVar[tuple[str, str]] = ("clip", "clips")
+    pixel_field: ClassVar[str] = "clip"
+    pixel_array: ClassVar[str] = "clips"
 
     def view(self, encoded: Clip, rng: np.random.Generator) -> np.ndarray:
         return self.clip.view(encoded, rng)[0]
@@ -70,7 +71,7 @@ class MaskedTubes(Hidden, ClipTask):
     clip.
     """
 
-    hides: ClassVar[str] = "clip"
+    pixel_field: ClassVar[str] = "clip"
 
     def __post_init__(self):
         super().__post_init__()

@@ -94,14 +94,14 @@ class DialogueTemplate:
         return [turn for turn in [*found, (role, "\n".join(lines).strip())] if turn[1]]
 
 
-class Part(NamedTuple):
+class EncodedTurn(NamedTuple):
     """An encoded turn of a dialogue, and whether it is a training target."""
 
-    before: np.ndarray
+    role_tokens: np.ndarray
     """Tokens of the text of the role, such as "User:", which precedes the content, int32 [tokens]."""
     tokens: np.ndarray
     """Tokens of the content of the turn, followed by the EOS token, int32 [tokens]."""
-    learned: bool
+    is_target: bool
     """Whether the tokens are training targets, which is the case for turns of the assistant."""
 
 
@@ -109,7 +109,7 @@ class Part(NamedTuple):
 class Turns:
     """The encoded turns of a dialogue."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[EncodedTurn, ...]
     size: int
     """Number of characters in all turns, which counts as their size in the cache of encoded documents."""
 
@@ -165,13 +165,13 @@ class Dialogue(Task[Turns]):
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Turns:
         turns = self.read(example)
-        encoded = [Part(*self.template.encode(turn, tokenizer), turn[0] == ANSWERS) for turn in turns]
+        encoded = [EncodedTurn(*self.template.encode(turn, tokenizer), turn[0] == ANSWERS) for turn in turns]
         return Turns(tuple(encoded), sum(len(content) for _, content in turns))
 
     def examples(self, document: Turns, visit: Visit[Turns]) -> list[Example]:
         return [example for row in self._rows(document) if (example := self._example(row)) is not None]
 
-    def _rows(self, document: Turns) -> list[list[Part]]:
+    def _rows(self, document: Turns) -> list[list[EncodedTurn]]:
         """Distributes the turns of a dialogue over batch rows, in order, without separating a question from its
         answers. Returns one list of turns per row.
         """
@@ -185,23 +185,23 @@ class Dialogue(Task[Turns]):
             size += more
         return rows
 
-    def _example(self, parts: Sequence[Part]) -> Example | None:
+    def _example(self, parts: Sequence[EncodedTurn]) -> Example | None:
         """Makes a training example from the turns of one batch row. Returns None if none of its tokens is a target."""
         ids = _joined(parts)[: self.length + 1]
-        learned = [np.repeat([False, part.learned], [len(part.before), len(part.tokens)]) for part in parts]
+        learned = [np.repeat([False, part.is_target], [len(part.role_tokens), len(part.tokens)]) for part in parts]
         weights = np.concatenate([[], *learned])[1 : len(ids)].astype(np.float32)
         if not weights.any():
             return None
         return layouts.text_example(ids) | {"weights": weights}
 
 
-def _exchanges(parts: Sequence[Part]) -> Iterator[list[Part]]:
+def _exchanges(parts: Sequence[EncodedTurn]) -> Iterator[list[EncodedTurn]]:
     """Groups the turns of a dialogue into exchanges: each contains the turns up to and including the next assistant
     turns, such as a question and its answer.
     """
     exchange = []
     for part in parts:
-        if exchange and exchange[-1].learned and not part.learned:
+        if exchange and exchange[-1].is_target and not part.is_target:
             yield exchange
             exchange = []
         exchange.append(part)
@@ -209,5 +209,5 @@ def _exchanges(parts: Sequence[Part]) -> Iterator[list[Part]]:
         yield exchange
 
 
-def _joined(parts: Sequence[Part]) -> np.ndarray:
+def _joined(parts: Sequence[EncodedTurn]) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.int32), *(array for part in parts for array in part[:2])]).astype(np.int32)

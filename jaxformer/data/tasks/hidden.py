@@ -23,7 +23,7 @@ class Hidden(FieldTask):
     patch: int = 16
     """Height and width of a patch in pixels. Must equal the patch size of the model."""
 
-    hides: ClassVar[str]
+    pixel_field: ClassVar[str]
     """Name of the dataclass field, such as `image`, that reads the pixels. Its `size` is the height and width of the
     pixels.
     """
@@ -32,16 +32,16 @@ class Hidden(FieldTask):
         fields.at_least("data.task.patch", self.patch, 1)
         if self._size % self.patch:
             problem = f"={self._size}: expected a multiple of patch={self.patch}"
-            raise FieldError(f"data.task.{self.hides}.size", problem, owner="data.task")
+            raise FieldError(f"data.task.{self.pixel_field}.size", problem, owner="data.task")
 
     @property
     def _size(self) -> int:
-        return getattr(self, self.hides).size
+        return getattr(self, self.pixel_field).size
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
         noise = Feature((self._size // self.patch) ** 2, "float32")
-        return self.fields[self.hides].features() | {"noise": noise, "weights": Feature(1, "float32")}
+        return self.fields[self.pixel_field].features() | {"noise": noise, "weights": Feature(1, "float32")}
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return ()  # A masked autoencoder has no predictions.

@@ -41,7 +41,8 @@ class LabelledImages(Labelled, ImageTask):
     the first label has weight 1 and the second weight 0.
     """
 
-    mixes: ClassVar[tuple[str, str]] = ("image", "images")
+    pixel_field: ClassVar[str] = "image"
+    pixel_array: ClassVar[str] = "images"
 
     def view(self, encoded: Picture, rng: np.random.Generator) -> np.ndarray:
         return self.image.view(encoded.picture, rng)[0]
@@ -56,4 +57,4 @@ class MaskedPatches(Hidden, ImageTask):
     model sees the patches with the lowest values); `weights` float32 [batch, 1], 1 for each image.
     """
 
-    hides: ClassVar[str] = "image"
+    pixel_field: ClassVar[str] = "image"

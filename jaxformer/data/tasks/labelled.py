@@ -39,10 +39,10 @@ class Labelled(FieldTask):
     2019). 0 disables CutMix. If Mixup is also enabled, each training example uses one of the two at random.
     """
 
-    mixes: ClassVar[tuple[str, str]]
-    """Name of the dataclass field that reads the pixels, and name of the array of pixels in a batch row, such as
-    `("image", "images")`.
-    """
+    pixel_field: ClassVar[str]
+    """Name of the dataclass field that reads the pixels, such as `image`."""
+    pixel_array: ClassVar[str]
+    """Name of the array of pixels in a batch row, such as `images`."""
 
     def __post_init__(self):
         if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels):
@@ -67,7 +67,7 @@ class Labelled(FieldTask):
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
-        return self.fields[self.mixes[0]].features() | {"labels": Feature(2), "weights": Feature(2, "float32")}
+        return self.fields[self.pixel_field].features() | {"labels": Feature(2), "weights": Feature(2, "float32")}
 
     def for_evaluation(self) -> Self:
         return dataclasses.replace(super().for_evaluation(), mixup=0.0, cutmix=0.0)
@@ -78,7 +78,7 @@ class Labelled(FieldTask):
         self._target.check_source(documents, name, LOOKED_AT, "data.task.label")
 
     def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        arrays, name = self.transformed(values, visit), self.mixes[1]
+        arrays, name = self.transformed(values, visit), self.pixel_array
         image, labels, share = arrays[name], [int(arrays["labels"][0]), 0], 1.0
         if self.mixup or self.cutmix:
             image, labels[1], share = self._mixed(image, visit)
@@ -97,7 +97,7 @@ class Labelled(FieldTask):
         cuts = self.cutmix and (not self.mixup or visit.rng.random() < 0.5)
         parameter = self.cutmix if cuts else self.mixup
         share = visit.rng.beta(parameter, parameter)
-        second = self.view(other.values[self.mixes[0]], visit.rng)
+        second = self.view(other.values[self.pixel_field], visit.rng)
         if cuts:
             image, share = cutmix(image, second, share, visit.rng)
         else:

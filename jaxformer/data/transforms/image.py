@@ -25,7 +25,7 @@ Fit = Literal["crop", "stretch", "pad", "none"]
 """Method of making a picture square. `crop` resizes the shorter side and keeps the aspect ratio, `stretch` resizes both
 sides, and `none` does not resize; then the center is cropped. `pad` keeps the aspect ratio and pads with black pixels.
 """
-LONGEST = 32
+MAX_ASPECT_RATIO = 32
 """Maximum ratio of the longer to the shorter side of an image before resizing. An image with a higher ratio is cropped
 to it, which limits memory use.
 """
@@ -255,8 +255,8 @@ def fitted(
         width, height = edge, edge
     elif fit == "crop":
         short = min(width, height)
-        if max(width, height) > LONGEST * short:
-            cut = middle(width, height, min(width, LONGEST * short), min(height, LONGEST * short))
+        if max(width, height) > MAX_ASPECT_RATIO * short:
+            cut = middle(width, height, min(width, MAX_ASPECT_RATIO * short), min(height, MAX_ASPECT_RATIO * short))
             box = int(cut[0]), int(cut[1]), int(cut[2]), int(cut[3])
             picture = picture.crop(box)
             width, height = picture.size
