@@ -153,7 +153,7 @@ def _attend_by_parts(query_bthk: jax.Array, keys: KeyValue, options: AttendOptio
 
 
 def _attend_at_once(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> jax.Array:
-    if sharding.current_ways("query_position") > 1:  # Each device has some queries and all keys.
+    if sharding.current_num_parts("query_position") > 1:  # Each device has some queries and all keys.
         query_bthk = sharding.constrain(query_bthk, "bthk")
         keys = jax.tree.map(lambda array: sharding.constrain(array, "bgsk"), keys)
     return attend_with_weights(query_bthk, keys, options)[1]

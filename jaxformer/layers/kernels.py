@@ -58,7 +58,7 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
         or if `ring` is requested with dropout.
     """
     if kernel == "ring":
-        if dropped and sharding.current_ways("query_position") > 1:
+        if dropped and sharding.current_num_parts("query_position") > 1:
             raise InputError(f"attention.kernel=ring: {DROPPED}")
         if splits_positions(query_bthk, key_bgsk):
             return "ring"
@@ -121,8 +121,8 @@ def _problem(name, here, query_bthk, key_bgsk, biased, dropped) -> str | None:
 
 def splits_positions(query_bthk: jax.Array, key_bgsk: jax.Array) -> bool:
     """Returns whether the current mesh splits the sequence positions of both queries and keys into equal parts."""
-    ways = _parts(query_bthk, key_bgsk)[0]
-    return ways > 1 and key_bgsk.shape[2] % ways == 0
+    num_parts = _parts(query_bthk, key_bgsk)[0]
+    return num_parts > 1 and key_bgsk.shape[2] % num_parts == 0
 
 
 def _parts(query_bthk: jax.Array, key_bgsk: jax.Array) -> tuple[int, int, int]:
@@ -344,8 +344,8 @@ def with_own_heads(query_bthk, key_bgsk, value_bgsk) -> tuple[jax.Array, jax.Arr
     """Repeats the heads of keys and values if there are too few to divide them among the devices in the same way as the
     query heads. Returns the keys and the values.
     """
-    groups, (_, ways, _) = key_bgsk.shape[1], _parts(query_bthk, key_bgsk)
-    copies = math.lcm(groups, ways) // groups
+    groups, (_, num_parts, _) = key_bgsk.shape[1], _parts(query_bthk, key_bgsk)
+    copies = math.lcm(groups, num_parts) // groups
     if copies == 1:
         return key_bgsk, value_bgsk
     return jnp.repeat(key_bgsk, copies, axis=1), jnp.repeat(value_bgsk, copies, axis=1)

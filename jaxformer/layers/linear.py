@@ -69,7 +69,7 @@ class Linear(nn.Module):
         # One matrix product over all tokens: with separate batch and position axes, XLA on CPU turns the gradient of
         # the kernel into a strided transposing copy that costs more than the product. But a merged axis cannot be split
         # over positions.
-        leading = tokens if sharding.current_ways("residual_position") > 1 else (-1,)
+        leading = tokens if sharding.current_num_parts("residual_position") > 1 else (-1,)
         y = products.multiply(x.astype(dtype).reshape(*leading, rows), kernel.reshape(rows, -1), self.dtype)
         if self.bias:
             bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, kept), tuple(features))

@@ -49,14 +49,14 @@ def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float
         bias = bias[None]
     spec = sharding.partition_spec("bthk", query_bthk.shape, mesh)
     groups = sharding.partition_spec("bgsk", key_bgsk.shape, mesh)[1]
-    names, ways = sharding.names(spec[1:2]), sharding.parts(spec[1], mesh)
-    blocks = query_bthk.shape[1] // ways, key_bgsk.shape[2] // ways
+    names, num_devices = sharding.names(spec[1:2]), sharding.parts(spec[1], mesh)
+    blocks = query_bthk.shape[1] // num_devices, key_bgsk.shape[2] // num_devices
     in_order = mask is not None and mask.in_order and blocks[0] == blocks[1]
     window = mask.window if mask is not None and mask.aligned else None
-    steps = ways
+    steps = num_devices
     if in_order and window is not None:
-        steps = min(ways, 1 + -(-(window - 1) // blocks[0]))
-    layout = _Layout(names, ways, steps, spec[0], spec[2], groups, in_order, window, scale)
+        steps = min(num_devices, 1 + -(-(window - 1) // blocks[0]))
+    layout = _Layout(names, num_devices, steps, spec[0], spec[2], groups, in_order, window, scale)
     return _attend(layout, query_bthk, key_bgsk, value_bgsk, bias, mask)
 
 
@@ -68,11 +68,11 @@ class _Layout:
 
     names: tuple[str, ...]
     """Mesh axes that the positions of a sequence are split over. The devices along them form the ring."""
-    ways: int
+    num_devices: int
     """Number of devices in the ring."""
     steps: int
-    """Number of blocks of keys that each device receives, including its own. It is less than `ways` if a causal mask
-    with a window hides the others from all queries.
+    """Number of blocks of keys that each device receives, including its own. It is less than `num_devices` if a causal
+    mask with a window hides the others from all queries.
     """
     rows: Any
     """Mesh axes that the batch is split over, as an entry of a `PartitionSpec`."""
@@ -131,12 +131,12 @@ class _Layout:
         """Sends a tree of arrays from each device to the one that follows it `hops` places later in the ring. Returns
         the tree that this device receives.
         """
-        pairs = [(place, (place + hops) % self.ways) for place in range(self.ways)]
+        pairs = [(place, (place + hops) % self.num_devices) for place in range(self.num_devices)]
         return jax.tree.map(lambda array: jax.lax.ppermute(array, self.names, pairs), tree)
 
     def source(self, step: jax.Array | int) -> jax.Array:
         """Returns the index of the device whose block of keys this device processes in the given step."""
-        return (jax.lax.axis_index(self.names) - step) % self.ways
+        return (jax.lax.axis_index(self.names) - step) % self.num_devices
 
     def where_seen(self, source: jax.Array, length: int, function: Callable[..., Any], carry: Any, *operands) -> Any:
         """Calls `function(carry, *operands)` and returns its result, unless the mask hides the block of keys of the

@@ -216,7 +216,7 @@ def rematerialised(function: Callable[..., Any], remat: str, in_loop: bool) -> C
     """
     policy = REMAT_POLICIES.get(remat)
     if remat == "none":
-        if sharding.current_ways("residual_position") == sharding.current_ways("query_position"):
+        if sharding.current_num_parts("residual_position") == sharding.current_num_parts("query_position"):
             return function
         policy = _not_gathered
     if remat == "offload" and sharding.platform() == "cpu":

@@ -84,18 +84,18 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     is the pair of label smoothing and z-loss.
     """
     x = sharding.constrain(x, "btd")
-    rows, ways, part = x.shape[0], _ways(x), x.shape[1] // _ways(x)
+    rows, shards, part = x.shape[0], _position_shards(x), x.shape[1] // _position_shards(x)
     chunks = _chunks(rows, part, len(lm_head.table))
     one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient)
     if chunks == 1:
         return one(x, targets, weights)
     size = -(-part // chunks)
 
-    def split(array):  # [b, m, ...] -> [chunk, b, ways · size, ...]; each chunk has positions of every device
+    def split(array):  # [b, m, ...] -> [chunk, b, shards · size, ...]; each chunk has positions of every device
         rest = array.shape[2:]
         padding = [(0, 0), (0, 0), (0, chunks * size - part)] + [(0, 0)] * len(rest)
-        parts = jnp.pad(array.reshape(rows, ways, part, *rest), padding).reshape(rows, ways, chunks, size, *rest)
-        return jnp.moveaxis(parts, 2, 0).reshape(chunks, rows, ways * size, *rest)
+        parts = jnp.pad(array.reshape(rows, shards, part, *rest), padding).reshape(rows, shards, chunks, size, *rest)
+        return jnp.moveaxis(parts, 2, 0).reshape(chunks, rows, shards * size, *rest)
 
     def body(carry, chunk):
         sums, gradients = one(*chunk)
@@ -107,7 +107,7 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     (sums, dhead), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
     if dx is None:
         return sums, None
-    dx = jnp.moveaxis(dx.reshape(chunks, rows, ways, size, -1), 0, 2).reshape(rows, ways, chunks * size, -1)
+    dx = jnp.moveaxis(dx.reshape(chunks, rows, shards, size, -1), 0, 2).reshape(rows, shards, chunks * size, -1)
     return sums, (dx[:, :, :part].reshape(x.shape), dhead)
 
 
@@ -120,7 +120,7 @@ def _chunk(
     splits the positions.
     """
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
-    leading = shape[:-1] if _ways(x) > 1 else (-1,)
+    leading = shape[:-1] if _position_shards(x) > 1 else (-1,)
     x, targets, weights = x.reshape(*leading, width), targets.reshape(*leading, 1), weights.reshape(*leading, 1)
     logits = sharding.constrain(lm_head.logits(x), "btv" if x.ndim > 2 else "bv")
     vocab = logits.shape[-1]
@@ -155,7 +155,7 @@ def _chunk(
     return sums, (dx, lm_head.replace(table=dtable, bias=dbias))
 
 
-def _ways(x: jax.Array) -> int:
+def _position_shards(x: jax.Array) -> int:
     """Returns the number of shards into which the current mesh splits the position axis (axis 1) of `x` [batch,
     predictions, embed].
     """
@@ -167,7 +167,7 @@ def _ways(x: jax.Array) -> int:
 
 
 def _chunks(rows: int, positions: int, vocab: int) -> int:
-    devices = sharding.current_ways("batch")  # `positions` are those of one device.
+    devices = sharding.current_num_parts("batch")  # `positions` are those of one device.
     return min(positions, -(-rows * positions * vocab // (CHUNK_ELEMENTS * devices)))
 
 

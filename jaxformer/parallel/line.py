@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from typing import NoReturn
 
 from jaxformer.parallel.cluster import Place
-from jaxformer.parallel.meeting import GRACE, GREETING, Channel, Message, attend, finish, gather
+from jaxformer.parallel.meeting import GRACE, GREETING, Channel, Message, accept_processes, finish, join_process_0
 
 
 class Line:
@@ -31,7 +31,7 @@ class Line:
         self.place, self._channels, self._names = place, channels, names
         self._done: set[int] = set()
         self._ending = threading.Lock()
-        os.register_at_fork(after_in_child=self._forget)
+        os.register_at_fork(after_in_child=self._close_in_child)
         threading.Thread(target=self._watch, name="line", daemon=True).start()
 
     @classmethod
@@ -48,7 +48,7 @@ class Line:
           InputError: If a process does not connect in time, two have the same index, or their facts differ.
         """
         own = {"process": place.process, "processes": place.processes, "name": _name(), "facts": facts}
-        meet = gather if place.process == 0 else attend
+        meet = accept_processes if place.process == 0 else join_process_0
         return cls(place, *meet(place, {GREETING: 1, **own}, wait))
 
     def done(self) -> None:
@@ -84,7 +84,7 @@ class Line:
         finish(self._channels.values())
         os._exit(status)  # A normal exit would wait for processes that have already ended.
 
-    def _forget(self) -> None:
+    def _close_in_child(self) -> None:
         """Closes the connections in a forked child process. Otherwise they would stay open when the parent process
         ends.
         """
@@ -99,10 +99,10 @@ class Line:
                 self._read(number, channel.unread)
             while waiting.get_map():
                 for key, _ in waiting.select():
-                    if not self._heard(key.data):
+                    if not self._receive(key.data):
                         waiting.unregister(key.fileobj)
 
-    def _heard(self, number: int) -> bool:
+    def _receive(self, number: int) -> bool:
         """Receives and handles messages of the process with index `number`. Returns False if its connection has
         ended.
         """

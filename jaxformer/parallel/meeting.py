@@ -93,7 +93,7 @@ def finish(channels: Collection[Channel]) -> None:
                 pass
 
 
-def gather(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel], dict[int, str]]:
+def accept_processes(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel], dict[int, str]]:
     """Waits in process 0 until all other processes have connected, and checks that they belong to the same run.
 
     Args:
@@ -247,9 +247,10 @@ def differing(number: int, facts: dict[str, str], other: int, others: dict[str, 
     return f"process {other} differs from process {number}: {shown}{more}"
 
 
-def attend(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel], dict[int, str]]:
+def join_process_0(place: Place, own: Message, wait: float) -> tuple[dict[int, Channel], dict[int, str]]:
     """Connects this process to process 0, and waits until all processes have connected. Takes the same arguments as
-    `gather`, and returns two dicts of the same form, which contain only the connection to process 0 and its name.
+    `accept_processes`, and returns two dicts of the same form, which contain only the connection to process 0 and its
+    name.
     """
     channel = Channel(_connect(place, wait))
     channel.send(own)

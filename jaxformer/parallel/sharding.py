@@ -236,11 +236,11 @@ def use(mesh: jax.sharding.Mesh, config: Mesh) -> Iterator[None]:
     """Context manager that makes `mesh` JAX's current mesh, and `config` its config, which determines the sharding
     rules.
     """
-    with jax.set_mesh(mesh), overridden(config):
+    with jax.set_mesh(mesh), use_config(config):
         yield
 
 
-def overridden(config: Mesh) -> contextlib.AbstractContextManager:
+def use_config(config: Mesh) -> contextlib.AbstractContextManager:
     """Context manager that changes the config of the current mesh, and with it the sharding rules, but keeps JAX's
     current mesh.
     """
@@ -254,17 +254,17 @@ def mesh_text(sizes: Mapping[str, int], one: str = "data 1") -> str:
     return " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1) or one
 
 
-def ways(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
+def num_parts(mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh, axis: str) -> int:
     """Returns the number of parts into which the current rules split an array axis, such as `batch`, on a mesh."""
     return int(np.prod([mesh.shape.get(name, 1) for name in rules()[axis]], dtype=int))
 
 
-def current_ways(axis: str) -> int:
+def current_num_parts(axis: str) -> int:
     """Returns the number of parts into which an array axis, such as `batch`, is split on the current mesh. Returns 1
     without a mesh.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else ways(mesh, axis)
+    return 1 if mesh.empty else num_parts(mesh, axis)
 
 
 def platform() -> str:

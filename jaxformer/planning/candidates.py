@@ -17,19 +17,19 @@ from jaxformer.config import Experiment
 from jaxformer.layers.pipeline import Schedule
 from jaxformer.parallel import metadata, sharding
 from jaxformer.planning.roofline import Roofline
-from jaxformer.planning.topologies import Place, Topology
+from jaxformer.planning.topologies import DeviceLocation, Topology
 from jaxformer.training.state import boxed_params, create
 from jaxformer.training.utilization import PEAK_FLOPS
 
 REMAT = ("none", "dots", "full")
 """Rematerialisation policies, in order of decreasing memory use."""
-AGAIN = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
+RECOMPUTED_FRACTION = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
 """Additional FLOPs that each rematerialisation policy spends on recomputation in the backward pass, as a fraction of
 the model's FLOPs per step. The policy `dots` recomputes only the matrix products of attention.
 """
-MICRO = (1, 2, 4, 8, 16)
+MICRO_BATCHES = (1, 2, 4, 8, 16)
 """Numbers of micro-batches per step that a search tries."""
-TENSOR = 16
+MAX_TENSOR = 16
 """Maximum size of the mesh axis `tensor` that a search tries. On GPUs, the size is also at most the number of GPUs per
 node.
 """
@@ -106,19 +106,19 @@ def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate
     micro-batches.
     """
     tpu = topology.chip.platform == "tpu"
-    slices = topology.islands if tpu else 1
+    slices = topology.slices_or_nodes if tpu else 1
     fixed = {name: max(1, getattr(experiment.mesh, name)) for name in FIXED}
     others = math.prod(fixed.values())
     inside = topology.size // (slices * others)
-    tensor = [size for size in powers(inside) if size <= (TENSOR if tpu else min(TENSOR, topology.chip.island))]
-    for ways in tensor:
-        for fsdp in powers(inside // ways):
-            if inside % (ways * fsdp):
+    max_tensor = MAX_TENSOR if tpu else min(MAX_TENSOR, topology.chip.gpus_per_node)
+    for tensor in (size for size in powers(inside) if size <= max_tensor):
+        for fsdp in powers(inside // tensor):
+            if inside % (tensor * fsdp):
                 continue
-            data = inside // (ways * fsdp)
-            mesh = dataclasses.replace(experiment.mesh, slices=slices, data=data, fsdp=fsdp, tensor=ways, **fixed)
+            data = inside // (tensor * fsdp)
+            mesh = dataclasses.replace(experiment.mesh, slices=slices, data=data, fsdp=fsdp, tensor=tensor, **fixed)
             for remat in REMAT:
-                for micro in MICRO:
+                for micro in MICRO_BATCHES:
                     yield Candidate(mesh, remat, micro)
 
 
@@ -140,7 +140,9 @@ class Formulas:
         self._optimizer = _bytes((state.optimizer, state.average)) / _bytes(state.params)
         chips = [tuple(map(int, place)) for place in np.ndindex(topology.shape)]
         inside = [place for place in chips for _ in range(topology.chip.devices)]
-        self._places: list[Place] = [(island, place) for island in range(topology.islands) for place in inside]
+        self._places: list[DeviceLocation] = [
+            (unit, place) for unit in range(topology.slices_or_nodes) for place in inside
+        ]
 
     def problem(self, candidate: Candidate) -> str | None:
         """Returns the reason why a candidate cannot run: the batch cannot be divided into equal parts for its mesh and
@@ -148,10 +150,10 @@ class Formulas:
         can run.
         """
         mesh, batch = candidate.mesh, self._experiment.data.batch
-        ways = _batch_ways(mesh)
-        if batch % (ways * candidate.micro):
+        parts = _batch_parts(mesh)
+        if batch % (parts * candidate.micro):
             micro = f" × {candidate.micro} micro-batches" if candidate.micro > 1 else ""
-            return f"the batch of {batch:,} does not divide into {ways} shares{micro}"
+            return f"the batch of {batch:,} does not divide into {parts} shares{micro}"
         sizes = {"tensor": mesh.tensor, "fsdp": mesh.fsdp}
         rules = {**sharding.RULES, **dict(mesh.rules)}
         for box in self._boxes:
@@ -209,9 +211,9 @@ class Formulas:
         for axis, amount in sent.items():
             reach = self._topology.reach(self._group(mesh, axis))
             fast += amount * (reach.within - 1) / reach.within / (chip.links * reach.share)
-            slow += amount * (reach.islands - 1) / reach.islands / reach.within / chip.network
+            slow += amount * (reach.slices_or_nodes - 1) / reach.slices_or_nodes / reach.within / chip.network
         waiting = passes / schedule.micro_batches
-        operations = self._flops * (1 + AGAIN[candidate.remat]) / self._topology.size * waiting
+        operations = self._flops * (1 + RECOMPUTED_FRACTION[candidate.remat]) / self._topology.size * waiting
         return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
 
     def _elements(self, mesh: sharding.Mesh, axes: tuple[str, ...]) -> float:
@@ -221,7 +223,7 @@ class Formulas:
         sizes = {name: getattr(mesh, name) if name in axes else 1 for name in sharding.AXIS_NAMES}
         abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
         total = 0.0
-        with sharding.overridden(mesh):
+        with sharding.use_config(mesh):
             for box in self._boxes:
                 spec = sharding.partition_spec(box.letters, box.value.shape, abstract)
                 total += box.value.size / math.prod(sizes[name] for name in sharding.names(spec))
@@ -254,9 +256,9 @@ class Formulas:
 
     def _rows(self, candidate: Candidate) -> float:
         """Returns the number of batch rows per device."""
-        return self._experiment.data.batch / _batch_ways(candidate.mesh)
+        return self._experiment.data.batch / _batch_parts(candidate.mesh)
 
-    def _group(self, mesh: sharding.Mesh, axis: str) -> list[Place]:
+    def _group(self, mesh: sharding.Mesh, axis: str) -> list[DeviceLocation]:
         """Returns the locations of a group of devices that communicate along a mesh axis: the devices that have index 0
         on all other axes.
 
@@ -268,7 +270,7 @@ class Formulas:
         return [self._places[number] for number in first]
 
 
-def _batch_ways(mesh: sharding.Mesh) -> int:
+def _batch_parts(mesh: sharding.Mesh) -> int:
     """Returns the number of parts into which a mesh splits a batch."""
     return math.prod(getattr(mesh, name) for name in sharding.RULES["batch"])
 

@@ -42,7 +42,7 @@ class Chip:
     """Number of dimensions of the fast network: 2 or 3 if it is a torus, 1 if every device can send to every other one
     at full speed.
     """
-    island: int = 0
+    gpus_per_node: int = 0
     """Number of GPUs per node. 0 for TPUs, whose number of chips per slice is part of the topology name."""
 
     @property
@@ -64,9 +64,9 @@ CHIPS = {
         # Each of the two devices of a chip has half of its memory and cores. They share the links.
         Chip("tpu7x", "TPU7x", "tpu", 96 * GIB, 3690 * GB, 300 * GB, 50 * GBIT, devices=2, dimensions=3),
         # Memory sizes are those that CUDA reports. As in NVIDIA DGX, each GPU has a 400 Gbit/s ConnectX-7 card.
-        Chip("h100", "NVIDIA H100", "gpu", 84_978_434_048, 3350 * GB, 450 * GB, 400 * GBIT, island=8),
-        Chip("h200", "NVIDIA H200", "gpu", 151_397_597_184, 4800 * GB, 450 * GB, 400 * GBIT, island=8),
-        Chip("b200", "NVIDIA B200", "gpu", 191_514_411_008, 8000 * GB, 900 * GB, 400 * GBIT, island=8),
+        Chip("h100", "NVIDIA H100", "gpu", 84_978_434_048, 3350 * GB, 450 * GB, 400 * GBIT, gpus_per_node=8),
+        Chip("h200", "NVIDIA H200", "gpu", 151_397_597_184, 4800 * GB, 450 * GB, 400 * GBIT, gpus_per_node=8),
+        Chip("b200", "NVIDIA B200", "gpu", 191_514_411_008, 8000 * GB, 900 * GB, 400 * GBIT, gpus_per_node=8),
     )
 }
 """Maps the name of each supported chip, such as `v5p`, to its specification."""

@@ -14,7 +14,7 @@ from jax.experimental import topologies
 from jaxformer.errors import InputError
 from jaxformer.planning.hlo import Program
 from jaxformer.planning.targets import target_config
-from jaxformer.planning.topologies import Place, Topology
+from jaxformer.planning.topologies import DeviceLocation, Topology
 
 COMPILERS = {"tpu": ("libtpu",), "gpu": ("jax_cuda12_plugin", "jax_cuda13_plugin")}
 """Maps each platform to the Python packages that contain its compiler. One of these packages must be installed."""
@@ -106,10 +106,14 @@ def _description(topology: Topology) -> dict[str, Any]:
     chip, shape = topology.chip, "x".join(map(str, topology.shape))
     if chip.platform == "gpu":
         target = target_config(chip.name)
-        return {"topology_name": chip.name, "topology": f"1x{topology.islands}x{shape}", "target_config": target}
+        return {
+            "topology_name": chip.name,
+            "topology": f"1x{topology.slices_or_nodes}x{shape}",
+            "target_config": target,
+        }
     options: dict[str, Any] = {"topology_name": f"{chip.name}:{shape}"}
-    if topology.islands > 1:
-        options["num_slices"] = topology.islands
+    if topology.slices_or_nodes > 1:
+        options["num_slices"] = topology.slices_or_nodes
     if topology.shape == (1, 1):
         options["chips_per_host_bounds"] = [1, 1, 1]
     if chip.name == "v4":  # As on Google Cloud, the two cores of a chip are one device.
@@ -117,13 +121,13 @@ def _description(topology: Topology) -> dict[str, Any]:
     return options
 
 
-def place(topology: Topology, device: Any) -> Place:
+def place(topology: Topology, device: Any) -> DeviceLocation:
     """Returns the location of a device in a topology: the index of its TPU slice or GPU node, and its coordinates
     within it.
     """
     if topology.chip.platform == "gpu":
-        island, number = divmod(device.id, topology.shape[0])
-        return island, (number,)
+        node, number = divmod(device.id, topology.shape[0])
+        return node, (number,)
     return getattr(device, "slice_index", None) or 0, tuple(device.coords[: topology.chip.dimensions])
 
 

@@ -46,7 +46,7 @@ def padded_share(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.
     axis `fsdp` is not a multiple of `parameter_shards.TILE`.
     """
     total = padded = 0
-    with sharding.overridden(experiment.mesh):
+    with sharding.use_config(experiment.mesh):
         for box in jax.tree.leaves(boxed_params(experiment), is_leaf=metadata.is_boxed):
             shape = box.value.shape
             spec = parameter_shards.parameter_spec(box.letters, shape, mesh)
@@ -61,14 +61,14 @@ def _whole_reductions(topology: Topology, mesh: jax.sharding.Mesh, collectives: 
 
     The TPU compiler does this if the mesh axis `fsdp` contains all devices of the program and there are at least 64.
     """
-    ways, size = mesh.shape["fsdp"], topology.size
+    fsdp, size = mesh.shape["fsdp"], topology.size
 
     def sent(kind: str) -> float:
         return sum(one.fast + one.slow for one in collectives if one.kind == kind and one.reach.size == size)
 
-    if ways < size or not sent("all-reduce") > sent("all-gather") + sent("reduce-scatter"):
+    if fsdp < size or not sent("all-reduce") > sent("all-gather") + sent("reduce-scatter"):
         return []
     return [
-        f"mesh.fsdp={ways} has all devices, so the compiler gathers parameters and sums gradients by all-reduces of "
-        f"whole arrays; --mesh.data 2 --mesh.fsdp {ways // 2} sends about half as much"
+        f"mesh.fsdp={fsdp} has all devices, so the compiler gathers parameters and sums gradients by all-reduces of "
+        f"whole arrays; --mesh.data 2 --mesh.fsdp {fsdp // 2} sends about half as much"
     ]

@@ -175,14 +175,13 @@ def check(experiment: Experiment, topology: Topology) -> AbstractMesh:
             f"mesh {sharding.mesh_text(sizes)} has {used} of the {topology.size} devices of {topology.name}: expected "
             "all of them; -1 for one of its axes takes the rest"
         )
-    if topology.chip.platform == "tpu" and sizes["slices"] not in (1, topology.islands):
-        raise InputError(f"mesh.slices={sizes['slices']}: {topology.name} has {topology.islands} slice(s)")
-    if topology.chip.platform == "tpu" and sizes["slices"] != topology.islands:
-        raise InputError(
-            f"mesh.slices=1: {topology.name} has {topology.islands} slices; expected --mesh.slices {topology.islands}"
-        )
+    slices = topology.slices_or_nodes
+    if topology.chip.platform == "tpu" and sizes["slices"] not in (1, slices):
+        raise InputError(f"mesh.slices={sizes['slices']}: {topology.name} has {slices} slice(s)")
+    if topology.chip.platform == "tpu" and sizes["slices"] != slices:
+        raise InputError(f"mesh.slices=1: {topology.name} has {slices} slices; expected --mesh.slices {slices}")
     mesh = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-    with sharding.overridden(experiment.mesh):
+    with sharding.use_config(experiment.mesh):
         check_batch(experiment, mesh)
         check_experts(experiment, mesh)
         check_axes(experiment, mesh)

@@ -29,7 +29,7 @@ CUBE = 4
 NODES = 1024
 """Maximum number of GPU nodes that a topology name can request."""
 
-Place = tuple[int, tuple[int, ...]]
+DeviceLocation = tuple[int, tuple[int, ...]]
 """Location of a device: the index of its TPU slice or GPU node, and its coordinates within it."""
 
 
@@ -41,7 +41,7 @@ class Reach:
 
     size: int
     """Number of devices in the group. They communicate only with each other."""
-    islands: int
+    slices_or_nodes: int
     """Number of TPU slices or GPU nodes that contain devices of the group."""
     share: float
     """Fraction of a device's fast links that the group can use. On a torus, a device uses two links along each
@@ -51,7 +51,7 @@ class Reach:
     @property
     def within(self) -> float:
         """Mean number of devices of the group per TPU slice or GPU node."""
-        return self.size / self.islands
+        return self.size / self.slices_or_nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +64,13 @@ class Topology:
     """Number of chips along each dimension of a TPU slice. For GPUs, a tuple with one entry, the number of GPUs per
     node.
     """
-    islands: int = 1
+    slices_or_nodes: int = 1
     """Number of TPU slices or GPU nodes. The slow network connects them."""
 
     @property
     def size(self) -> int:
         """Total number of devices."""
-        return self.islands * math.prod(self.shape) * self.chip.devices
+        return self.slices_or_nodes * math.prod(self.shape) * self.chip.devices
 
     def is_ring(self, dimension: int) -> bool:
         """Returns whether the chips along a dimension of a TPU slice are connected as a ring. Otherwise, they are
@@ -80,19 +80,19 @@ class Topology:
             return self.shape[dimension] >= RING
         return all(size % CUBE == 0 for size in self.shape)
 
-    def reach(self, places: Iterable[Place]) -> Reach:
+    def reach(self, places: Iterable[DeviceLocation]) -> Reach:
         """Determines how the devices of a group are connected. `places` are the locations of these devices."""
         places = list(places)
-        islands = {island for island, _ in places}
+        units = {unit for unit, _ in places}  # Slices or nodes.
         if self.chip.dimensions == 1:
-            return Reach(len(places), len(islands), 1.0)
-        first = [place for island, place in places if island == places[0][0]]
+            return Reach(len(places), len(units), 1.0)
+        first = [place for unit, place in places if unit == places[0][0]]
         used = 0
         for dimension, size in enumerate(self.shape):
             extent = len({place[dimension] for place in first})
             used += 0 if extent == 1 else 2 if extent == size and self.is_ring(dimension) else 1
         # Two devices of the same chip communicate without using links.
-        return Reach(len(places), len(islands), used / (2 * self.chip.dimensions) or 1.0)
+        return Reach(len(places), len(units), used / (2 * self.chip.dimensions) or 1.0)
 
 
 def parse(name: str) -> Topology:
@@ -123,19 +123,19 @@ def parse(name: str) -> Topology:
 
 def _gpus(name: str, chip: Chip, several: int, shape: tuple[int, ...]) -> Topology:
     count = several * math.prod(shape)
-    nodes = -(-count // chip.island)
-    if len(shape) > 1 or several > 1 or not 1 <= count <= chip.island * NODES:
-        raise InputError(f"--topology {name}: expected the number of GPUs, such as {chip.name}:{chip.island}")
-    if nodes == 1 and chip.island % count == 0:
+    nodes = -(-count // chip.gpus_per_node)
+    if len(shape) > 1 or several > 1 or not 1 <= count <= chip.gpus_per_node * NODES:
+        raise InputError(f"--topology {name}: expected the number of GPUs, such as {chip.name}:{chip.gpus_per_node}")
+    if nodes == 1 and chip.gpus_per_node % count == 0:
         return Topology(name, chip, (count,))
-    if count % chip.island:
-        low, high = chip.island * (nodes - 1), chip.island * nodes
-        near = [max(size for size in (1, 2, 4, 8) if size < count), chip.island] if nodes == 1 else [low, high]
+    if count % chip.gpus_per_node:
+        low, high = chip.gpus_per_node * (nodes - 1), chip.gpus_per_node * nodes
+        near = [max(size for size in (1, 2, 4, 8) if size < count), chip.gpus_per_node] if nodes == 1 else [low, high]
         raise InputError(
-            f"--topology {name}: a node has {chip.island} GPUs; expected 1, 2, 4 or whole nodes: nearest "
+            f"--topology {name}: a node has {chip.gpus_per_node} GPUs; expected 1, 2, 4 or whole nodes: nearest "
             + " and ".join(f"{chip.name}:{size}" for size in near)
         )
-    return Topology(name, chip, (chip.island,), nodes)
+    return Topology(name, chip, (chip.gpus_per_node,), nodes)
 
 
 def _slices(name: str, chip: Chip, several: int, shape: tuple[int, ...]) -> Topology:

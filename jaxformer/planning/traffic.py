@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from jaxformer.planning import groups
 from jaxformer.planning.hlo import Computation, Instruction, Program, array_bytes
-from jaxformer.planning.topologies import Place, Reach, Topology
+from jaxformer.planning.topologies import DeviceLocation, Reach, Topology
 
 KINDS = (
     "all-reduce",
@@ -63,8 +63,8 @@ class Collective:
         """Number of bytes per step that a device sends over the slow network (between TPU slices or GPU nodes). The
         devices of a slice or node share its traffic equally.
         """
-        islands = self.reach.islands
-        return self.times * self._passes * self.total * (islands - 1) / islands / self.reach.within
+        units = self.reach.slices_or_nodes
+        return self.times * self._passes * self.total * (units - 1) / units / self.reach.within
 
     @property
     def _passes(self) -> float:
@@ -76,7 +76,7 @@ class Collective:
         return 2.0 if self.kind == "all-reduce" else 1.0
 
 
-def collectives(program: Program, topology: Topology, places: Sequence[Place]) -> list[Collective]:
+def collectives(program: Program, topology: Topology, places: Sequence[DeviceLocation]) -> list[Collective]:
     """Returns the collective operations of a program, with their sizes, how often they run per step, and how their
     devices are connected.
 
@@ -93,7 +93,7 @@ def collectives(program: Program, topology: Topology, places: Sequence[Place]) -
             found = groups.of(instruction.attributes, len(places))
             several = [topology.reach(places[number] for number in group) for group in found]
             # The groups of a collective run at the same time, so the slowest group determines the time.
-            reaches[key] = max(several, key=lambda one: (one.islands, -one.share))
+            reaches[key] = max(several, key=lambda one: (one.slices_or_nodes, -one.share))
         return reaches[key]
 
     found = []

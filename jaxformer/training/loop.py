@@ -376,12 +376,12 @@ def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.A
     micro-batches split a batch.
     """
     batch, parts = experiment.data.batch, experiment.optimizer.accumulate
-    ways = sharding.ways(mesh, "batch")
-    if batch % (ways * parts):
+    num_parts = sharding.num_parts(mesh, "batch")
+    if batch % (num_parts * parts):
         used = [name for name in sharding.rules()["batch"] if mesh.shape[name] > 1]
         axes = " × ".join(f"mesh.{name}" for name in used or ["data"])
-        shares = f"{ways} shares ({axes})" + (f" × {parts} micro-batches" if parts > 1 else "")
-        nearest = max(1, round(batch / (ways * parts))) * ways * parts
+        shares = f"{num_parts} shares ({axes})" + (f" × {parts} micro-batches" if parts > 1 else "")
+        nearest = max(1, round(batch / (num_parts * parts))) * num_parts * parts
         raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
 
 

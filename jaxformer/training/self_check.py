@@ -139,7 +139,7 @@ def _copies(mesh: jax.sharding.Mesh) -> int:
     """Returns how often to repeat the `ROWS` batch rows, so that the batch size is divisible by the number of parts
     into which the mesh splits a batch.
     """
-    return int(np.lcm(ROWS, sharding.ways(mesh, "batch"))) // ROWS
+    return int(np.lcm(ROWS, sharding.num_parts(mesh, "batch"))) // ROWS
 
 
 def _repeat(array: jax.Array, copies: int) -> jax.Array:

@@ -63,11 +63,11 @@ def check_experts(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding
     """Raises InputError if the size of the mesh axis `expert` does not divide the number of experts of the model, or is
     above 1 although the model has no experts.
     """
-    ways = mesh.shape["expert"]
+    size = mesh.shape["expert"]
     kinds = [kind for stack in experiment.model.stacks().values() for kind in stack.kinds]
     numbers = sorted({kind.mlp.experts for kind in kinds if hasattr(kind.mlp, "experts")})
-    if ways > 1 and not numbers:
-        raise InputError(f"mesh.expert={ways}: the model has no experts (ExpertMlp); expected 1")
+    if size > 1 and not numbers:
+        raise InputError(f"mesh.expert={size}: the model has no experts (ExpertMlp); expected 1")
     for number in numbers:
-        if number % ways:
-            raise InputError(f"mesh.expert={ways} does not divide mlp.experts={number}; {math.gcd(number, ways)} would")
+        if number % size:
+            raise InputError(f"mesh.expert={size} does not divide mlp.experts={number}; {math.gcd(number, size)} would")

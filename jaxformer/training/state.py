@@ -128,7 +128,7 @@ def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStat
     Nothing is computed.
     """
     boxed = jax.eval_shape(lambda: create(experiment))
-    with sharding.overridden(experiment.mesh):
+    with sharding.use_config(experiment.mesh):
         return _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
 
 
@@ -137,7 +137,7 @@ def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:
     computed.
     """
     boxed = jax.eval_shape(lambda: init_params(experiment, jax.random.key(0)))
-    with sharding.overridden(experiment.mesh):
+    with sharding.use_config(experiment.mesh):
         return _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
 
 
@@ -162,8 +162,8 @@ def check_axes(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.Ab
     for box in jax.tree.leaves(boxed, is_leaf=metadata.is_boxed):
         for letter, size in zip(box.letters, box.value.shape, strict=True):
             name = sharding.AXES[letter]
-            ways = {axis: mesh.shape.get(axis, 1) for axis in rules[name]}
-            for axis, parts in ways.items():
+            for axis in rules[name]:
+                parts = mesh.shape.get(axis, 1)
                 if parts > size and name != "kv_heads":
                     raise InputError(f"mesh.{axis}={parts} is larger than what it splits: the model's {name} of {size}")
 
@@ -175,13 +175,13 @@ def check_positions(experiment: Experiment, mesh: jax.sharding.Mesh | jax.shardi
     If it is possible for some of the token arrays, the others are not split, such as the short targets of an
     encoder–decoder. Patches of images are not split either.
     """
-    ways, row = sharding.ways(mesh, "query_position"), experiment.data.task.row
+    num_parts, row = sharding.num_parts(mesh, "query_position"), experiment.data.task.row
     fields = {field: row[array].capacity for array, field in TOKEN_ARRAYS.items() if array in row}
-    if fields and all(length % ways for length in fields.values()):
+    if fields and all(length % num_parts for length in fields.values()):
         field, length = next(iter(fields.items()))
         axes = " × ".join(f"mesh.{axis}" for axis in sharding.rules()["query_position"] if mesh.shape.get(axis, 1) > 1)
-        nearest = max(1, round(length / ways)) * ways
-        raise InputError(f"data.task.{field}={length} does not divide into {ways} parts ({axes}); {nearest} would")
+        nearest = max(1, round(length / num_parts)) * num_parts
+        raise InputError(f"data.task.{field}={length} does not divide into {num_parts} parts ({axes}); {nearest} would")
 
 
 def init_state(experiment: Experiment, abstract: TrainState) -> TrainState:

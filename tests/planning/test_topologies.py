@@ -14,11 +14,11 @@ from jaxformer.training.utilization import PEAK_FLOPS
 
 def places(topology):
     inside = list(itertools.product(*map(range, topology.shape)))
-    return [(island, place) for island in range(topology.islands) for place in inside]
+    return [(unit, place) for unit in range(topology.slices_or_nodes) for place in inside]
 
 
 @pytest.mark.parametrize(
-    ("name", "shape", "islands", "size"),
+    ("name", "shape", "slices_or_nodes", "size"),
     [
         ("v5e:1x1", (1, 1), 1, 1),
         ("v5e:16x16", (16, 16), 1, 256),
@@ -32,9 +32,9 @@ def places(topology):
         ("b200:64", (8,), 8, 64),
     ],
 )
-def test_a_name_says_what_there_is(name, shape, islands, size):
+def test_a_name_says_what_there_is(name, shape, slices_or_nodes, size):
     topology = parse(name)
-    assert (topology.shape, topology.islands, topology.size) == (shape, islands, size)
+    assert (topology.shape, topology.slices_or_nodes, topology.size) == (shape, slices_or_nodes, size)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_group_uses_the_links_of_the_dimensions_that_it_extends_in():
 
 def test_a_group_may_span_slices_or_nodes():
     slices, nodes = parse("2xv5e:4x4"), parse("h100:16")
-    assert slices.reach([(0, (0, 0)), (1, (0, 0))]).islands == 2
+    assert slices.reach([(0, (0, 0)), (1, (0, 0))]).slices_or_nodes == 2
     assert nodes.reach(places(nodes)) == Reach(16, 2, 1.0) and nodes.reach(places(nodes)).within == 8
-    assert nodes.reach(places(nodes)[:8]).islands == 1
+    assert nodes.reach(places(nodes)[:8]).slices_or_nodes == 1
 
 
 def test_both_devices_of_a_chip_reach_each_other_without_a_link():

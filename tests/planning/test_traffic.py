@@ -20,7 +20,7 @@ SIZE = 4 * 64 * 128
 
 def places(topology):
     inside = list(itertools.product(*map(range, topology.shape)))
-    return [(island, place) for island in range(topology.islands) for place in inside]
+    return [(unit, place) for unit in range(topology.slices_or_nodes) for place in inside]
 
 
 def compiled(function, *specs, shape=(64, 128), mesh=sharding.Mesh(1, 8)):
@@ -76,10 +76,10 @@ def test_which_network_is_crossed_follows_from_the_mesh(shape):
     program = compiled(lambda x: x, ("data",), (), mesh=sharding.Mesh(*shape))
     nodes = topologies.Topology("two", NODE.chip, (4,), 2)
     (one,) = found(program, nodes)
-    assert one.reach.islands == 2 and one.reach.size == shape[0]
+    assert one.reach.slices_or_nodes == 2 and one.reach.size == shape[0]
     inside = compiled(lambda x: x, ("fsdp",), (), mesh=sharding.Mesh(2, 4, 1))
     (one,) = found(inside, nodes)
-    assert one.reach.islands == 1 and one.slow == 0
+    assert one.reach.slices_or_nodes == 1 and one.slow == 0
 
 
 TPU = """HloModule jit_step
