@@ -16,7 +16,7 @@ from jaxformer.drills.scratch import EVERY, STEPS, Outcome, Scratch, differing, 
 from jaxformer.runs.folder import EXPERIMENT, STARTING
 from jaxformer.runs.history import METRICS, read_history
 
-HUNG = 300.0
+EXIT_TIMEOUT = 300.0
 """Maximum time in seconds to wait for the end of a training process, in addition to the time that training needs. A
 process that takes longer is killed and counts as failed.
 """
@@ -34,7 +34,7 @@ def kills(scratch: Scratch, count: int) -> Outcome:
     for _ in range(count):
         began, process = time.monotonic(), scratch.start(folder)
         while not wait_for_step(process):
-            status, said = ended(process, HUNG)
+            status, said = ended(process, EXIT_TIMEOUT)
             if status:
                 return Outcome("SIGKILL", count, resumed, 0, lost, seconds, [*problems, f"{folder}: {_last(said)}"])
             problems += filter(None, [difference(scratch, folder)])
@@ -60,11 +60,11 @@ def stops(scratch: Scratch, count: int) -> Outcome:
             folder, tried = scratch.new(f"stopped-{name}"), tried + 1
             process, fault = scratch.start(folder), f"{number.name} while {name}"
             if not reached(folder, process):
-                problems.append(f"{fault}: the run ended before: {_last(ended(process, HUNG)[1])}")
+                problems.append(f"{fault}: the run ended before: {_last(ended(process, EXIT_TIMEOUT)[1])}")
                 continue
             began = time.monotonic()
             process.send_signal(number)
-            status, said = ended(process, HUNG)
+            status, said = ended(process, EXIT_TIMEOUT)
             seconds.append(time.monotonic() - began)
             if status or "stopped by" not in said:
                 problems.append(f"{fault}: status {status}: {_last(said)}")
@@ -97,7 +97,7 @@ def finish(scratch: Scratch, folder: Path) -> str:
     checkpoint differs from that of the undisturbed run (the same training without faults), and otherwise an empty
     string.
     """
-    status, said = ended(scratch.start(folder), scratch.seconds + HUNG)
+    status, said = ended(scratch.start(folder), scratch.seconds + EXIT_TIMEOUT)
     return f"{folder}: resuming ended with status {status}: {_last(said)}" if status else difference(scratch, folder)
 
 

@@ -219,7 +219,7 @@ class _Layout(NamedTuple):
         return cls(tokens, experts, width, rows, columns)
 
     @property
-    def held(self) -> tuple[str, ...]:
+    def expert_mesh_axes(self) -> tuple[str, ...]:
         """Mesh axes along which devices have different experts or different slices of the experts' inner width."""
         return sharding.names((self.experts, self.width))
 
@@ -240,14 +240,15 @@ def _on_mesh(mesh: jax.sharding.AbstractMesh, x: jax.Array, routes: Routes, kern
     """
     layout, experts = _Layout.of(mesh, x, kernels), kernels.experts
     tokens = sharding.names(layout.tokens)
-    shared, added = (tuple(name for name in layout.held if (name in tokens) == both) for both in (True, False))
-    varying = tuple(dict.fromkeys((*tokens, *layout.held)))
+    of_experts = layout.expert_mesh_axes
+    shared, added = (tuple(name for name in of_experts if (name in tokens) == both) for both in (True, False))
+    varying = tuple(dict.fromkeys((*tokens, *of_experts)))
 
     def whole(kernel, axes, axis):
         """All-gathers a kernel whose dimension `axis` is sharded across the mesh axes `axes`. In the backward pass, the
         gradients that the devices compute from their own tokens are summed over these devices and sharded again.
         """
-        return _vary(_gathered(kernel, axes, axis), varying, (*layout.held, *sharding.names((axes,))))
+        return _vary(_gathered(kernel, axes, axis), varying, (*of_experts, *sharding.names((axes,))))
 
     def compute(x, chosen, weights, kernels):
         kernels = dataclasses.replace(

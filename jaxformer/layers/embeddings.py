@@ -77,7 +77,7 @@ class Embeddings(nn.Module):
             places = jnp.arange(tokens.shape[1]) if position_ids is None else position_ids
             x = x + sinusoidal(places, self.width)
         elif self.position_embedding == "learned":
-            init = metadata.with_axes(first_positions, "_d")
+            init = metadata.with_axes(initial_positions, "_d")
             positions_td = self.param("position", init, (self.offset + self.max_length, self.width))
             first = slice(self.offset, self.offset + tokens.shape[1])
             x = x + (positions_td[first] if position_ids is None else positions_td[position_ids + self.offset])
@@ -107,7 +107,7 @@ def vocabulary(size: int | None) -> int:
     return size
 
 
-def first_positions(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+def initial_positions(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
     """Initializer of learned position embeddings: sinusoids that are larger than the initial token embeddings. `key` is
     not used.
 

@@ -71,12 +71,12 @@ def choose(kernel: Kernel, query_bthk, key_bgsk, mask: Mask | None, biased: bool
         problem = _problem(name, here, query_bthk, key_bgsk, biased, dropped)
         if problem and kernel != "auto":
             raise InputError(f"attention.kernel={kernel}: {problem}")
-        if not problem and _serves(name, query_bthk, key_bgsk, mask):
+        if not problem and _supports_mask_and_length(name, query_bthk, key_bgsk, mask):
             return name
     return "ring" if kernel == "auto" and not dropped and splits_positions(query_bthk, key_bgsk) else "blocks"
 
 
-def _serves(name: str, query_bthk, key_bgsk, mask: Mask | None) -> bool:
+def _supports_mask_and_length(name: str, query_bthk, key_bgsk, mask: Mask | None) -> bool:
     """Returns whether the kernel `name` supports the mask, and the inputs are long enough for it to save time. If the
     device mesh splits the queries, the number of queries per device must also be a multiple of the smallest entry of
     `TILES`.
@@ -253,7 +253,7 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
     def by_kernel():
         return _on_mesh(flash(mask, scale), query_bthk, key_bgsk, value_bgsk, segments)
 
-    return by_kernel() if segments is None else jax.lax.cond(_alone(*segments), by_kernel, otherwise)
+    return by_kernel() if segments is None else jax.lax.cond(_is_one_segment(*segments), by_kernel, otherwise)
 
 
 def flash(
@@ -302,16 +302,16 @@ def _segments(mask: Mask | None) -> tuple[jax.Array, jax.Array] | None:
     return jnp.asarray(mask.query_segments, jnp.int32), jnp.asarray(mask.key_segments, jnp.int32)
 
 
-def _alone(query_segments, key_segments) -> jax.Array:
+def _is_one_segment(query_segments, key_segments) -> jax.Array:
     """Returns whether all batch rows contain exactly one segment, followed only by padding, as a boolean scalar.
     `query_segments` and `key_segments` are the segment numbers, integers [batch, length], 0 for padding.
     """
 
-    def alone(ids):
+    def is_one(ids):
         first = jnp.arange(ids.shape[1]) < jnp.sum(ids != 0, axis=1, keepdims=True)
         return jnp.all(ids == jnp.where(first, query_segments[:, :1], 0)) & jnp.all(ids[:, 0] != 0)
 
-    return alone(query_segments) & alone(key_segments)
+    return is_one(query_segments) & is_one(key_segments)
 
 
 def _on_mesh(attend, query_bthk, key_bgsk, value_bgsk, segments, made: tuple[Any, int] = (None, 1)) -> jax.Array:

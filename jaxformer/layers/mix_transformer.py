@@ -31,7 +31,7 @@ def square(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], side, side, x.shape[-1])
 
 
-def shifted(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
+def window_shifts(x: jax.Array, size: int, stride: int) -> list[jax.Array]:
     """Collects the pixels of all `size` × `size` windows of an image, as a convolution does. Returns one shifted copy
     of the image, [batch, height / stride, width / stride, channels], for each place in the window, row by row. The
     image is padded with zeros by half of the window size.
@@ -68,7 +68,7 @@ class OverlappingPatches(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         shape = (self.size, self.size, x.shape[-1], self.width)
-        windows = jnp.stack(shifted(x, self.size, self.stride), axis=3)
+        windows = jnp.stack(window_shifts(x, self.size, self.stride), axis=3)
         windows = windows.reshape(x.shape[0], -1, self.size, self.size, x.shape[-1])
         y = Linear("bpyxn,yxnd->bpd", shape, dtype=self.dtype, name="patch")(windows)
         return LayerNorm(EPSILON, name="norm")(y)
@@ -113,7 +113,7 @@ class MixMlp(Mlp):
         init = metadata.with_axes(nn.initializers.truncated_normal(1 / 3), "yxf", 2)
         kernel = self.param("mix_kernel", init, (3, 3, inner)).astype(compute_dtype(dtype))
         bias = self.param("mix_bias", metadata.with_axes(nn.initializers.zeros, "f"), (inner,))
-        parts = zip(shifted(square(y), 3, 1), kernel.reshape(9, inner), strict=True)
+        parts = zip(window_shifts(square(y), 3, 1), kernel.reshape(9, inner), strict=True)
         mixed = sum((part * row for part, row in parts), jnp.zeros((), y.dtype)).reshape(y.shape) + bias.astype(y.dtype)
         y = activation(self.activation)(mixed)
         return Linear("btf,fd->btd", (inner, width), self.bias, dtype, name="down")(y), {}

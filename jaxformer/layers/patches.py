@@ -192,12 +192,12 @@ class ImageEmbeddings(nn.Module):
         if self.position_embedding == "sinusoidal":
             return 0.0, sinusoidal_2d(rows, columns, self.width)
         side, leading = self.image // self.patch, int(self.class_token)
-        init = metadata.with_axes(functools.partial(first_table, leading=leading), "_d")
+        init = metadata.with_axes(functools.partial(initial_positions, leading=leading), "_d")
         table = self.param("position", init, (leading + side * side, self.width))
         return table[0] if leading else 0.0, interpolate(table[leading:], rows, columns)
 
 
-def first_table(key: jax.Array, shape: tuple[int, int], leading: int) -> jax.Array:
+def initial_positions(key: jax.Array, shape: tuple[int, int], leading: int) -> jax.Array:
     """Initializer of learned position embeddings, [leading + patches, embed]. The patches get sinusoids, so that
     neighboring patches differ from the first training step on. The first `leading` rows, for the class token, are 0.
     `key` is not used.

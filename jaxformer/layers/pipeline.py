@@ -132,7 +132,7 @@ def run(
     def compute(index, blocks, batch, shared):
         """Runs all time steps of the schedule on one stage. `index`, [1], contains the index of the stage."""
         stage = index[0]
-        parts = _dealt(blocks, stage, schedule)
+        parts = _exchange_stage_parameters(blocks, stage, schedule)
         entering = jax.tree.map(lambda array: _entering(array, schedule), batch)
 
         def tick(held, at):
@@ -189,7 +189,7 @@ def _entering(array: jax.Array, schedule: Schedule) -> jax.Array:
     return array[numbers]
 
 
-def _dealt(blocks: Any, stage: jax.Array, schedule: Schedule) -> Any:
+def _exchange_stage_parameters(blocks: Any, stage: jax.Array, schedule: Schedule) -> Any:
     """Returns the parameters of the groups of blocks that a stage computes, with a leading axis for the repeats (passes
     of a micro-batch through the pipeline).
 
@@ -218,9 +218,9 @@ def _dealt(blocks: Any, stage: jax.Array, schedule: Schedule) -> Any:
 
 
 def _rounds(stages: int, repeats: int) -> list[np.ndarray]:
-    """Plans the exchange of parameters between stages in `_dealt`. Returns one array [stages] per round of
-    communication: the index of the stored group of blocks that each stage sends in this round. The plan lets each stage
-    receive exactly one group per round.
+    """Plans the exchange of parameters between stages in `_exchange_stage_parameters`. Returns one array [stages] per
+    round of communication: the index of the stored group of blocks that each stage sends in this round. The plan lets
+    each stage receive exactly one group per round.
     """
     common = math.gcd(stages, repeats)
     shift = np.arange(stages) // (stages // common)

@@ -20,7 +20,7 @@ ROUNDED = "bfloat16_products"
 bfloat16.
 """
 Quantized = Literal["int8", "float8"]
-LEAST = 64
+MIN_OPERATIONS_PER_CONVERSION = 64
 """Minimum ratio of a matrix product's operations to type conversions for which the product is computed in bfloat16. See
 `is_large`.
 """
@@ -57,8 +57,8 @@ def is_large(x: tuple[Any, ...], kernel: tuple[int, ...]) -> bool:
     converted.
 
     A product takes rows · in · out operations, and converts rows · in + rows · out + in · out numbers, where rows is
-    the number of vectors. The ratio must be at least `LEAST`. Returns False if the number of vectors is symbolic, as in
-    exported programs.
+    the number of vectors. The ratio must be at least `MIN_OPERATIONS_PER_CONVERSION`. Returns False if the number of
+    vectors is symbolic, as in exported programs.
 
     Args:
       x: shape of the vectors, [..., in].
@@ -67,7 +67,7 @@ def is_large(x: tuple[Any, ...], kernel: tuple[int, ...]) -> bool:
     if any(map(jax.export.is_symbolic_dim, x)):
         return False
     rows = math.prod(x[:-1])
-    return rows > 0 and 1 / (1 / rows + sum(1 / size for size in kernel)) >= LEAST
+    return rows > 0 and 1 / (1 / rows + sum(1 / size for size in kernel)) >= MIN_OPERATIONS_PER_CONVERSION
 
 
 def check_installed(kind: str) -> None:

@@ -102,16 +102,16 @@ def without_last(blocks: Any) -> tuple[Any, Any]:
     return {**blocks, last: jax.tree.map(lambda array: array[:-1], blocks[last])}, _layer(blocks[last], -1)
 
 
-class Kept(NamedTuple):
+class BlockValues(NamedTuple):
     """Further values that the blocks of a stack return in addition to their output vectors, such as attention weights,
     collected from all blocks.
     """
 
-    kinds: tuple[Any, ...]
+    periodic: tuple[Any, ...]
     """Values of the blocks in complete periods (repetitions of `Transformer.period`): one tree per kind of block, whose
     arrays have a leading axis over the periods.
     """
-    rest: tuple[Any, ...]
+    remaining: tuple[Any, ...]
     """Values of the blocks after the last complete period, one entry per block. Empty if the last period is complete.
     """
 
@@ -121,11 +121,11 @@ class Kept(NamedTuple):
         `select` takes the values that a block returned, and returns the array to stack or None. If it returns None, so
         does this method.
         """
-        arrays = [array for part in self.kinds if (array := select(part)) is not None]
+        arrays = [array for part in self.periodic if (array := select(part)) is not None]
         if not arrays:
             return None
         whole = arrays[0] if len(arrays) == 1 else jnp.stack(arrays, axis=1).reshape(-1, *arrays[0].shape[1:])
-        rest = [array for part in self.rest if (array := select(part)) is not None]
+        rest = [array for part in self.remaining if (array := select(part)) is not None]
         return jnp.concatenate([whole, jnp.stack(rest)]) if rest else whole
 
     def summed(self, select: Callable[[Any], dict[str, Mean]]) -> dict[str, Mean]:
@@ -133,13 +133,13 @@ class Kept(NamedTuple):
 
         `select` takes the values that a block returned, and returns its means, keyed by name.
         """
-        whole = [jax.tree.map(lambda array: array.sum(0), select(part)) for part in self.kinds]
-        return added(*whole, *map(select, self.rest))
+        whole = [jax.tree.map(lambda array: array.sum(0), select(part)) for part in self.periodic]
+        return added(*whole, *map(select, self.remaining))
 
 
 def run(
     function: BlockFunction, x: jax.Array, blocks: Any, period: int, unroll: int, first: jax.Array | int = 0
-) -> tuple[jax.Array, Kept]:
+) -> tuple[jax.Array, BlockValues]:
     """Runs blocks in a loop over complete periods, and then the remaining blocks.
 
     Args:
@@ -171,7 +171,7 @@ def run(
         for number, params in list(enumerate(unstacked(blocks)))[whole * period :]:
             x, part = function(x, jnp.asarray(first + number), params, number % period)
             rest.append(part)
-    return x, Kept(kinds, tuple(rest))
+    return x, BlockValues(kinds, tuple(rest))
 
 
 def _periods(blocks: Any, period: int, whole: int) -> list[Any]:

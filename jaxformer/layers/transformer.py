@@ -51,7 +51,7 @@ class BlockParts(NamedTuple):
     position_embedding: nn.Module | None
 
 
-class Given(NamedTuple):
+class SharedInputs(NamedTuple):
     """Inputs that are the same for all blocks of a stack, unlike the hidden vectors `x`."""
 
     inputs: BlockInputs
@@ -65,18 +65,18 @@ class Given(NamedTuple):
     key: jax.Array | None
     """Random key of dropout, from which each block derives its own key by its index. None without dropout."""
 
-    def with_rows(self) -> "Given":
+    def with_batch_axis(self) -> "SharedInputs":
         """Returns a copy in which attention biases [heads, queries, keys] have a batch axis of length 1, so that a
         pipeline does not mistake their head axis for the batch axis.
         """
 
-        def with_rows(placement):
+        def expanded(placement):
             if placement is None or placement.bias is None or placement.bias.ndim == 4:
                 return placement
             return dataclasses.replace(placement, bias=placement.bias[None])
 
-        inputs = dataclasses.replace(self.inputs, memory_placement=with_rows(self.inputs.memory_placement))
-        return Given(inputs, tuple(map(with_rows, self.placements)), self.key)
+        inputs = dataclasses.replace(self.inputs, memory_placement=expanded(self.inputs.memory_placement))
+        return SharedInputs(inputs, tuple(map(expanded, self.placements)), self.key)
 
 
 @flax.struct.dataclass
@@ -214,13 +214,13 @@ class Transformer(nn.Module):
         positions = index[None] if inputs.position_ids is None else inputs.position_ids
         placements = self._place(positions, index, index, inputs.placement)
         key = self.make_rng("dropout") if inputs.train else None
-        given = Given(dataclasses.replace(inputs, at=None, position_ids=None), tuple(placements), key)
+        shared = SharedInputs(dataclasses.replace(inputs, at=None, position_ids=None), tuple(placements), key)
         remat = "full" if self.remat == "offload" and not inputs.train else self.remat
 
-        def run_block(given, x, number, params, kind, at=None):
-            inputs = dataclasses.replace(given.inputs, at=at, placement=given.placements[kind])
+        def run_block(shared, x, number, params, kind, at=None):
+            inputs = dataclasses.replace(shared.inputs, at=at, placement=shared.placements[kind])
             state = BlockState(number / max(1, self.depth - 1), number == 0)
-            rngs = None if given.key is None else {"dropout": jax.random.fold_in(given.key, number)}
+            rngs = None if shared.key is None else {"dropout": jax.random.fold_in(shared.key, number)}
             x = checkpoint_name(x, stack.BLOCK_INPUT) if remat == "offload" else x
             output = blocks[kind].apply({"params": params}, x, inputs, state, rngs=rngs)
             layer = output.hidden if inputs.return_layers else None
@@ -231,9 +231,9 @@ class Transformer(nn.Module):
         in_loop = schedule is not None or (unroll == 1 and inputs.at is None)
         function = stack.rematerialised(run_block, remat, in_loop)
         if schedule is not None:
-            x, means = self._run_pipeline(function, x, given, stacked, schedule)
+            x, means = self._run_pipeline(function, x, shared, stacked, schedule)
             return TransformerOutput(self._end(take(x, inputs.at), inputs.condition), means=means)
-        function = functools.partial(function, given)
+        function = functools.partial(function, shared)
         if inputs.at is None:
             x, kept = stack.run(function, x, stacked, len(blocks), unroll)
         else:
@@ -241,7 +241,7 @@ class Transformer(nn.Module):
             x, kept = stack.run(function, x, before, len(blocks), unroll)
             number = self.depth - 1
             x, part = function(x, jnp.asarray(number), last, number % len(blocks), inputs.at)
-            kept = kept._replace(rest=(*kept.rest, part))
+            kept = kept._replace(remaining=(*kept.remaining, part))
         attention, layers = kept.stacked(lambda part: part[0]), kept.stacked(lambda part: part[1])
         means, of_memory = kept.summed(lambda part: part[2]), kept.stacked(lambda part: part[3])
         return TransformerOutput(
@@ -300,7 +300,7 @@ class Transformer(nn.Module):
             raise InputError(f"mesh.pipeline={schedule.stages}: {problem}")
         return None if problem else schedule
 
-    def _run_pipeline(self, function, x: jax.Array, given: Given, stacked, schedule: Schedule):
+    def _run_pipeline(self, function, x: jax.Array, shared: SharedInputs, stacked, schedule: Schedule):
         """Runs the blocks in the stages of a pipeline. Returns the output of the last block, and auxiliary losses and
         metrics as weighted means, keyed by name.
 
@@ -310,13 +310,13 @@ class Transformer(nn.Module):
         depth = self.depth // schedule.parts
         unroll = self.unroll or stack.default_unroll(depth, self.remat)
 
-        def run_stage(given, x, blocks, first, micro_batch):
-            if given.key is not None:
-                given = given._replace(key=jax.random.fold_in(given.key, micro_batch))
-            x, kept = stack.run(functools.partial(function, given), x, blocks, len(self.kinds), unroll, first)
+        def run_stage(shared, x, blocks, first, micro_batch):
+            if shared.key is not None:
+                shared = shared._replace(key=jax.random.fold_in(shared.key, micro_batch))
+            x, kept = stack.run(functools.partial(function, shared), x, blocks, len(self.kinds), unroll, first)
             return x, kept.summed(lambda part: part[2])
 
-        return pipeline.run(run_stage, x, given.with_rows(), stacked, schedule)
+        return pipeline.run(run_stage, x, shared.with_batch_axis(), stacked, schedule)
 
     def _decode(self, blocks, stacked, x: jax.Array, inputs: BlockInputs, cache: Cache) -> TransformerOutput:
         """Runs the blocks during decoding, each with its own keys and values in `cache`. Returns the output for the new
@@ -335,7 +335,7 @@ class Transformer(nn.Module):
         layers, memories = [], []
         for number, params in enumerate(stack.unstacked(stacked)):
             kind, layer = number % len(blocks), cache.layers[number]
-            given = dataclasses.replace(
+            block_inputs = dataclasses.replace(
                 inputs,
                 mask=cache.mask(layer, segments, order, blocks[kind].attention.window),
                 placement=placements[kind],
@@ -343,7 +343,7 @@ class Transformer(nn.Module):
                 memory_mask=memory_mask,
             )
             state = BlockState(number / max(1, self.depth - 1), number == 0, layer, cache.used)
-            output = blocks[kind].apply({"params": params}, x, given, state)
+            output = blocks[kind].apply({"params": params}, x, block_inputs, state)
             x = output.hidden
             layers.append(output.cache)
             memories.append(output.memory)

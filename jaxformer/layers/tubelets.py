@@ -99,7 +99,7 @@ class TubeletEmbeddings(nn.Module):
         if self.position_embedding == "sinusoidal":
             places = sinusoidal_1d(x.shape[1], width)
         else:
-            init = functools.partial(first_table, grid=grid, leading=int(self.class_token))
+            init = functools.partial(initial_positions, grid=grid, leading=int(self.class_token))
             table = self.param("position", metadata.with_axes(init, "_d"), (int(self.class_token) + x.shape[1], width))
             first, places = table[0], table[int(self.class_token) :]
         if self.class_token:
@@ -109,7 +109,7 @@ class TubeletEmbeddings(nn.Module):
         return Embedded(leading, x + places.astype(x.dtype))
 
 
-def first_table(key: jax.Array, shape: tuple[int, int], grid: tuple[int, int, int], leading: int) -> jax.Array:
+def initial_positions(key: jax.Array, shape: tuple[int, int], grid: tuple[int, int, int], leading: int) -> jax.Array:
     """Returns the initial table of learned position embeddings, so that tubelets at different positions have different
     embeddings from the first training step.
 
@@ -142,7 +142,7 @@ class TimeEmbeddings(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         (rows, times, width), leading = x.shape, int(self.class_token)
-        init = metadata.with_axes(functools.partial(first_table, grid=(times, 1, 1), leading=leading), "_d")
+        init = metadata.with_axes(functools.partial(initial_positions, grid=(times, 1, 1), leading=leading), "_d")
         table = self.param("position", init, (leading + times, width)).astype(x.dtype)
         if not leading:
             return x + table
@@ -150,7 +150,7 @@ class TimeEmbeddings(nn.Module):
         return jnp.concatenate([jnp.broadcast_to(token + table[0], (rows, 1, width)), x + table[1:]], axis=1)
 
 
-def hidden_tubes(noise: np.ndarray, visible: int, times: int) -> np.ndarray:
+def tube_mask(noise: np.ndarray, visible: int, times: int) -> np.ndarray:
     """Computes the mask of VideoMAE: True for tubelets that are hidden from the encoder, boolean [batch, times ·
     patches]. The same patches are visible at all times.
 

@@ -15,7 +15,7 @@ STATS = ("ap", "ap_50", "ap_75", "ap_small", "ap_medium", "ap_large", "ar_1", "a
 """Names of the first nine numbers that pycocotools computes, in its order: average precisions (`ap`) and average
 recalls (`ar`).
 """
-NONE = -1.0
+NO_OBJECTS = -1.0
 """Value that is reported for a number if there are no objects to compute it from, as in pycocotools."""
 
 
@@ -77,7 +77,7 @@ class AveragePrecision(Metric[tuple[Scene, ...]]):
 def coco_stats(scenes: tuple[Scene, ...]) -> list[float]:
     """Computes the numbers named in `STATS`, in this order, with pycocotools. All are -1 if there are no objects."""
     if not sum(len(scene.labels) for scene in scenes):
-        return [NONE] * len(STATS)
+        return [NO_OBJECTS] * len(STATS)
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.layers.dropout import Dropout
-from jaxformer.layers.embeddings import AddedPositions, first_positions
+from jaxformer.layers.embeddings import AddedPositions, initial_positions
 from jaxformer.layers.linear import DType, compute_dtype
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
@@ -19,7 +19,7 @@ BASE = Transformer(768, 6, 12, mlp=Mlp(), norm=LayerNorm(1e-5), norm_position="a
 """Stack of Transformer blocks with the sizes of BART base, for the encoder and for the decoder."""
 
 
-class Entry(nn.Module):
+class PositionsAndNorm(nn.Module):
     """Layers between the token embeddings and the Transformer blocks of BART: learned positions, a norm and dropout.
 
     Maps [batch, length, embed] to [batch, length, embed].
@@ -39,7 +39,7 @@ class Entry(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, position_ids: jax.Array | None, train: bool) -> jax.Array:
         shape = (self.offset + self.max_length, x.shape[-1])
-        table = self.param("position", metadata.with_axes(first_positions, "_d"), shape)
+        table = self.param("position", metadata.with_axes(initial_positions, "_d"), shape)
         places = jnp.arange(x.shape[1]) if position_ids is None else position_ids
         x = self.norm(x.astype(jnp.float32) + table[places + self.offset])
         x = Dropout(self.dropout)(x.astype(compute_dtype(self.dtype)), train)
@@ -77,7 +77,7 @@ class Bart(EncoderDecoder):
 
         def entry(stack):
             norm = fresh(stack.norm)
-            return Entry(self.max_length, self.position_offset, norm, stack.dropout, stack.dtype)
+            return PositionsAndNorm(self.max_length, self.position_offset, norm, stack.dropout, stack.dtype)
 
         self.encoder_entry, self.decoder_entry = entry(self.encoder), entry(self.decoder)
 

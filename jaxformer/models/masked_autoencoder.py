@@ -160,13 +160,15 @@ class MaskedAutoencoder(Model):
         encoded = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
         hidden = encoded.hidden
         masked = (place >= self.visible).astype(jnp.float32)
-        painted, means = (None, {}) if self.decoder is None else self._paint(self.decoder, hidden, place, train)
+        predicted, means = None, {}
+        if self.decoder is not None:
+            predicted, means = self._decode_pixels(self.decoder, hidden, place, train)
         targets = patchify(pixels, self.patch).reshape(*place.shape, -1)
         return MaskedAutoencoderOutput(
-            hidden=hidden, masked=masked, pixels=painted, targets=targets, means=added(encoded.means, means)
+            hidden=hidden, masked=masked, pixels=predicted, targets=targets, means=added(encoded.means, means)
         )
 
-    def _paint(
+    def _decode_pixels(
         self, decoder: Transformer, hidden: jax.Array, place: jax.Array, train: bool
     ) -> tuple[jax.Array, dict[str, Mean]]:
         """Predicts the pixels of every patch from the encoded visible patches.

@@ -94,7 +94,7 @@ class SegFormer(Model):
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
-    segments: ClassVar[bool] = True
+    is_segmentation_model: ClassVar[bool] = True
     """Marks a segmentation model: its logits classify the positions of a grid over the image, not the whole image."""
     patch: ClassVar[int] = 32
     """Factor by which the four stages together reduce the height and width of an image."""

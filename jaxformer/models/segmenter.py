@@ -67,7 +67,7 @@ class Segmenter(Model):
     std: tuple[float, ...] = (0.5,)
     """Standard deviation to divide pixels by: one number per channel, or one for all channels."""
 
-    segments: ClassVar[bool] = True
+    is_segmentation_model: ClassVar[bool] = True
     """Marks a segmentation model: its logits classify the patches of an image, not the whole image."""
 
     def __post_init__(self):

@@ -174,7 +174,7 @@ class VideoMaskedAutoencoder(Model):
         order = jnp.argsort(noise, axis=1)
         seen, hidden = self._tubes(order[:, : self.visible]), self._tubes(order[:, self.visible :])
         encoded = config(Dropout(config.dropout)(take(embedded, seen), train), BlockInputs(train=train))
-        pixels, means = self._paint(encoded.hidden, seen, hidden, train)
+        pixels, means = self._decode_pixels(encoded.hidden, seen, hidden, train)
         ranks = jnp.tile(jnp.argsort(order, axis=1), (1, self.times))
         return VideoMaskedAutoencoderOutput(
             hidden=encoded.hidden,
@@ -200,7 +200,7 @@ class VideoMaskedAutoencoder(Model):
         parts = tubelets(scaled, self.tubelet, self.patch)
         return parts.reshape(*parts.shape[:2], -1, self.channels)
 
-    def _paint(self, encoded: jax.Array, seen: jax.Array, hidden: jax.Array, train: bool):
+    def _decode_pixels(self, encoded: jax.Array, seen: jax.Array, hidden: jax.Array, train: bool):
         """Predicts the pixels of the masked tubelets from the encoder output.
 
         Args:

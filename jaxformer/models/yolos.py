@@ -13,7 +13,7 @@ from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType, Linear, truncated_normal
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.patches import bicubic, check_geometry, first_table, normalise, patchify
+from jaxformer.layers.patches import bicubic, check_geometry, initial_positions, normalise, patchify
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.base import InputSpec
 from jaxformer.models.detection import DetectionModel, DetectionOutput, Mlp3, head_flops
@@ -156,7 +156,7 @@ class Embeddings(nn.Module):
 
         def init(key, shape):
             del key
-            patches = first_table_of(high, wide, shape[1])
+            patches = initial_grid_positions(high, wide, shape[1])
             return jnp.concatenate([jnp.zeros((1, shape[1])), patches, jnp.zeros((self.queries, shape[1]))])
 
         shape = (1 + high * wide + self.queries, self.width)
@@ -168,10 +168,10 @@ class Embeddings(nn.Module):
         return jnp.concatenate([table[:1], patches.reshape(rows * columns, -1), table[1 + high * wide :]])
 
 
-def first_table_of(rows: int, columns: int, width: int) -> jax.Array:
+def initial_grid_positions(rows: int, columns: int, width: int) -> jax.Array:
     """Returns initial position embeddings for a grid of patches, [rows · columns, width]. They are sinusoidal
     embeddings of the smallest square grid that contains this grid, without the other rows or columns.
     """
     side = max(rows, columns)
-    table = first_table(jax.random.key(0), (side * side, width), 0).reshape(side, side, width)
+    table = initial_positions(jax.random.key(0), (side * side, width), 0).reshape(side, side, width)
     return table[:rows, :columns].reshape(rows * columns, width)

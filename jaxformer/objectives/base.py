@@ -105,7 +105,7 @@ class Objective(abc.ABC, Generic[ModelT]):
           InputError: If the objective cannot train the model, or a required array is missing.
         """
         self.check_model(model)
-        self.check_row(row)
+        self.check_arrays(row)
 
     def check_model(self, model: Model) -> None:
         """Checks that the objective can train the model. Raises InputError if it cannot."""
@@ -114,7 +114,7 @@ class Objective(abc.ABC, Generic[ModelT]):
         """Returns the error for a model of the wrong class. `wanted` describes the right one, such as "a Gpt"."""
         return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")
 
-    def check_row(self, row: Collection[str]) -> None:
+    def check_arrays(self, row: Collection[str]) -> None:
         """Raises InputError if the task does not provide all arrays in `required`. `row` contains the names of the
         arrays in the task's batches.
         """

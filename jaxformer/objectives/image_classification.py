@@ -57,7 +57,7 @@ class ImageClassification(Objective[Vit]):
         if not getattr(model, "labels", ()) or "images" not in model.inputs():
             kind = type(model).__name__ + " without labels" * (getattr(model, "labels", None) == ())
             raise InputError(f"objective=ImageClassification: needs a Vit with labels; the model is a {kind}")
-        self.check_row(row)
+        self.check_arrays(row)
         check_images((row["images"].capacity, *row["images"].shape), model.patch, model.channels)
 
     def __call__(self, model: Vit, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:

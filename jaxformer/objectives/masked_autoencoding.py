@@ -40,7 +40,7 @@ class MaskedAutoencoding(Objective[MaskedAutoencoder]):
         if "noise" not in model.inputs() or model.decoder is None:
             kind = type(model).__name__ + " without a decoder" * ("noise" in model.inputs())
             raise InputError(f"objective=MaskedAutoencoding: needs a MaskedAutoencoder; the model is a {kind}")
-        self.check_row(row)
+        self.check_arrays(row)
         size = row["images"].capacity
         check_images((size, *row["images"].shape), model.patch, model.channels)
         if size != model.image or row["noise"].capacity != model.patches:

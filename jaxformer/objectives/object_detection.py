@@ -72,7 +72,7 @@ class ObjectDetection(Objective[DetectionModel]):
     def check(self, model: DetectionModel, row: Mapping[str, Any]) -> None:
         if not isinstance(model, DetectionModel):
             raise self.wrong_model(model, "a Detr or a Yolos")
-        self.check_row(row)
+        self.check_arrays(row)
         check_images((row["images"].capacity, *row["images"].shape), model.patch, model.channels)
         if (count := row["boxes"].capacity) > model.queries:
             raise InputError(f"data.task.max_boxes={count}: expected at most model.queries={model.queries}")
@@ -100,12 +100,14 @@ class ObjectDetection(Objective[DetectionModel]):
         targets = Targets(batch["boxes"], batch["labels"], batch["box_weights"], batch["weights"][:, 0])
         terms: dict[str, Any] = set_losses(output.logits, output.boxes, targets, self.costs, self.no_object_weight)
         if self.layer_losses:
-            terms |= self._of_layers(output, targets, terms)
+            terms |= self._intermediate_losses(output, targets, terms)
         if key is None and self.average_precision:
             terms["scenes"] = scenes(output, batch)
         return terms | auxiliary(output)
 
-    def _of_layers(self, output: DetectionOutput, targets: Targets, last: Mapping[str, Mean]) -> dict[str, Mean]:
+    def _intermediate_losses(
+        self, output: DetectionOutput, targets: Targets, last: Mapping[str, Mean]
+    ) -> dict[str, Mean]:
         """Computes the losses of the intermediate decoder layers, keyed by their names with the prefix `LAYERS`. Each
         loss is the sum over these layers, or 0 if there are none. `last` contains the losses of the last layer.
         """

@@ -57,7 +57,7 @@ class QuestionAnswering(Objective[Classifier]):
         check_tokens(model, "QuestionAnswering")
         if model.labels != LABELS:
             raise InputError(f"model.labels={model.labels}: expected {LABELS} for objective=QuestionAnswering")
-        self.check_row(row)
+        self.check_arrays(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
         """Computes the loss (nats), averaged over start and end, and the accuracies of start and end.

@@ -49,9 +49,9 @@ class SemanticSegmentation(Objective[Any]):
     example_task = "SegmentedImages"
 
     def check(self, model: Any, row: Mapping[str, Any]) -> None:
-        if not getattr(model, "segments", False):
+        if not getattr(model, "is_segmentation_model", False):
             raise self.wrong_model(model, "a Segmenter or a SegFormer")
-        self.check_row(row)
+        self.check_arrays(row)
         size, channels = row["images"].capacity, row["images"].shape[-1]
         if size != model.image or channels != model.channels:
             given = f"data.task.image: size {size} and {channels} channels"

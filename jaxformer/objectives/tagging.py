@@ -31,7 +31,7 @@ class Tagging(Objective[Classifier]):
 
     def check(self, model: Classifier, row: Mapping[str, Any]) -> None:
         check_tokens(model, "Tagging")
-        self.check_row(row)
+        self.check_arrays(row)
 
     def __call__(self, model: Classifier, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
         """Computes the loss (nats) and the accuracy over the words of a batch. In an evaluation, if the tags mark

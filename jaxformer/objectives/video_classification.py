@@ -28,7 +28,7 @@ class VideoClassification(ImageClassification):
     def check(self, model: VideoVit, row: Mapping[str, Any]) -> None:
         if not getattr(model, "labels", ()) or "clips" not in model.inputs():
             raise self.wrong_model(model, "a VideoVit with labels")
-        self.check_row(row)
+        self.check_arrays(row)
         check_clips((row["clips"].capacity, *row["clips"].shape), model)
 
     def __call__(self, model: VideoVit, params, batch: Mapping[str, jax.Array], key=None):

@@ -39,7 +39,7 @@ class VideoMaskedAutoencoding(Objective[VideoMaskedAutoencoder]):
     def check(self, model: VideoMaskedAutoencoder, row: Mapping[str, Any]) -> None:
         if not {"clips", "noise"} <= model.inputs().keys():
             raise self.wrong_model(model, "a VideoMaskedAutoencoder")
-        self.check_row(row)
+        self.check_arrays(row)
         check_clips((row["clips"].capacity, *row["clips"].shape), model)
         if row["noise"].capacity != model.patches:
             raise InputError(

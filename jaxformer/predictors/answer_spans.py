@@ -177,7 +177,7 @@ def answer_spans(length: int, tokenizer: Tokenizer) -> AnswerSpans:
     window, have up to `length` tokens, and windows overlap by half. Questions are limited to 64 tokens or a quarter of
     `length`, whichever is smaller.
     """
-    asked, special = min(64, length // 4), tokenizer.template("encoder").added(pair=True)
+    asked, special = min(64, length // 4), tokenizer.template("encoder").num_special_tokens(pair=True)
     return AnswerSpans(length, max(1, (length - asked - special) // 2), asked)
 
 

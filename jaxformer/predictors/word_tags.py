@@ -70,7 +70,7 @@ class WordTags(Predictor[Classifier]):
 
         A word without tokens gets the first tag, with probability 0.
         """
-        room = self.model.max_length - self.tokenizer.template("encoder").added()
+        room = self.model.max_length - self.tokenizer.template("encoder").num_special_tokens()
         encoded = [encode_words(words, self.tokenizer) for words in sentences]
         parts = [(words, windows(words.first, room)) for words in encoded]
         best = token_tags(self.model, self.params, self.tokenizer, parts, self.model.max_length)

@@ -16,7 +16,7 @@ from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.models import ExportPlan, export_hf
 from jaxformer.interop.parity.certificate import Certificate, certify, obstacle
-from jaxformer.interop.parity.compare import LONGEST, largest_difference
+from jaxformer.interop.parity.compare import MAX_TEXT_TOKENS, largest_difference
 from jaxformer.interop.parity.lines import LOGITS
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
@@ -112,7 +112,7 @@ def test_an_export_passes(name, tokenizers, tmp_path):
     assert compared == {*heads, "loss", "gradients", "tokens"} | ({"greedy tokens"} if writes else set())
     where = {line.where for line in certificate.lines if line.what == "loss"}
     assert {place.split(",")[0] for place in where} == {"short", "long", "padded", "out of distribution"}
-    longest = min(LONGEST, model.max_length)
+    longest = min(MAX_TEXT_TOKENS, model.max_length)
     assert f"long, 1 × {longest}" in where
     if writes:
         (line,) = [line for line in certificate.lines if line.what == "greedy tokens"]

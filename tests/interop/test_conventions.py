@@ -16,7 +16,7 @@ import jaxformer as jf
 from jaxformer.data.sources.sources import TextFiles
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.decoding.settings import Decoding
-from jaxformer.interop.huggingface.conventions import conventional
+from jaxformer.interop.huggingface.conventions import to_exportable_form
 from jaxformer.interop.huggingface.runs import export_run
 from jaxformer.interop.huggingface.text.permuted_tokenizer import permuted
 from jaxformer.layers.mlp import Mlp
@@ -102,14 +102,14 @@ def test_a_tokenizer_in_another_order_finds_the_same_pieces(kind, corpus, tmp_pa
 @pytest.mark.parametrize("fields", [{}, {"tie_embeddings": False, "head_bias": True}])
 def test_a_translator_in_marians_form_writes_the_same(run, fields):
     run = translator(run.tokenizer, **fields) if fields else run
-    after = conventional(run)
+    after = to_exportable_form(run)
     assert after.model.vocab == after.tokenizer.vocab_size == run.model.vocab - UNUSED
     assert after.tokenizer.pad_id == after.model.vocab - 1
     assert not np.asarray(after.params["embeddings"]["token"])[-1].any()
     loaded = dataclasses.replace(after, params=in_memory(after.params))
     assert list(map(str, loaded.predict(TEXTS))) == list(map(str, run.predict(TEXTS)))
     assert len(set(map(str, run.predict(TEXTS)))) == len(TEXTS)
-    assert conventional(loaded).params is loaded.params, "nothing is left to change"
+    assert to_exportable_form(loaded).params is loaded.params, "nothing is left to change"
 
 
 @pytest.mark.slow

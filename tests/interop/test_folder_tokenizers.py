@@ -141,7 +141,7 @@ def test_layouts_are_those_of_the_class(kind, tmp_path):
         assert two.token_types.tolist() == both.token_type_ids
     for text, start in zip((first, second), two.starts, strict=True):
         assert two.tokens[start : start + len(text)].tolist() == text.tolist()
-    assert ours.template(form).added(pair=True) == theirs.num_special_tokens_to_add(pair=True)
+    assert ours.template(form).num_special_tokens(pair=True) == theirs.num_special_tokens_to_add(pair=True)
 
 
 @pytest.mark.parametrize("kind", ["roberta", "bart"])
@@ -188,7 +188,7 @@ def test_a_decoder_that_never_begins_names_no_beginning_token(tmp_path):
         export_tokenizer(ours, folder, beginning=beginning)
         theirs = transformers.AutoTokenizer.from_pretrained(folder)
         assert theirs.bos_token == expected and theirs.eos_token == "[SEP]"
-        assert import_tokenizer(folder).own_template.added() == beginning
+        assert import_tokenizer(folder).own_template.num_special_tokens() == beginning
 
 
 def llama2_folder(path):

@@ -14,7 +14,7 @@ from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.pictures import ImageFolders
 from jaxformer.data.tasks.images import ImageTask, LabelledImages
 from jaxformer.errors import InputError
-from jaxformer.interop.huggingface.conventions import conventional
+from jaxformer.interop.huggingface.conventions import to_exportable_form
 from jaxformer.interop.huggingface.image_forms import image_form
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained
 from jaxformer.layers.residual import ResidualBranch
@@ -76,8 +76,8 @@ def test_the_export_computes_what_the_run_does(model, architecture, tmp_path):
 
 def test_what_transformers_computes_already_stays_as_it_is(tmp_path):
     run = run_of(VIT, tmp_path / "run")
-    assert image_form(VIT) is VIT and conventional(run) is run
-    assert conventional(open_run(tmp_path / "run")).model == VIT
+    assert image_form(VIT) is VIT and to_exportable_form(run) is run
+    assert to_exportable_form(open_run(tmp_path / "run")).model == VIT
 
 
 def test_a_mean_without_a_class_token_is_refused(tmp_path):

@@ -17,7 +17,7 @@ from jaxformer.data.fields.image import ImageField
 from jaxformer.data.tasks.images import ImageTask
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.images import (
-    OF_BOXES,
+    DETECTION_PROCESSORS,
     PROCESSORS,
     RESAMPLING,
     read_preparation,
@@ -105,7 +105,7 @@ def test_without_resizing_the_middle_is_seen(tmp_path):
     np.testing.assert_allclose(ours(tmp_path, exact), theirs(tmp_path, exact), atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in PROCESSORS if kind not in OF_BOXES])
+@pytest.mark.parametrize("kind", [kind for kind in PROCESSORS if kind not in DETECTION_PROCESSORS])
 def test_a_file_that_says_only_its_class_means_the_class_of_transformers(kind, tmp_path):
     write(tmp_path, {"image_processor_type": kind})
     large = Vit(VIT.transformer, image=512 if "Segformer" in kind else 224, patch=16)

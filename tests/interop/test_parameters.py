@@ -8,7 +8,7 @@ import pytest
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import LazyTensor, ahead
 from jaxformer.interop.huggingface.parameters import STRIP, copy_into, flat, read, written
-from jaxformer.interop.huggingface.table import ParamMapping, Table, match, slots
+from jaxformer.interop.huggingface.table import ParamMapping, Table, match, tensor_mappings
 
 SHAPE = (3, STRIP + 5, 2 * STRIP)
 
@@ -50,11 +50,11 @@ def test_layers_without_a_tensor_keep_what_a_norm_starts_with():
     table, rng = Table(rows), np.random.default_rng(0)
     for depth in (3, 1):
         shapes = {"blocks/norm/scale": (depth, 4), "blocks/norm/bias": (depth, 4), "blocks/kernel": (depth, 4, 2)}
-        wanted = slots(table, shapes)
-        assert [slot.name for slot in wanted if "norm" in slot.name] == [
+        wanted = tensor_mappings(table, shapes)
+        assert [mapping.name for mapping in wanted if "norm" in mapping.name] == [
             f"layer.{layer}.norm.{part}" for part in ("weight", "bias") for layer in range(1, depth)
         ]
-        tensors = {slot.name: rng.normal(size=slot.shape).astype(np.float32) for slot in wanted}
+        tensors = {mapping.name: rng.normal(size=mapping.shape).astype(np.float32) for mapping in wanted}
         stored = {
             name: LazyTensor(array.dtype, array.shape, lambda array=array: array) for name, array in tensors.items()
         }

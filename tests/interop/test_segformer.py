@@ -18,7 +18,7 @@ from jaxformer.interop.huggingface.families.family import differences
 from jaxformer.interop.huggingface.families.segformer import FAMILY
 from jaxformer.interop.huggingface.models import ExportPlan, export_hf, import_hf, load
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained
-from jaxformer.interop.huggingface.table import slots
+from jaxformer.interop.huggingface.table import tensor_mappings
 from jaxformer.interop.parity.compare import TorchModel, largest_difference
 from jaxformer.objectives.semantic_segmentation import SemanticSegmentation
 
@@ -79,7 +79,7 @@ def test_outputs_loss_and_gradients_are_transformers_and_tensors_survive_the_rou
     ours = parameters.flat(gradients)
     shapes = {path: array.shape for path, array in ours.items()}
     name = "SegformerForSemanticSegmentation"
-    mapping = TorchModel(opened, lambda names: slots(FAMILY.table.layout(names), shapes), name, "float32")
+    mapping = TorchModel(opened, lambda names: tensor_mappings(FAMILY.table.layout(names), shapes), name, "float32")
     expected = {name: tensor.grad.numpy() for name, tensor in network.named_parameters() if tensor.grad is not None}
     named = mapping.named(ours)
     assert expected.keys() <= named.keys() and all("running" in key for key in named.keys() - expected.keys())

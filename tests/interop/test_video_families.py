@@ -19,10 +19,10 @@ from jaxformer.interop.huggingface.families import ARCHITECTURES, bridge_of
 from jaxformer.interop.huggingface.families.family import differences
 from jaxformer.interop.huggingface.models import ExportPlan, export_hf, import_hf, load
 from jaxformer.interop.huggingface.runs import export_run, from_pretrained
-from jaxformer.interop.huggingface.table import slots
+from jaxformer.interop.huggingface.table import tensor_mappings
 from jaxformer.interop.parity.certificate import certify
 from jaxformer.interop.parity.compare import TorchModel, largest_difference
-from jaxformer.layers.tubelets import hidden_tubes
+from jaxformer.layers.tubelets import tube_mask
 from jaxformer.objectives.video_classification import VideoClassification
 from jaxformer.objectives.video_masked_autoencoding import VideoMaskedAutoencoding
 
@@ -64,7 +64,7 @@ def batch_of(name, model):
     if "pretraining" in name:
         objective = VideoMaskedAutoencoding(normalised="norm" not in name)
         arrays |= {"noise": NOISE, "weights": np.ones((2, 1), np.float32)}
-        inputs = {"bool_masked_pos": torch.from_numpy(hidden_tubes(NOISE, model.visible, model.times))}
+        inputs = {"bool_masked_pos": torch.from_numpy(tube_mask(NOISE, model.visible, model.times))}
     else:
         objective = VideoClassification()
         labels, weights = np.stack([LABELS, LABELS], 1), np.tile(np.float32([1, 0]), (2, 1))
@@ -93,7 +93,7 @@ def test_outputs_loss_and_gradients_are_transformers_and_tensors_survive_the_rou
     np.testing.assert_allclose(loss, output.loss.item(), rtol=TOLERANCE)
     ours, table = parameters.flat(gradients), ARCHITECTURES[MODELS[name][0]].table
     shapes = {path: array.shape for path, array in ours.items()}
-    mapping = TorchModel(folder, lambda names: slots(table.layout(names), shapes), MODELS[name][0], "float32")
+    mapping = TorchModel(folder, lambda names: tensor_mappings(table.layout(names), shapes), MODELS[name][0], "float32")
     expected = {name: tensor.grad.numpy() for name, tensor in network.named_parameters() if tensor.grad is not None}
     assert mapping.named(ours).keys() == expected.keys()
     # The gradient of a bias of keys is 0: what is left of it are rounding errors.

@@ -119,7 +119,7 @@ def lay_out(
       second: tokens of the second text, int [tokens]. None for a single text.
     """
     template = tokenizer.template(form)
-    room = max(length - template.added(second is not None), 0)
+    room = max(length - template.num_special_tokens(second is not None), 0)
     if second is None:
         return template.lay_out(first[:room])
     return template.lay_out(*cut_longest(first, second, room))
@@ -160,10 +160,10 @@ def check_template(
       pair: whether a row contains two texts.
       path: config field that sets `length`, for error messages.
     """
-    added = tokenizer.template(form).added(pair)
-    if added >= length:
-        problem = f"the tokenizer adds {added} special tokens, which leave no room for text"
-        raise FieldError(path, f"={length}: {problem}; expected at least {added + 1}")
+    num_special_tokens = tokenizer.template(form).num_special_tokens(pair)
+    if num_special_tokens >= length:
+        problem = f"the tokenizer adds {num_special_tokens} special tokens, which leave no room for text"
+        raise FieldError(path, f"={length}: {problem}; expected at least {num_special_tokens + 1}")
 
 
 def check_packing(examples_per_row: int, pack: bool) -> None:

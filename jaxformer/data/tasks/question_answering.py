@@ -130,7 +130,7 @@ class AnswerSpans(Task[Passage]):
                 "tokenizer: its template has no special token before a question, which means that there is no answer; "
                 "expected one with a template such as [CLS] A [SEP] B [SEP]"
             )
-        self._check_room(template.added(pair=True))
+        self._check_room(template.num_special_tokens(pair=True))
         layouts.check_packing(self.examples_per_row, pack)
 
     def read(self, example: Mapping[str, Any]) -> tuple[str, str, list[tuple[str, int]]]:
@@ -198,7 +198,7 @@ class AnswerSpans(Task[Passage]):
         if not len(passage.question) or not len(passage.context):
             return []
         template, question = tokenizer.template("encoder"), passage.question[: self.question_length]
-        room = self.length - len(question) - template.added(pair=True)
+        room = self.length - len(question) - template.num_special_tokens(pair=True)
         last = max(len(passage.context) - room, 0)
         starts = [*range(0, last, self.stride), last]
         return [_window(template, question, passage.context[start : start + room], start) for start in starts]

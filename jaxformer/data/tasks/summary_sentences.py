@@ -155,7 +155,7 @@ def lay_out(sentences: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) 
     template = tokenizer.template("encoder")
     tokens, types, positions, size = [], [], [], 0
     for number, sentence in enumerate(sentences):
-        room = length - size - template.added()
+        room = length - size - template.num_special_tokens()
         if room < 1:
             break
         part = template.lay_out(sentence[:room]).tokens
@@ -163,7 +163,7 @@ def lay_out(sentences: Sequence[np.ndarray], tokenizer: Tokenizer, length: int) 
         types.append(np.full(len(part), number % 2, np.int32))
         positions.append(size)
         size += len(part)
-    whole = size == sum(map(len, sentences)) + len(sentences) * template.added()
+    whole = size == sum(map(len, sentences)) + len(sentences) * template.num_special_tokens()
     none = [np.zeros(0, np.int32)]
     return SentenceRow(
         np.concatenate(tokens or none), np.concatenate(types or none), np.array(positions, np.int32), whole

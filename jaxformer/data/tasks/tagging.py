@@ -108,7 +108,7 @@ class TagTokens(Task[Words]):
         Each window becomes a training example.
         """
         inside = np.array([label.startswith(CONTINUES) for label in self.labels])
-        room = self.length - tokenizer.template("encoder").added()
+        room = self.length - tokenizer.template("encoder").num_special_tokens()
         return windows(document.first, room, document.first & ~inside[document.tags])
 
     def _example(self, words: Words, part: slice, tokenizer: Tokenizer, partial: bool) -> Example:

@@ -47,7 +47,7 @@ class JsonTokenizer(Tokenizer):
         # A vocabulary may contain an ordinary piece with the name of a special token, such as `<s>` in Qwen. If the
         # file marks special tokens, only these are special.
         super().__init__(pieces, self._starts(pieces), roles, [*special, *self._unknown], by_name=not special)
-        self._encoder = self._of_text(lambda config: None)
+        self._encoder = self._plain_text_tokenizer(lambda config: None)
 
     def __reduce__(self):
         return type(self), (self._model, self.roles)
@@ -77,16 +77,16 @@ class JsonTokenizer(Tokenizer):
         return np.array(encoded.ids, np.int32), without_spaces(text, encoded.offsets)
 
     def _encode_continuation(self, text: str) -> np.ndarray:
-        return np.array(self._continuing.encode(text, add_special_tokens=False).ids, np.int32)
+        return np.array(self._no_prefix_tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 
     @functools.cached_property
-    def _continuing(self):
+    def _no_prefix_tokenizer(self):
         """Variant of the tokenizer that does not add a space before a text. It encodes text that directly follows
         `[MASK]` or a sentinel and continues the same word.
         """
-        return self._of_text(_without_prefix)
+        return self._plain_text_tokenizer(_without_prefix)
 
-    def _of_text(self, change: Callable[[dict[str, Any]], None]):
+    def _plain_text_tokenizer(self, change: Callable[[dict[str, Any]], None]):
         """Creates a `tokenizers.Tokenizer` that encodes a special token's name in a text, such as `[MASK]`, as plain
         text.
 

@@ -78,10 +78,10 @@ class SentencePieceTokenizer(Tokenizer):
         return np.array([number for _, number in found], np.int32), offsets
 
     def _encode_continuation(self, text: str) -> np.ndarray:
-        return np.array(self._continuing.encode(text), np.int32)
+        return np.array(self._no_prefix_tokenizer.encode(text), np.int32)
 
     @functools.cached_property
-    def _continuing(self):
+    def _no_prefix_tokenizer(self):
         """Variant of the SentencePiece processor that does not add a space before a text. It encodes text that directly
         follows `[MASK]` or a sentinel and continues the same word.
         """

@@ -11,7 +11,7 @@ import numpy as np
 from jaxformer.errors import InputError
 
 
-class Slot(NamedTuple):
+class Element(NamedTuple):
     """One element of a template: a text, or a special token."""
 
     content: str | int
@@ -35,28 +35,28 @@ class LaidOut(NamedTuple):
 class Template:
     """Defines which special tokens are added to a single text, such as [CLS] A [SEP], and to a pair of texts."""
 
-    single: tuple[Slot, ...]
+    single: tuple[Element, ...]
     """Elements for a single text `A`."""
-    pair: tuple[Slot, ...]
+    pair: tuple[Element, ...]
     """Elements for a pair of texts `A` and `B`."""
 
-    def slots(self, pair: bool) -> tuple[Slot, ...]:
+    def elements(self, pair: bool) -> tuple[Element, ...]:
         """Returns the elements of the template for a pair of texts if `pair` is True, otherwise for a single text."""
         return self.pair if pair else self.single
 
-    def added(self, pair: bool = False) -> int:
+    def num_special_tokens(self, pair: bool = False) -> int:
         """Returns the number of special tokens that are added to a pair of texts if `pair` is True, otherwise to a
         single text.
         """
-        return sum(isinstance(slot.content, int) for slot in self.slots(pair))
+        return sum(isinstance(element.content, int) for element in self.elements(pair))
 
     def without_end(self, token: int | None) -> "Template":
         """Returns this template without its last elements if these are the special token `token`, such as EOS. If
         `token` is None, nothing is removed.
         """
 
-        def cut(slots: tuple[Slot, ...]) -> tuple[Slot, ...]:
-            return cut(slots[:-1]) if token is not None and slots[-1].content == token else slots
+        def cut(elements: tuple[Element, ...]) -> tuple[Element, ...]:
+            return cut(elements[:-1]) if token is not None and elements[-1].content == token else elements
 
         return Template(cut(self.single), cut(self.pair))
 
@@ -66,7 +66,7 @@ class Template:
         """
         texts = {"A": first, "B": second}
         parts, types, starts, size = [], [], [], 0
-        for content, token_type in self.slots(second is not None):
+        for content, token_type in self.elements(second is not None):
             part = texts[content] if isinstance(content, str) else [content]
             starts += [size] if isinstance(content, str) else []
             parts.append(np.asarray(part, np.int32))
@@ -75,7 +75,7 @@ class Template:
         return LaidOut(np.concatenate(parts), np.concatenate(types), tuple(starts))
 
 
-PLAIN = Template((Slot("A"),), (Slot("A"), Slot("B", 1)))
+PLAIN = Template((Element("A"),), (Element("A"), Element("B", 1)))
 """Template that adds no special tokens. In a pair, the second text has token type 1."""
 
 
@@ -87,8 +87,8 @@ def encoder_template(cls: int, sep: int) -> Template:
       cls: id of [CLS].
       sep: id of [SEP].
     """
-    single = (Slot(cls), Slot("A"), Slot(sep))
-    return Template(single, (*single, Slot("B", 1), Slot(sep, 1)))
+    single = (Element(cls), Element("A"), Element(sep))
+    return Template(single, (*single, Element("B", 1), Element(sep, 1)))
 
 
 def roberta_template(cls: int, sep: int) -> Template:
@@ -99,13 +99,16 @@ def roberta_template(cls: int, sep: int) -> Template:
       cls: id of <s>.
       sep: id of </s>.
     """
-    single = (Slot(cls), Slot("A"), Slot(sep))
-    return Template(single, (*single, Slot(sep), Slot("B"), Slot(sep)))
+    single = (Element(cls), Element("A"), Element(sep))
+    return Template(single, (*single, Element(sep), Element("B"), Element(sep)))
 
 
 def decoder_template(end: int) -> Template:
     """Returns a template that adds the EOS token, with id `end`, after each text (Radford et al. 2018)."""
-    return Template((Slot("A"), Slot(end)), (Slot("A"), Slot(end), Slot("B", 1), Slot(end, 1)))
+    return Template(
+        (Element("A"), Element(end)),
+        (Element("A"), Element(end), Element("B", 1), Element(end, 1)),
+    )
 
 
 def template_of(processor: Mapping[str, Any] | None) -> Template | None:
@@ -137,26 +140,30 @@ def to_processor(template: Template, pieces: list[str], beside: Mapping[str, Any
         and the converted template.
     """
 
-    def part(slot: Slot) -> dict[str, Any]:
-        if isinstance(slot.content, int):
-            return {"SpecialToken": {"id": pieces[slot.content], "type_id": slot.token_type}}
-        return {"Sequence": {"id": slot.content, "type_id": slot.token_type}}
+    def part(element: Element) -> dict[str, Any]:
+        if isinstance(element.content, int):
+            return {"SpecialToken": {"id": pieces[element.content], "type_id": element.token_type}}
+        return {"Sequence": {"id": element.content, "type_id": element.token_type}}
 
-    ids = sorted({slot.content for slot in (*template.single, *template.pair) if isinstance(slot.content, int)})
+    ids = sorted(
+        {element.content for element in (*template.single, *template.pair) if isinstance(element.content, int)}
+    )
     tokens = {pieces[number]: {"id": pieces[number], "ids": [number], "tokens": [pieces[number]]} for number in ids}
-    single, pair = (list(map(part, slots)) for slots in (template.single, template.pair))
+    single, pair = (list(map(part, elements)) for elements in (template.single, template.pair))
     processor = {"type": "TemplateProcessing", "single": single, "pair": pair, "special_tokens": tokens}
     return {"type": "Sequence", "processors": [beside, processor]} if beside else processor
 
 
 def _of_parts(processor: Mapping[str, Any]) -> Template:
-    def slots(part: Mapping[str, Any]) -> list[Slot]:
+    def elements(part: Mapping[str, Any]) -> list[Element]:
         [(kind, said)] = part.items()
         if kind == "Sequence":
-            return [Slot(said["id"], said["type_id"])]
-        return [Slot(int(number), said["type_id"]) for number in processor["special_tokens"][said["id"]]["ids"]]
+            return [Element(said["id"], said["type_id"])]
+        return [Element(int(number), said["type_id"]) for number in processor["special_tokens"][said["id"]]["ids"]]
 
-    single, pair = (tuple(slot for part in processor[name] for slot in slots(part)) for name in ("single", "pair"))
+    single, pair = (
+        tuple(element for part in processor[name] for element in elements(part)) for name in ("single", "pair")
+    )
     return Template(single, pair)
 
 

@@ -139,7 +139,7 @@ class Augmentation:
         box = random_box(picture.width, picture.height, self.scale, self.ratio, rng)
         picture = resized(picture, size, box, resample)
         moved = geometry.resized_box(box, size, size)
-        picture, moved = operated(picture, moved, self, rng)
+        picture, moved = apply_rand_augment(picture, moved, self, rng)
         image = pixels(picture)
         if rng.random() < self.flip:
             return image[:, ::-1], moved.then(geometry.flip(size, size))
@@ -170,7 +170,7 @@ def check_operations(path: str, settings: RandAugment) -> None:
         raise FieldError(f"{path}.among", problem)
 
 
-def operated(
+def apply_rand_augment(
     picture: Image.Image, moved: GeometricTransform, settings: RandAugment, rng: np.random.Generator
 ) -> tuple[Image.Image, GeometricTransform]:
     """Chooses RandAugment operations at random and applies them to a picture, each in a random direction.

@@ -9,7 +9,7 @@ from PIL import Image
 from jaxformer import fields
 from jaxformer.data.transforms import geometry
 from jaxformer.data.transforms.geometry import GeometricTransform
-from jaxformer.data.transforms.image import Resample, check_operations, operated, pixels, size_within
+from jaxformer.data.transforms.image import Resample, apply_rand_augment, check_operations, pixels, size_within
 from jaxformer.errors import FieldError
 
 _PATH = "data.task.image.augmentation"
@@ -76,7 +76,7 @@ class ScaleJitter:
         width, height = size_within(max(1, round(box[2] - box[0])), max(1, round(box[3] - box[1])), shortest, size)
         moved = geometry.resized_box(box, width, height)
         picture = picture.resize((width, height), Image.Resampling[resample.upper()], box, reducing_gap=3.0)
-        picture, moved = operated(picture, moved, self, rng)
+        picture, moved = apply_rand_augment(picture, moved, self, rng)
         image = pixels(picture)
         if rng.random() < self.flip:
             return image[:, ::-1], moved.then(geometry.flip(width, height))

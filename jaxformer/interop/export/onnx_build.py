@@ -87,7 +87,7 @@ def build(
 
 def _output(graph: Graph, name: str, tensor: Tensor, spec: jax.ShapeDtypeStruct) -> ir.Value:
     """Declares a tensor as an output of the graph, with its full shape. Returns the output value."""
-    value = graph.op("Identity", graph.value(graph.whole(tensor, spec.shape)))
+    value = graph.op("Identity", graph.value(graph.broadcast_to(tensor, spec.shape)))
     value.name, value.type = name, ir.TensorType(ir.DataType.from_numpy(np.dtype(spec.dtype)))
     value.shape = ir.Shape([size if isinstance(size, int) else str(size).replace("*", " * ") for size in spec.shape])
     return value

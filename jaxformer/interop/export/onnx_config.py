@@ -73,7 +73,7 @@ def _describe(run: Run, folder: Path) -> None:
     """
     model, plan = run.model, plan_of(run)
     tokens = plan.special_tokens(model, run.tokenizer)
-    config = bridge_of(model).nearest_config(model, run.objective) | tokens
+    config = bridge_of(model).config_for_onnx(model, run.objective) | tokens
     write_json(folder / CONFIG, config)
     if model.pixel_input is not None:
         write_preprocessor(folder, model, image_field_in(run.experiment.data.task))

@@ -10,7 +10,7 @@ import jax
 
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import DType
-from jaxformer.interop.huggingface.conventions import conventional
+from jaxformer.interop.huggingface.conventions import to_exportable_form
 from jaxformer.interop.huggingface.folders import CONFIG, new_folder, read_json
 from jaxformer.interop.huggingface.runs import read_origin
 from jaxformer.runs import run as runs
@@ -105,7 +105,7 @@ def export_onnx(run: Run | str | os.PathLike, out: str | os.PathLike, dtype: DTy
 
     run = run if isinstance(run, Run) else runs.open_run(run, in_memory=False)
     # The programs and the tokenizer files use the same ids.
-    run = run if read_origin(run.folder) else conventional(run)
+    run = run if read_origin(run.folder) else to_exportable_form(run)
     found = onnx_programs.programs(run)
     with new_folder(out) as folder:
         with_data = [name for name in found if name not in (onnx_programs.DECODER, onnx_programs.WITH_PAST)]

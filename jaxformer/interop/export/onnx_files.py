@@ -31,11 +31,11 @@ from jaxformer.interop.parity import lines
 from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 from jaxformer.runs.run import Run
 
-LEAST = 256
+EXTERNAL_DATA_THRESHOLD = 256
 """Minimum size in bytes of the arrays that are stored in the external data file. Smaller arrays are stored in the ONNX
 file.
 """
-ROWS, LENGTH, LONGEST = 3, 16, 256
+ROWS, LENGTH, LONG_LENGTH = 3, 16, 256
 """Sizes of the test inputs for which ONNX Runtime and JAX are compared: number of rows (texts or images) in a batch,
 number of tokens per row, and number of tokens of an additional long row.
 """
@@ -67,7 +67,7 @@ def write(found: Mapping[str, Program], params: Arrays, folder: Path) -> None:
             _share(model, stored)
             ir.save(model, path)
             continue
-        ir.save(model, path, external_data=f"{name}.onnx_data", size_threshold_bytes=LEAST)
+        ir.save(model, path, external_data=f"{name}.onnx_data", size_threshold_bytes=EXTERNAL_DATA_THRESHOLD)
         if name == MERGED:
             tensors = [value.const_value for value in ir.load(path).graph.initializers.values()]
             stored = {_content(tensor): tensor for tensor in tensors if isinstance(tensor, ir.ExternalTensor)}
@@ -102,7 +102,7 @@ def open_session(path: Path) -> onnxruntime.InferenceSession:
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class TestBatch:
     """Batch of test inputs for which the outputs of ONNX Runtime and JAX are compared."""
 
     name: str
@@ -143,7 +143,7 @@ def compared(run: Run, found: Mapping[str, Program], params: Arrays, sessions: S
 IMAGE_INPUTS = ("pixel_values", "noise")
 
 
-def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
+def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[TestBatch]:
     """Yields test inputs on which the ONNX model is compared with the JAX model: two batches of random images for an
     image model, or one batch of texts with padding and one with a single long text.
     """
@@ -154,12 +154,12 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
             arrays = {"pixel_values": rng.normal(0, scale, shapes["pixel_values"]).astype(np.float32)}
             if "noise" in shapes:
                 arrays["noise"] = rng.random(shapes["noise"], np.float32)
-            yield Rows(name, arrays, None)
+            yield TestBatch(name, arrays, None)
         return
     texts = [] if run.tokenizer is None else [run.tokenizer.encode(text) for text in HARD_STRINGS]
     limits = model.require_text_limits()
-    stream = np.concatenate([*texts, rng.integers(0, limits.vocab, ROWS * LONGEST)]).astype(np.int64)
-    short, long = min(LENGTH, limits.max_length), min(LONGEST, limits.max_length)
+    stream = np.concatenate([*texts, rng.integers(0, limits.vocab, ROWS * LONG_LENGTH)]).astype(np.int64)
+    short, long = min(LENGTH, limits.max_length), min(LONG_LENGTH, limits.max_length)
     for name, lengths in (("padded", [short, max(1, short // 2), 1]), ("long", [long])):
         tokens = stream[: len(lengths) * lengths[0]].reshape(len(lengths), lengths[0])
         mask = (np.arange(lengths[0]) < np.array(lengths)[:, None]).astype(np.int64)
@@ -171,10 +171,10 @@ def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[Rows]:
                 shapes = {key: (len(tokens), *map(int, argument.axes[1:])) for key, argument in arguments.items()}
                 read = {key: rng.normal(0, 1, shape).astype(np.float32) for key, shape in shapes.items()}
         # The decoder inputs of an encoder–decoder are not padded.
-        yield Rows(name, arrays, None if model.is_encoder_decoder else mask, read)
+        yield TestBatch(name, arrays, None if model.is_encoder_decoder else mask, read)
 
 
-def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: Rows) -> Arrays:
+def _expected(run: Run, found: Mapping[str, Program], params: Arrays, rows: TestBatch) -> Arrays:
     """Computes the outputs of the JAX model for the test inputs `rows`, keyed by name. They are the reference for ONNX
     Runtime.
     """
@@ -198,7 +198,7 @@ def _has_cache(found: Mapping[str, Program]) -> bool:
     return SINGLE in found and any(PAST in argument.axes for argument in found[SINGLE].arguments.values())
 
 
-def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
+def _given(program: Program, rows: TestBatch) -> dict[str, np.ndarray]:
     """Selects from `rows` the input arrays of a program without a cache. Returns a dict that maps argument names to
     arrays.
     """
@@ -206,7 +206,7 @@ def _given(program: Program, rows: Rows) -> dict[str, np.ndarray]:
     return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
 
 
-def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: Rows) -> Iterator[Arrays]:
+def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: TestBatch) -> Iterator[Arrays]:
     """Runs the exported ONNX files on the given inputs. Yields a dict of outputs for each combination of files that can
     compute them.
 
@@ -257,7 +257,7 @@ def past_of(outputs: Arrays, kept: Arrays) -> dict[str, np.ndarray]:
     return {**kept, **found}
 
 
-def _continued(session: onnxruntime.InferenceSession, rows: Rows) -> Arrays:
+def _continued(session: onnxruntime.InferenceSession, rows: TestBatch) -> Arrays:
     tokens, mask = rows.arrays["tokens"], rows.arrays["mask"]
     half, places = max(1, tokens.shape[1] // 2), np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
     past, logits = empty_past(session, len(tokens)), []
@@ -270,7 +270,7 @@ def _continued(session: onnxruntime.InferenceSession, rows: Rows) -> Arrays:
     return {"logits": np.concatenate(logits, 1)}
 
 
-def _answered(sessions: Sessions, names: tuple[str, str], rows: Rows) -> Arrays:
+def _answered(sessions: Sessions, names: tuple[str, str], rows: TestBatch) -> Arrays:
     tokens = rows.arrays["tokens"]
     half = max(1, tokens.shape[1] // 2)
     fixed = {"encoder_hidden_states": call(sessions[ENCODER], rows.read)["last_hidden_state"]}

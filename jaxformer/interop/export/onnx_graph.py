@@ -26,7 +26,7 @@ class Tensor:
     """Intermediate array of a JAX function during its conversion to ONNX. Either its value is already known, or a node
     of the ONNX graph computes it.
 
-    Axes along which the array is broadcast may have size 1 in `shape`. `Graph.whole` gives them their full size.
+    Axes along which the array is broadcast may have size 1 in `shape`. `Graph.broadcast_to` gives them their full size.
     """
 
     array: np.ndarray | None
@@ -128,7 +128,7 @@ class Graph:
             return self.integers([int(dimension) for dimension in dimensions])
         return self.op("Concat", *map(self.length, dimensions), axis=0)
 
-    def whole(self, tensor: Tensor, shape: Sequence[Dimension]) -> Tensor:
+    def broadcast_to(self, tensor: Tensor, shape: Sequence[Dimension]) -> Tensor:
         """Broadcasts a tensor to its full shape. Needed because axes along which a tensor is broadcast may have size 1
         in the graph.
         """
@@ -184,7 +184,17 @@ def is_known(shape: Sequence[Dimension]) -> bool:
     return all(isinstance(dimension, int | np.integer) for dimension in shape)
 
 
-ALONE = ("jit", "pjit", "scan", "while", "cond", "custom_jvp_call", "custom_vjp_call", "checkpoint", "closed_call")
+NESTED_PRIMITIVES = (
+    "jit",
+    "pjit",
+    "scan",
+    "while",
+    "cond",
+    "custom_jvp_call",
+    "custom_vjp_call",
+    "checkpoint",
+    "closed_call",
+)
 """Names of JAX primitives that contain a nested jaxpr, such as loops. Constant folding does not evaluate them, even if
 all their inputs are constants. Their inner operations are converted or folded one by one.
 """
@@ -214,7 +224,7 @@ def _folded(equation: Any, given: Sequence[Tensor]) -> list[np.ndarray] | None:
     """
     shapes = [variable.aval.shape for variable in (*equation.invars, *equation.outvars)]
     name = equation.primitive.name
-    if name in ALONE or name == "dim_as_value" or not all(map(is_known, shapes)):
+    if name in NESTED_PRIMITIVES or name == "dim_as_value" or not all(map(is_known, shapes)):
         return None
     arrays = []
     for tensor, atom in zip(given, equation.invars, strict=True):

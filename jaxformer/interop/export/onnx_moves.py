@@ -59,7 +59,7 @@ def _broadcast_in_dim(graph: Graph, equation: Any, tensor: Tensor, *sizes: Tenso
 
 
 def _reshape(graph: Graph, equation: Any, tensor: Tensor, *sizes: Tensor) -> Tensor:
-    whole = graph.whole(tensor, equation.invars[0].aval.shape)
+    whole = graph.broadcast_to(tensor, equation.invars[0].aval.shape)
     value = graph.op("Reshape", graph.value(whole), graph.shape(equation.params["new_sizes"]))
     return result(graph, value, equation)
 
@@ -95,7 +95,8 @@ def _dimension(graph: Graph, equation: Any) -> Tensor:
 
 
 def _concatenate(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
-    wholes = [graph.whole(tensor, atom.aval.shape) for tensor, atom in zip(tensors, equation.invars, strict=True)]
+    shapes = [atom.aval.shape for atom in equation.invars]
+    wholes = [graph.broadcast_to(tensor, shape) for tensor, shape in zip(tensors, shapes, strict=True)]
     value = graph.op("Concat", *map(graph.value, wholes), axis=equation.params["dimension"])
     return result(graph, value, equation)
 
@@ -109,7 +110,7 @@ def _stack(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
 
 def _split(graph: Graph, equation: Any, tensor: Tensor) -> list[Tensor]:
     axis, sizes = equation.params["axis"], [int(size) for size in equation.params["sizes"]]
-    whole = graph.whole(tensor, equation.invars[0].aval.shape)
+    whole = graph.broadcast_to(tensor, equation.invars[0].aval.shape)
     values = graph.op("Split", graph.value(whole), graph.integers(sizes), outputs=len(sizes), axis=axis)
     return [
         graph.tensor(value, variable.aval.shape, variable.aval.dtype)
@@ -121,7 +122,7 @@ def _pad(graph: Graph, equation: Any, tensor: Tensor, fill: Tensor) -> Tensor:
     config = equation.params["padding_config"]
     if any(not _is_zero(inner) for _, _, inner in config):
         raise InputError("the JAX operation pad with interior padding cannot be converted to ONNX")
-    whole = graph.whole(tensor, equation.invars[0].aval.shape)
+    whole = graph.broadcast_to(tensor, equation.invars[0].aval.shape)
     pads = graph.shape([*(low for low, _, _ in config), *(high for _, high, _ in config)])
     return result(graph, graph.op("Pad", graph.value(whole), pads, graph.value(fill)), equation)
 
@@ -142,7 +143,7 @@ def _slice(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
     ]
     if not axes:
         return tensor
-    whole = graph.whole(tensor, full)
+    whole = graph.broadcast_to(tensor, full)
     starts, ends = (graph.shape([params[name][axis] for axis in axes]) for name in ("start_indices", "limit_indices"))
     steps = graph.integers([strides[axis] for axis in axes])
     return result(graph, graph.op("Slice", graph.value(whole), starts, ends, graph.integers(axes), steps), equation)
@@ -178,7 +179,7 @@ def _part(graph: Graph, tensor: Tensor, equation: Any, starts: Mapping[int, Tens
       sizes: Size of the slice along each axis.
     """
     full = equation.invars[0].aval.shape
-    value = graph.value(graph.whole(tensor, full))
+    value = graph.value(graph.broadcast_to(tensor, full))
     for axis, start in starts.items():
         if full[axis] != sizes[axis]:
             begin = _start(graph, start, full[axis], sizes[axis])
@@ -190,12 +191,12 @@ def _part(graph: Graph, tensor: Tensor, equation: Any, starts: Mapping[int, Tens
 def _dynamic_update_slice(graph: Graph, equation: Any, tensor: Tensor, update: Tensor, *starts: Tensor) -> Tensor:
     full, part = (atom.aval.shape for atom in equation.invars[:2])
     axes = [axis for axis in range(len(full)) if full[axis] != part[axis]]
-    update = graph.whole(update, part)
+    update = graph.broadcast_to(update, part)
     if not axes:
         return update
     if len(axes) > 1:
         raise InputError("the JAX operation dynamic_update_slice of several axes cannot be converted to ONNX")
-    (axis,), value = axes, graph.value(graph.whole(tensor, full))
+    (axis,), value = axes, graph.value(graph.broadcast_to(tensor, full))
     begin = _start(graph, starts[axis], full[axis], part[axis])
     end = graph.op("Add", begin, graph.length(part[axis]))
     along = graph.integers([axis])
@@ -238,8 +239,8 @@ def _gather(graph: Graph, equation: Any, tensor: Tensor, indices: Tensor) -> Ten
     )
     if not regular:
         raise InputError(f"the JAX operation gather with {numbers} cannot be converted to ONNX")
-    table = graph.value(graph.whole(tensor, full))
-    at = graph.whole(indices, places)
+    table = graph.value(graph.broadcast_to(tensor, full))
+    at = graph.broadcast_to(indices, places)
     if batch:
         places_ = graph.cast(graph.value(at), np.int64)
         return result(graph, graph.op("GatherND", table, places_, batch_dims=len(batch)), equation)

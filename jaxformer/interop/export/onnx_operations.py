@@ -76,7 +76,7 @@ def _dot_general(graph: Graph, equation: Any, left: Tensor, right: Tensor) -> Te
         kept = [axis for axis in range(len(full)) if axis not in (*batch[number], *summed[number])]
         order = [*batch[number], *kept, *summed[number]] if number == 0 else [*batch[number], *summed[number], *kept]
         groups = [[full[axis] for axis in axes] for axes in (batch[number], kept, summed[number])]
-        sides.append((graph.whole(tensor, full), order, groups))
+        sides.append((graph.broadcast_to(tensor, full), order, groups))
     values = []
     for number, (tensor, order, (batched, kept, along)) in enumerate(sides):
         flat = (
@@ -115,7 +115,7 @@ def _convolution(graph: Graph, equation: Any, image: Tensor, kernel: Tensor) -> 
     params, numbers = equation.params, equation.params["dimension_numbers"]
     if set(params["lhs_dilation"]) != {1} or params["feature_group_count"] != 1 or params["batch_group_count"] != 1:
         raise InputError("the JAX operation conv_general_dilated with groups or holes cannot be converted to ONNX")
-    tensors = [graph.whole(*pair) for pair in zip((image, kernel), _shapes(equation), strict=True)]
+    tensors = [graph.broadcast_to(*pair) for pair in zip((image, kernel), _shapes(equation), strict=True)]
     moved = [
         graph.op("Transpose", graph.value(tensor), perm=list(order))
         for tensor, order in zip(tensors, (numbers.lhs_spec, numbers.rhs_spec), strict=True)
@@ -147,7 +147,7 @@ def _max_pool(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
         or {*params["base_dilation"], *params["window_dilation"]} != {1}
     ):
         raise InputError("the JAX operation reduce_window_max of these windows cannot be converted to ONNX")
-    whole = graph.whole(tensor, equation.invars[0].aval.shape)
+    whole = graph.broadcast_to(tensor, equation.invars[0].aval.shape)
     pads = [low for low, _ in padding[1:3]] + [high for _, high in padding[1:3]]
     value = graph.op("Transpose", graph.value(whole), perm=[0, 3, 1, 2])
     value = graph.op("MaxPool", value, kernel_shape=list(window[1:3]), strides=list(strides[1:3]), pads=pads)
@@ -156,7 +156,7 @@ def _max_pool(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
 
 def _reduction(kind: str) -> Callable:
     def convert(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
-        whole = graph.whole(tensor, equation.invars[0].aval.shape)
+        whole = graph.broadcast_to(tensor, equation.invars[0].aval.shape)
         axes, value = graph.integers(equation.params["axes"]), graph.value(whole)
         if whole.dtype != bool:
             return result(graph, graph.op(kind, value, axes, keepdims=0), equation)
@@ -167,14 +167,14 @@ def _reduction(kind: str) -> Callable:
 
 
 def _argmax(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
-    whole, (axis,) = graph.whole(tensor, equation.invars[0].aval.shape), equation.params["axes"]
+    whole, (axis,) = graph.broadcast_to(tensor, equation.invars[0].aval.shape), equation.params["axes"]
     value = graph.cast(graph.value(whole), np.int32) if whole.dtype == bool else graph.value(whole)
     value = graph.op("ArgMax", value, axis=axis, keepdims=0)
     return result(graph, graph.cast(value, output(equation).dtype), equation)
 
 
 def _cumsum(graph: Graph, equation: Any, tensor: Tensor) -> Tensor:
-    whole = graph.whole(tensor, equation.invars[0].aval.shape)
+    whole = graph.broadcast_to(tensor, equation.invars[0].aval.shape)
     axis = graph.value(graph.constant(np.array(equation.params["axis"], np.int64)))
     value = graph.op("CumSum", graph.value(whole), axis, reverse=int(equation.params["reverse"]))
     return result(graph, value, equation)
@@ -185,7 +185,7 @@ def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
     axis, avals = equation.params["dimension"], [atom.aval for atom in equation.invars]
     if equation.params["num_keys"] != 1:
         raise InputError("the JAX operation sort by several keys cannot be converted to ONNX")
-    wholes = [graph.value(graph.whole(tensor, aval.shape)) for tensor, aval in zip(tensors, avals, strict=True)]
+    wholes = [graph.value(graph.broadcast_to(tensor, aval.shape)) for tensor, aval in zip(tensors, avals, strict=True)]
     key, length = wholes[0], graph.length(avals[0].shape[axis])
     ordered, places = graph.op("TopK", key, length, outputs=2, axis=axis, largest=0, sorted=1)
     rest = [graph.op("GatherElements", value, places, axis=axis) for value in wholes[1:]]
@@ -194,7 +194,8 @@ def _sort(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
 
 def _top_k(graph: Graph, equation: Any, tensor: Tensor) -> list[Tensor]:
     """Converts `top_k`, which returns the largest values along an axis in decreasing order, and their indices."""
-    whole, count = graph.value(graph.whole(tensor, equation.invars[0].aval.shape)), graph.length(equation.params["k"])
+    whole = graph.value(graph.broadcast_to(tensor, equation.invars[0].aval.shape))
+    count = graph.length(equation.params["k"])
     values, places = graph.op("TopK", whole, count, outputs=2, axis=equation.params["axis"], largest=1, sorted=1)
     found = values, graph.cast(places, np.int32)
     avals = [variable.aval for variable in equation.outvars]
@@ -249,7 +250,7 @@ def _cond(graph: Graph, equation: Any, which: Tensor, *tensors: Tensor) -> list[
     for number, branch in enumerate(equation.params["branches"]):
         graph.nodes, graph.lengths = [], dict(lengths)
         found = graph.evaluate(branch.jaxpr, branch.consts, tensors)
-        wholes = [graph.whole(tensor, aval.shape) for tensor, aval in zip(found, branch.out_avals, strict=True)]
+        wholes = [graph.broadcast_to(tensor, aval.shape) for tensor, aval in zip(found, branch.out_avals, strict=True)]
         outputs = [graph.op("Identity", graph.value(tensor)) for tensor in wholes]
         for value, aval in zip(outputs, branch.out_avals, strict=True):
             value.type, value.shape = ir.TensorType(ir.DataType.from_numpy(aval.dtype)), None

@@ -69,9 +69,9 @@ STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize")
 """Names of preprocessor_config.json fields that switch preprocessing steps on or off. The value null means off."""
 CLIP_PROCESSORS = {name: BY_MODEL[name] for name in ("videomae", "vivit")}
 """Maps the model types of video models to the image processor class that exports write to preprocessor_config.json."""
-OF_BOXES = ("DetrImageProcessor", "YolosImageProcessor")
+DETECTION_PROCESSORS = ("DetrImageProcessor", "YolosImageProcessor")
 """Image processor classes of object detection, which keep the aspect ratio and pad images."""
-OF_ANNOTATIONS = ("format", "do_convert_annotations", "max_size", "pad_and_return_pixel_mask")
+IGNORED_DETECTION_FIELDS = ("format", "do_convert_annotations", "max_size", "pad_and_return_pixel_mask")
 """Names of config fields of object detection image processors that are ignored: they do not change the pixels of images
 without annotations, or are old fields that others have replaced.
 """
@@ -170,15 +170,15 @@ def read_preparation(folder: Path, model: Any) -> Preparation | None:
     for name in (*IGNORED, *UNUSED):
         reader.get(name)
     for name in UNUSED:
-        if name != "do_pad" or kind not in OF_BOXES:
+        if name != "do_pad" or kind not in DETECTION_PROCESSORS:
             reader.must(name, False)
     reader.must("input_data_format", None, "channels_last")
     if reader.flag("do_convert_rgb", model.channels == 3) and model.channels != 3:
         raise reader.error("do_convert_rgb", True, f"false, as the model takes {model.channels} channel")
     shortest = None
-    for name in OF_ANNOTATIONS if kind in OF_BOXES else ():
+    for name in IGNORED_DETECTION_FIELDS if kind in DETECTION_PROCESSORS else ():
         reader.get(name)
-    if kind in OF_BOXES and set(reader.get("size")) == {"shortest_edge", "longest_edge"}:
+    if kind in DETECTION_PROCESSORS and set(reader.get("size")) == {"shortest_edge", "longest_edge"}:
         size, shortest = _padded_sizes(reader, model)
         edge, fit = size, "pad"
     else:
@@ -327,14 +327,14 @@ def write_preprocessor(folder: Path, model: Any, image: ImageField | None = None
     """
     _, model = model.part(model.pixel_input)
     model_type: str = read_json(folder / CONFIG).get("model_type") or ""
-    fit = "pad" if BY_MODEL.get(model_type) in OF_BOXES else "crop"
+    fit = "pad" if BY_MODEL.get(model_type) in DETECTION_PROCESSORS else "crop"
     image = image or ImageField(model.image, model.channels, fit=fit)
     if image.size != model.image and model_type not in ANY_SIZE:
         problem = f"data.task.image.size={image.size} differs from model.image={model.image}"
         raise InputError(
             f"{problem}: {model_type} in transformers accepts only images of {model.image} × {model.image}"
         )
-    if BY_MODEL.get(model_type) in OF_BOXES:
+    if BY_MODEL.get(model_type) in DETECTION_PROCESSORS:
         write_json(folder / PREPROCESSOR, _detection_processor(BY_MODEL[model_type], image) | _normalization(model))
         return
     if image.fit == "pad":

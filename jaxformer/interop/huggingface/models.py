@@ -30,7 +30,7 @@ from jaxformer.interop.huggingface.folders import (
 )
 from jaxformer.interop.huggingface.images import with_pixels, write_preprocessor
 from jaxformer.interop.huggingface.locations import locate
-from jaxformer.interop.huggingface.table import slots
+from jaxformer.interop.huggingface.table import tensor_mappings
 from jaxformer.interop.huggingface.text.chat_templates import chat_template, read_chat_template, write_chat_template
 from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabulary, export_tokenizer, names_beginning
 from jaxformer.models.base import Model
@@ -278,10 +278,10 @@ def _tensors(
     shapes = {path: tuple(array.shape) for path, array in arrays.items()}
     if shapes != parameters.abstract(model):
         raise InputError("the parameters do not match the model: paths or shapes differ")
-    own = slots(family.table, shapes, architecture in family.headless_architectures)
-    own.sort(key=lambda slot: np.prod(shapes[slot.paths[0]]))  # A large tensor is read while a small one is written.
+    own = tensor_mappings(family.table, shapes, architecture in family.headless_architectures)
+    own.sort(key=lambda one: np.prod(shapes[one.paths[0]]))  # A large tensor is read while a small one is written.
     constants = family.constants(model) if family.constants else {}
     computed = (array.astype(dtype) for array in constants.values())
-    theirs = {slot.name: slot.shape for slot in own} | {name: array.shape for name, array in constants.items()}
+    theirs = {one.name: one.shape for one in own} | {name: array.shape for name, array in constants.items()}
     announced = {name: (dtype, shape) for name, shape in theirs.items()}
     return announced, itertools.chain(parameters.written(own, arrays, dtype), computed)

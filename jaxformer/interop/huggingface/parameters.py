@@ -15,7 +15,7 @@ import numpy as np
 
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import FLOATS, LazyTensor, ahead
-from jaxformer.interop.huggingface.table import Sources, Table, TensorMapping, match
+from jaxformer.interop.huggingface.table import MatchedTensors, Table, TensorMapping, match
 from jaxformer.models.base import Model
 
 ALIGNMENT = 64
@@ -61,9 +61,9 @@ def read(
       InputError: If tensors are missing, unknown, or have the wrong shape or dtype, or if copies of a tied tensor
         differ.
     """
-    sources = match(table, shapes, {name: tensor.shape for name, tensor in stored.items()}, where)
-    _check_types(sources, stored, where)
-    for name, copy in sources.copies:
+    matched = match(table, shapes, {name: tensor.shape for name, tensor in stored.items()}, where)
+    _check_types(matched, stored, where)
+    for name, copy in matched.copies:
         if not _same(stored[name].read(), stored[copy].read()):
             raise InputError(f"{where}: {copy} differs from {name}; this model has one tensor for both")
     for full_name, compute in table.known.items():
@@ -74,49 +74,49 @@ def read(
                 raise InputError(
                     f"{where}: {name} differs from the values that this model computes, and cannot be imported"
                 )
-    waiting = collections.Counter(path for slot in sources.slots for path in slot.paths)
+    waiting = collections.Counter(path for mapping in matched.mappings for path in mapping.paths)
     arrays = {
         path: _aligned(shape, dtype) for path, shape in shapes.items()
     }  # Memory is allocated when they are written.
-    _fill_unused(arrays, sources.slots)
+    _fill_unused(arrays, matched.mappings)
     # Parameters without a stored tensor, such as the norm of a stack with one block and no first norm, are complete.
     done = {path: jax.device_put(arrays.pop(path)) for path in shapes if path not in waiting}
 
-    def fill(slot, name):
-        for path, part in zip(slot.paths, slot.to_ours(stored[name].read()), strict=True):
-            copy_into(arrays[path][(*slot.index, ...)], part)
+    def fill(mapping, name):
+        for path, part in zip(mapping.paths, mapping.to_ours(stored[name].read()), strict=True):
+            copy_into(arrays[path][(*mapping.index, ...)], part)
 
     with ThreadPoolExecutor(AT_ONCE) as others:
-        for slot, _ in zip(sources.slots, others.map(fill, sources.slots, sources.names), strict=True):
-            waiting.subtract(slot.paths)
-            done |= {path: jax.device_put(arrays.pop(path)) for path in slot.paths if not waiting[path]}
+        for mapping, _ in zip(matched.mappings, others.map(fill, matched.mappings, matched.names), strict=True):
+            waiting.subtract(mapping.paths)
+            done |= {path: jax.device_put(arrays.pop(path)) for path in mapping.paths if not waiting[path]}
     return nested(done)
 
 
-def written(slots: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
+def written(mappings: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
     """Yields the tensors to write, in the layout of Hugging Face checkpoints.
 
     Args:
-      slots: Tensors to write, in order, and the parameters that they contain.
+      mappings: Tensors to write, in order, and the parameters that they contain.
       arrays: Parameters, keyed by path.
       dtype: Type of the tensors.
 
     Raises:
       InputError: If a value exceeds the range of the dtype.
     """
-    groups = [list(group) for _, group in itertools.groupby(slots, key=lambda slot: slot.paths)]
+    groups = [list(group) for _, group in itertools.groupby(mappings, key=lambda mapping: mapping.paths)]
     # All layers of a stack are transferred at once, while the previous stack is written.
     stacks = ahead([np.asarray(arrays[path]) for path in group[0].paths] for group in groups)
-    for slot, stack in ((slot, stack) for group, stack in zip(groups, stacks, strict=True) for slot in group):
-        parts = [array[(*slot.index, ...)] for array in stack]
-        if len(parts) == 1 and slot.order == tuple(range(len(slot.order))) and parts[0].dtype == dtype:
-            yield parts[0].reshape(slot.shape)  # No copy: the token embeddings are often the largest tensor.
+    for mapping, stack in ((mapping, stack) for group, stack in zip(groups, stacks, strict=True) for mapping in group):
+        parts = [array[(*mapping.index, ...)] for array in stack]
+        if len(parts) == 1 and mapping.order == tuple(range(len(mapping.order))) and parts[0].dtype == dtype:
+            yield parts[0].reshape(mapping.shape)  # No copy: the token embeddings are often the largest tensor.
             continue
-        tensor = np.empty(slot.shape, dtype)
-        for ours, theirs in zip(parts, slot.to_ours(tensor), strict=True):
+        tensor = np.empty(mapping.shape, dtype)
+        for ours, theirs in zip(parts, mapping.to_ours(tensor), strict=True):
             with np.errstate(over="ignore"):
                 copy_into(theirs, ours)
-        check_range(tensor, slot.name)
+        check_range(tensor, mapping.name)
         yield tensor
 
 
@@ -160,14 +160,14 @@ def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _fill_unused(arrays: Mapping[str, np.ndarray], slots: Sequence[TensorMapping]) -> None:
+def _fill_unused(arrays: Mapping[str, np.ndarray], mappings: Sequence[TensorMapping]) -> None:
     """Initialises parameters that have no tensor in Hugging Face checkpoints because they have no effect, such as the
     first norm of ModernBERT. Scales are set to 1, and all others to 0.
     """
     first: dict[str, int] = {}
-    for slot in slots:
-        for path in slot.paths:
-            first.setdefault(path, slot.index[0] if slot.index else 0)
+    for mapping in mappings:
+        for path in mapping.paths:
+            first.setdefault(path, mapping.index[0] if mapping.index else 0)
     for path, array in arrays.items():
         if unused := first.get(path, None if array.ndim == 0 else len(array)):
             array[:unused] = 1.0 if path.endswith("/scale") else 0.0
@@ -177,7 +177,7 @@ def _same(one: np.ndarray, other: np.ndarray) -> bool:
     return one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
 
 
-def _check_types(sources: Sources, stored: Mapping[str, LazyTensor], where: str) -> None:
-    for name in sources.names:
+def _check_types(matched: MatchedTensors, stored: Mapping[str, LazyTensor], where: str) -> None:
+    for name in matched.names:
         if stored[name].dtype not in FLOATS.values():
             raise InputError(f"{where}: {name} is {stored[name].dtype}; expected one of {', '.join(FLOATS)}")

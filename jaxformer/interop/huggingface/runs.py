@@ -14,7 +14,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import DType
 from jaxformer.interop.huggingface import sentence_encoders
 from jaxformer.interop.huggingface.adapters import base_folder, open_folder
-from jaxformer.interop.huggingface.conventions import conventional
+from jaxformer.interop.huggingface.conventions import to_exportable_form
 from jaxformer.interop.huggingface.families import bridge_of, family_of_config
 from jaxformer.interop.huggingface.families.bridge import Source
 from jaxformer.interop.huggingface.folders import (
@@ -156,7 +156,7 @@ def export_run(
     if (problem := obstacle(run)) is not None:
         raise InputError(f"{problem}; export with --format onnx or --format stablehlo")
     summary, origin = LEFT_OUT, read_origin(run.folder)
-    run = run if origin else conventional(run)  # An imported run is exported in its original form.
+    run = run if origin else to_exportable_form(run)  # An imported run is exported in its original form.
 
     def finish(folder: Path) -> None:
         nonlocal summary

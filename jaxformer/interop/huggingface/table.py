@@ -143,7 +143,7 @@ class TensorMapping:
         return np.ascontiguousarray(arranged.transpose(np.argsort(self.order))).reshape(self.shape)
 
 
-def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = False) -> list[TensorMapping]:
+def tensor_mappings(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = False) -> list[TensorMapping]:
     """Lists the tensors that the checkpoint of a model contains, one per layer and expert, in the order of the table.
 
     Args:
@@ -169,8 +169,8 @@ def slots(table: Table, shapes: Mapping[str, tuple[int, ...]], headless: bool = 
         return name.removeprefix(table.prefix)
 
     return [
-        dataclasses.replace(slot, name=cut(slot.name), copies=tuple(map(cut, slot.copies)), tied_to=cut(slot.tied_to))
-        for slot in found
+        dataclasses.replace(one, name=cut(one.name), copies=tuple(map(cut, one.copies)), tied_to=cut(one.tied_to))
+        for one in found
     ]
 
 
@@ -184,13 +184,13 @@ def is_known(table: Table, name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sources:
+class MatchedTensors:
     """Result of `match`: the tensors of a checkpoint from which the parameters of a model are read."""
 
-    slots: list[TensorMapping]
-    """Mappings of all tensors that the model needs, as returned by `slots`."""
+    mappings: list[TensorMapping]
+    """Mappings of all tensors that the model needs, as returned by `tensor_mappings`."""
     names: list[str]
-    """For each entry of `slots`, the name of the tensor in the checkpoint to read."""
+    """For each entry of `mappings`, the name of the tensor in the checkpoint to read."""
     copies: list[tuple[str, str]]
     """Pairs of names of tensors in the checkpoint that must have equal values, because they are copies of one tied
     tensor.
@@ -199,7 +199,7 @@ class Sources:
 
 def match(
     table: Table, shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, tuple[int, ...]], where: str
-) -> Sources:
+) -> MatchedTensors:
     """Finds the tensors of a checkpoint from which the parameters of a model are read.
 
     Args:
@@ -212,30 +212,30 @@ def match(
       InputError: If the checkpoint lacks tensors, has unknown ones, or has tensors of a shape that does not match the
         model. The message lists them.
     """
-    wanted = slots(table, shapes, is_headless(table, stored))
-    own = {slot.name for slot in wanted}
+    wanted = tensor_mappings(table, shapes, is_headless(table, stored))
+    own = {mapping.name for mapping in wanted}
     names, copies, used = [], [], set()
-    for slot in wanted:
+    for mapping in wanted:
         # An untied head is not a copy of the embeddings.
-        others = [name for name in slot.copies if name in stored and name not in own]
-        every = ([slot.name] if slot.name in stored else []) + others
-        every = every or ([slot.tied_to] if slot.tied_to in stored else [])
-        names.append(every[0] if every else slot.name)
+        others = [name for name in mapping.copies if name in stored and name not in own]
+        every = ([mapping.name] if mapping.name in stored else []) + others
+        every = every or ([mapping.tied_to] if mapping.tied_to in stored else [])
+        names.append(every[0] if every else mapping.name)
         copies += [(every[0], other) for other in every[1:]]
         used.update(every)
     problems = {
         "missing": [name for name in names if name not in stored],
         "not known": sorted(name for name in stored if name not in used and not is_known(table, name)),
         "of another shape": [
-            f"{name} {list(stored[name])}, expected {list(slot.shape)}"
-            for slot, name in zip(wanted, names, strict=True)
-            if name in stored and tuple(stored[name]) != slot.shape
+            f"{name} {list(stored[name])}, expected {list(mapping.shape)}"
+            for mapping, name in zip(wanted, names, strict=True)
+            if name in stored and tuple(stored[name]) != mapping.shape
         ],
     }
     parts = [f"{what}: {_listed(found)}" for what, found in problems.items() if found]
     if parts:
         raise InputError(f"{where}: tensors {'; '.join(parts)}")
-    return Sources(wanted, names, copies)
+    return MatchedTensors(wanted, names, copies)
 
 
 def is_headless(table: Table, names: Mapping[str, object]) -> bool:

@@ -22,7 +22,7 @@ from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families import FAMILIES, families_of, family_of_config
 from jaxformer.interop.huggingface.folders import CONFIG
-from jaxformer.interop.huggingface.table import slots
+from jaxformer.interop.huggingface.table import tensor_mappings
 from jaxformer.interop.parity.certificate_page import page
 from jaxformer.interop.parity.hard_strings import HARD_STRINGS, NAMED_STRINGS
 from jaxformer.interop.parity.lines import GRADIENTS, LOSS, TIE, Line, compared
@@ -107,7 +107,7 @@ def certify(
     shapes = {path: tuple(array.shape) for path, array in parameters.flat(params).items()}
     headless = architecture in family.headless_architectures
     theirs = compare.TorchModel(
-        folder, lambda names: slots(family.table.layout(names), shapes, headless), architecture, dtype
+        folder, lambda names: tensor_mappings(family.table.layout(names), shapes, headless), architecture, dtype
     )
     ours = compare.JaxModel(model, params, dtype)
     lines = tuple(_lines(ours, theirs, tokenizer, folder.path))
@@ -172,7 +172,7 @@ def _written(ours: Any, theirs: Any, every: list[Any], pad: int) -> Line:
     Args:
       ours: `JaxModel`.
       theirs: `TorchModel`.
-      every: inputs of the comparison (`Rows`), from which the prompts are taken.
+      every: inputs of the comparison (`ComparisonBatch`), from which the prompts are taken.
       pad: id of the padding token.
     """
     from jaxformer.interop.parity import compare

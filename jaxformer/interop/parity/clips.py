@@ -19,7 +19,7 @@ SIZES = ((53, 37), (24, 64))
 """Heights and widths in pixels of the generated test clips. Neither is square."""
 
 
-def classified(sides: Sides) -> Iterator[Line]:
+def compare_labels(sides: Sides) -> Iterator[Line]:
     """Compares the label probabilities that the run and the transformers library predict for generated test clips.
     Yields one entry of the parity certificate.
     """

@@ -25,7 +25,7 @@ from jaxformer.interop.parity.lines import Unreadable
 from jaxformer.models.base import PIXEL_INPUTS, Model
 from jaxformer.parallel import sharding
 
-LONGEST = 1024
+MAX_TEXT_TOKENS = 1024
 """Maximum number of tokens of the long text input on which the JAX and the PyTorch model are compared."""
 ROWS, LENGTH = 3, 16
 """Number of texts in a batch, and number of tokens per text, in the short inputs on which the JAX and the PyTorch model
@@ -54,7 +54,7 @@ tiny gradients that consist of rounding errors, such as those of the key bias, w
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class ComparisonBatch:
     """Batch of inputs on which the JAX and the PyTorch model are compared."""
 
     name: str
@@ -77,7 +77,7 @@ class Rows:
         return next(self.arrays[name].shape for name in ("tokens", *PIXEL_INPUTS) if name in self.arrays)
 
 
-def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[Rows]:
+def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[ComparisonBatch]:
     """Yields batches of inputs on which a JAX and a PyTorch model are compared. For text models: short, long, padded
     and random token sequences. For other models: random images or video clips.
 
@@ -102,14 +102,14 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
         ):
             for mask in masks.values():
                 values = values * mask[..., None]
-            yield Rows(name, {pixels: values.astype(np.float32), **others})
+            yield ComparisonBatch(name, {pixels: values.astype(np.float32), **others})
         return
     every = np.delete(np.arange(limits.vocab), pad)
-    stream = np.concatenate([*texts, rng.choice(every, 2 * LONGEST)])
+    stream = np.concatenate([*texts, rng.choice(every, 2 * MAX_TEXT_TOKENS)])
     stream = np.tile(stream[stream != pad], 3)
     length = min(LENGTH, limits.max_length)
 
-    def rows(name: str, tokens: np.ndarray, lengths: np.ndarray | None = None) -> Rows:
+    def rows(name: str, tokens: np.ndarray, lengths: np.ndarray | None = None) -> ComparisonBatch:
         lengths = np.full(len(tokens), tokens.shape[1]) if lengths is None else lengths
         segments = (np.arange(tokens.shape[1]) < lengths[:, None]).astype(np.int32)
         input_segments = np.flip(segments, 0)
@@ -127,10 +127,10 @@ def inputs(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -
             if other not in arrays and set(spec.axes) <= {"b", *model.fixed_sizes()}:  # Images or features of sounds.
                 shape = [len(tokens) if letter == "b" else sizes[letter] for letter in spec.axes]
                 arrays[other] = rng.uniform(-1, 1, shape).astype(np.float32)
-        return Rows(name, arrays)
+        return ComparisonBatch(name, arrays)
 
     yield rows("short", stream[: ROWS * length].reshape(ROWS, length))
-    yield rows("long", stream[None, : min(LONGEST, limits.max_length)])
+    yield rows("long", stream[None, : min(MAX_TEXT_TOKENS, limits.max_length)])
     padded = np.array([length, max(1, length // 2), 1])
     yield rows("padded", stream[-ROWS * length :].reshape(ROWS, length), padded)
     yield rows("out of distribution", rng.choice(every, (ROWS, length)))
@@ -178,7 +178,7 @@ class JaxModel:
         # One program is compiled per input shape.
         self._compute = jax.jit(jax.value_and_grad(self._loss, has_aux=True), static_argnums=(2, 3))
 
-    def __call__(self, rows: Rows, names: Sequence[str]) -> Computed:
+    def __call__(self, rows: ComparisonBatch, names: Sequence[str]) -> Computed:
         """Computes the outputs, the loss and its gradients for a batch of inputs. `names` are the outputs to return, by
         their names in the transformers library.
         """
@@ -225,7 +225,7 @@ class TorchModel:
     def __init__(
         self,
         folder: Folder,
-        slots: Callable[[Collection[str]], Sequence[TensorMapping]],
+        mappings: Callable[[Collection[str]], Sequence[TensorMapping]],
         architecture: str,
         dtype: str,
     ):
@@ -233,7 +233,7 @@ class TorchModel:
 
         Args:
           folder: Hugging Face folder.
-          slots: Function that takes the names of all tensors of the PyTorch model and returns the mappings of its
+          mappings: Function that takes the names of all tensors of the PyTorch model and returns the mappings of its
             tensors to the parameters of the JAX model. (Tensors may be arranged differently in the weight files than in
             the PyTorch model.)
           architecture: Name of the class in the transformers library.
@@ -249,7 +249,7 @@ class TorchModel:
                 folder.path, dtype=torch.float32, attn_implementation="eager", local_files_only=True
             ).eval()
         one_by_one(self.network)
-        self.slots = slots(self.network.state_dict().keys())
+        self.mappings = mappings(self.network.state_dict().keys())
         self.round(self.network)
 
     def round(self, network: torch.nn.Module) -> None:
@@ -257,12 +257,13 @@ class TorchModel:
         the dtype of the exported or imported weights.
         """
         # In a network without heads, the tensor names have no prefix.
-        names = {slot.name for slot in self.slots} | {slot.name.partition(".")[2] for slot in self.slots}
+        full_names = {mapping.name for mapping in self.mappings}
+        names = full_names | {name.partition(".")[2] for name in full_names}
         for name, tensor in network.state_dict().items():
             if name in names:
                 tensor.copy_(tensor.to(self.dtype))
 
-    def __call__(self, rows: Rows, model: Model) -> Computed:
+    def __call__(self, rows: ComparisonBatch, model: Model) -> Computed:
         """Computes the outputs, the loss and its gradients for a batch of inputs. `model` is the JAX model: its
         `Bridge` defines the labels for the loss.
         """
@@ -283,12 +284,12 @@ class TorchModel:
         name.
         """
         found = {}
-        for slot in self.slots:
-            parts = [np.asarray(ours[path][(*slot.index, ...)]) for path in slot.paths]
-            found[slot.name] = slot.to_theirs(parts)
+        for mapping in self.mappings:
+            parts = [np.asarray(ours[path][(*mapping.index, ...)]) for path in mapping.paths]
+            found[mapping.name] = mapping.to_theirs(parts)
         return found
 
-    def _run(self, rows: Rows, model: Model) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    def _run(self, rows: ComparisonBatch, model: Model) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
         labels = bridge_of(model).labels(model, rows.arrays)
         output = self.network(**torch_arguments(model, rows), **jax.tree.map(tensor_of, labels))
         values = {name: getattr(output, name, None) for name in (*NAMES, "start_logits", "end_logits")}
@@ -399,7 +400,7 @@ def on_cpu() -> Iterator[None]:
         yield
 
 
-def torch_arguments(model: Model, rows: Rows) -> dict[str, torch.Tensor]:
+def torch_arguments(model: Model, rows: ComparisonBatch) -> dict[str, torch.Tensor]:
     """Converts a batch of JAX model inputs to the keyword arguments of the PyTorch model, with the names and layouts
     that the transformers library expects, such as images with channels first.
     """

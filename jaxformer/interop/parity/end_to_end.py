@@ -85,7 +85,7 @@ def compare_answers(
         yield Line("answers", "raw inputs", float("inf"), 0.0, f"{type(error).__name__}: {error}"[:200])
 
 
-def _filled(sides: Sides) -> Iterator[Line]:
+def _compare_masked_tokens(sides: Sides) -> Iterator[Line]:
     """Compares the probabilities of the most likely tokens at each mask token of test texts, as predicted by the run
     and by the transformers library. Yields one entry of the certificate, or none if the tokenizer has no mask token or
     all texts are too long.
@@ -108,22 +108,22 @@ def _filled(sides: Sides) -> Iterator[Line]:
     yield line("filled masks", where, ours, theirs)
 
 
-def _labelled(sides: Sides) -> Iterator[Line]:
+def _compare_labels(sides: Sides) -> Iterator[Line]:
     """Compares the label probabilities that the run and the transformers library predict for texts and for pairs of
     texts. Yields an entry of the certificate for each.
     """
     names = sides.run.model.labels
-    yield from _of_texts(sides, lambda answer: [dict(answer.labels)[name] for name in names], names)
+    yield from _compare_texts(sides, lambda answer: [dict(answer.labels)[name] for name in names], names)
 
 
-def _rated(sides: Sides) -> Iterator[Line]:
+def _compare_numbers(sides: Sides) -> Iterator[Line]:
     """Compares the numbers that the run (a regression model) and the transformers library predict for texts and for
     pairs of texts. Yields an entry of the certificate for each.
     """
-    yield from _of_texts(sides, lambda answer: [answer.value], sides.run.model.labels)
+    yield from _compare_texts(sides, lambda answer: [answer.value], sides.run.model.labels)
 
 
-def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequence[str]) -> Iterator[Line]:
+def _compare_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequence[str]) -> Iterator[Line]:
     classify = sides.pipeline("text-classification", top_k=None)
     pairs = PAIRS if getattr(sides.run.experiment.data.task, "pair", None) is not None else ()
     for where, asked in (("texts", [(text,) for text in TEXTS]), *[("pairs of texts", pairs)] * bool(pairs)):
@@ -136,7 +136,7 @@ def _of_texts(sides: Sides, values: Callable[[Any], list[float]], names: Sequenc
         yield line("labels", f"{len(asked)} {where}", ours, [[found[name] for name in names] for found in scores])
 
 
-def _tagged(sides: Sides) -> Iterator[Line]:
+def _compare_tags(sides: Sides) -> Iterator[Line]:
     """Compares the probabilities that the run and the transformers library predict for the tag of each word: the tag
     that the run chooses. The prediction for a word is the prediction for its first token.
 
@@ -160,7 +160,7 @@ def _tagged(sides: Sides) -> Iterator[Line]:
     yield line("tags", f"{len(ours)} words", ours, theirs)
 
 
-def _answered(sides: Sides) -> Iterator[Line]:
+def _compare_answers(sides: Sides) -> Iterator[Line]:
     """Compares the answers that the run and the transformers library find for questions: the start and end of the most
     likely answer, as character offsets in the context.
     """
@@ -188,21 +188,21 @@ def _answered(sides: Sides) -> Iterator[Line]:
     yield Line("spans", f"{len(asked)} questions", differing, 0.0, f"{ours} here, {theirs} in PyTorch")
 
 
-def _continued(sides: Sides) -> Iterator[Line]:
+def _compare_continuations(sides: Sides) -> Iterator[Line]:
     """Compares the texts that the run (a decoder-only model) and the transformers library generate after the same
     prompts, without sampling and with the generation settings of the Hugging Face folder.
     """
-    yield from _generated(sides, transformers.AutoModelForCausalLM, lambda answer: answer.continuation)
+    yield from _compare_generated(sides, transformers.AutoModelForCausalLM, lambda answer: answer.continuation)
 
 
-def _translated(sides: Sides) -> Iterator[Line]:
+def _compare_translations(sides: Sides) -> Iterator[Line]:
     """Compares the texts that the run (an encoder–decoder) and the transformers library generate from the same input
     texts, without sampling and with the generation settings of the Hugging Face folder.
     """
-    yield from _generated(sides, transformers.AutoModelForSeq2SeqLM, lambda answer: answer.answer)
+    yield from _compare_generated(sides, transformers.AutoModelForSeq2SeqLM, lambda answer: answer.answer)
 
 
-def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterator[Line]:
+def _compare_generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterator[Line]:
     prompts, objective = sides.short(TEXTS), sides.run.objective
     if not prompts or (isinstance(objective, CausalLM) and objective.template is not None):
         return  # The prompt of a dialogue is made by the chat template, not only by the tokenizer.
@@ -228,7 +228,7 @@ def _generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterat
     yield Line("generated texts", f"{len(prompts)} prompts", float(differing), 0.0, note)
 
 
-def _embedded(sides: Sides) -> Iterator[Line]:
+def _compare_vectors(sides: Sides) -> Iterator[Line]:
     """Compares the sentence vectors that the run and the transformers library compute for texts, without a prompt
     before the text.
 
@@ -252,20 +252,20 @@ def _embedded(sides: Sides) -> Iterator[Line]:
 
 
 COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
-    MaskedLM: _filled,
-    Classification: _labelled,
-    Regression: _rated,
-    Tagging: _tagged,
-    QuestionAnswering: _answered,
-    CausalLM: _continued,
-    Seq2SeqLM: _translated,
-    SentenceEmbedding: _embedded,
-    ImageClassification: pictures.classified,
-    VideoClassification: clips.classified,
-    ImageEmbedding: pictures.embedded,
-    ImageTextContrastive: pictures.ranked,
-    ObjectDetection: pictures.detected,
-    SpeechToText: sounds.transcribed,
+    MaskedLM: _compare_masked_tokens,
+    Classification: _compare_labels,
+    Regression: _compare_numbers,
+    Tagging: _compare_tags,
+    QuestionAnswering: _compare_answers,
+    CausalLM: _compare_continuations,
+    Seq2SeqLM: _compare_translations,
+    SentenceEmbedding: _compare_vectors,
+    ImageClassification: pictures.compare_labels,
+    VideoClassification: clips.compare_labels,
+    ImageEmbedding: pictures.compare_vectors,
+    ImageTextContrastive: pictures.compare_ranking,
+    ObjectDetection: pictures.compare_boxes,
+    SpeechToText: sounds.compare_transcripts,
 }
 """Maps each objective class to the function that compares the predictions of a run with such an objective with those of
 the transformers library.

@@ -24,7 +24,7 @@ PICTURES = ((53, 37), (24, 64))
 """
 
 
-def classified(sides: Sides) -> Iterator[Line]:
+def compare_labels(sides: Sides) -> Iterator[Line]:
     """Compares the label probabilities that the run and the transformers library predict for test images. Yields one
     entry of the parity certificate.
     """
@@ -39,7 +39,7 @@ def classified(sides: Sides) -> Iterator[Line]:
     yield line("labels", f"{len(ours)} pictures", ours, [[found[name] for name in names] for found in scores])
 
 
-def detected(sides: Sides) -> Iterator[Line]:
+def compare_boxes(sides: Sides) -> Iterator[Line]:
     """Compares the probabilities and boxes of all objects that the run and the transformers library predict for test
     images, sorted by probability. Boxes are in fractions of the image size. Yields one entry of the parity certificate,
     or none if the model does not support the comparison.
@@ -95,7 +95,7 @@ def _processor(sides: Sides) -> Any:
         return transformers.AutoImageProcessor.from_pretrained(sides.folder, local_files_only=True)
 
 
-def embedded(sides: Sides) -> Iterator[Line]:
+def compare_vectors(sides: Sides) -> Iterator[Line]:
     """Compares the image vectors, scaled to length 1, that the run and the transformers library compute for test
     images. Yields one entry of the parity certificate.
     """
@@ -110,7 +110,7 @@ def embedded(sides: Sides) -> Iterator[Line]:
     yield line("vectors", f"{len(ours)} pictures", ours, theirs)
 
 
-def ranked(sides: Sides) -> Iterator[Line]:
+def compare_ranking(sides: Sides) -> Iterator[Line]:
     """Compares the probabilities that the run (an image-text model such as SigLIP) and the transformers library assign
     to texts as descriptions of test images. Yields one entry of the parity certificate, or none if the model does not
     support the comparison.

@@ -7,7 +7,7 @@ import torch
 
 from jaxformer.decoding.generate import Prompt
 from jaxformer.interop.huggingface.families import bridge_of
-from jaxformer.interop.parity.compare import Rows, tensor_of
+from jaxformer.interop.parity.compare import ComparisonBatch, tensor_of
 from jaxformer.models.base import Model
 
 LENGTH = 8
@@ -26,7 +26,7 @@ def prompt_arguments(model: Model, prompt: Prompt | np.ndarray) -> dict[str, tor
     return {"inputs": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def prompts_of(model: Model, rows: Sequence[Rows], start: int | None) -> list[Prompt | np.ndarray]:
+def prompts_of(model: Model, rows: Sequence[ComparisonBatch], start: int | None) -> list[Prompt | np.ndarray]:
     """Returns prompts to generate tokens from: two per batch in `rows`. For text models, they are the first `LENGTH`
     tokens of the first two texts. For encoder–decoders that read images or sounds, they are the first two of these, and
     decoding starts with the token `start`.

@@ -29,7 +29,7 @@ NEW = 64
 """Maximum number of tokens to generate for a test sound."""
 
 
-def transcribed(sides: Sides) -> Iterator[Line]:
+def compare_transcripts(sides: Sides) -> Iterator[Line]:
     """Compares the run with the transformers library for test sounds: the log-mel features, and the tokens that are
     generated from them with and without timestamps. Yields three entries of the parity certificate.
     """

@@ -179,7 +179,7 @@ class EncoderBridge(Bridge):
             loss += mean_cross_entropy(logits, targets, jnp.ones(targets.shape))
         return loss
 
-    def nearest_config(self, model: Bert, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: Bert, objective: Any) -> dict[str, Any]:
         """Returns the config of the BERT class of the transformers library that has the same heads as the model. Its
         arguments and outputs match those of an exported ONNX program.
         """

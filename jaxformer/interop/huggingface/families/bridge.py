@@ -131,7 +131,7 @@ class Bridge:
             return dict(tokens)
         return {**tokens, "bos_token_id": None, "eos_token_id": None}
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns an equivalent run whose model has as many vocabulary entries as its tokenizer, which programs that
         load the exported model expect. Unused rows of the embeddings and the output layer are removed.
         """
@@ -186,7 +186,7 @@ class Bridge:
         """
         raise NotImplementedError
 
-    def nearest_config(self, model: Any, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: Any, objective: Any) -> dict[str, Any]:
         """Returns the config of the class of the transformers library whose arguments and outputs match those of an
         ONNX program that is exported from the model.
 

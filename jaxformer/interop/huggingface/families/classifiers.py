@@ -74,7 +74,7 @@ class ClassifierBridge(Bridge):
             return {"start_logits": output.logits[..., 0], "end_logits": output.logits[..., 1]}
         return {"logits": output.logits if model.pooling == "none" else output.logits[:, 0]}
 
-    def nearest_config(self, model: Classifier, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: Classifier, objective: Any) -> dict[str, Any]:
         """Returns the config of the BERT or LLaMA class of the transformers library that has the same kind of head. Its
         arguments and outputs match those of an exported ONNX program.
         """

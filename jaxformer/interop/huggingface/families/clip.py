@@ -280,7 +280,7 @@ class ClipBridge(Bridge):
         """Returns an empty dict, because special tokens are part of the text encoder's config."""
         return {}
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns an equivalent run whose text encoder finds the end token of a text by its id, as in the transformers
         library, and not as the last token of the text.
         """

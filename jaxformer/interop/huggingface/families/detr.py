@@ -324,7 +324,7 @@ class DetectionBridge(Bridge):
         """Returns an empty dict, because images have no special tokens."""
         return {}
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
@@ -355,7 +355,7 @@ class DetectionBridge(Bridge):
         weights = ObjectDetection(average_precision=False, layer_losses=False).loss_weights
         return jnp.stack([weight * means[name].value for name, weight in weights.items()]).sum()
 
-    def nearest_config(self, model: DetectionModel, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: DetectionModel, objective: Any) -> dict[str, Any]:
         """Returns the config of the DETR class of the transformers library, whose arguments and outputs match those of
         the model.
         """

@@ -118,7 +118,7 @@ class DecoderBridge(Bridge):
         """Computes the cross-entropy of the next tokens, in the same way as the transformers library."""
         return mean_cross_entropy(outputs["logits"][:, :-1], rows["tokens"][:, 1:], rows["segments"][:, 1:])
 
-    def nearest_config(self, model: Gpt, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: Gpt, objective: Any) -> dict[str, Any]:
         """Returns the config of the class `LlamaForCausalLM` of the transformers library, whose arguments and outputs
         match those of ONNX programs that are exported from decoders.
         """

@@ -198,7 +198,7 @@ class EncoderDecoderBridge(Bridge):
         """Computes the cross-entropy of the targets, in the same way as the transformers library."""
         return mean_cross_entropy(outputs["logits"], rows["targets"], rows["segments"])
 
-    def nearest_config(self, model: EncoderDecoder, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: EncoderDecoder, objective: Any) -> dict[str, Any]:
         """Returns the config of the class `T5ForConditionalGeneration` of the transformers library, whose arguments and
         outputs match those of ONNX programs that are exported from encoder–decoders.
         """
@@ -222,11 +222,11 @@ class MarianBridge(EncoderDecoderBridge):
     input is a zero vector is exported like a Marian model, in which padding is the last token id.
     """
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns an equivalent run without unused token ids. If the first decoder input of the model is a zero vector,
         padding becomes the last token id.
         """
-        run = super().conventional(run)
+        run = super().to_exportable_form(run)
         return marian_run(run) if run.tokenizer is not None and run.model.zero_start else run
 
 

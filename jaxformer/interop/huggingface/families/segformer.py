@@ -58,7 +58,7 @@ ROWS = (
     ParamMapping("fuse_norm/variance", f"{HEAD}.batch_norm.running_var"),
     *linear("head", f"{HEAD}.classifier", "c d 1 1 -> d c"),
 )
-LOADED = {
+IN_MEMORY_NAMES = {
     "encoder.patch_embeddings.{}.": "stages.{}.patch_embeddings.",
     "encoder.block.{}.": "stages.{}.blocks.",
     "encoder.layer_norm.{}.": "stages.{}.layer_norm.",
@@ -67,7 +67,7 @@ LOADED = {
 """Maps parts of tensor names in checkpoint files to the corresponding parts in models that version 5 of the
 transformers library has loaded into memory. `{}` is the number of a stage.
 """
-LOADED_PARTS = {
+IN_MEMORY_PARTS = {
     "attention.self.query": "attention.q_proj",
     "attention.self.key": "attention.k_proj",
     "attention.self.value": "attention.v_proj",
@@ -81,21 +81,21 @@ LOADED_PARTS = {
 }
 
 
-def _loaded(row: ParamMapping) -> ParamMapping:
+def _with_in_memory_name(row: ParamMapping) -> ParamMapping:
     """Returns a copy of a parameter mapping. Its tensor has the name that it has in memory in version 5 of the
     transformers library, instead of the name in checkpoint files.
     """
     name = row.theirs
-    for stored, loaded in LOADED.items():
+    for stored, in_memory in IN_MEMORY_NAMES.items():
         for number in range(4):
-            name = name.replace(stored.format(number), loaded.format(number))
-    for stored, loaded in LOADED_PARTS.items():
-        name = name.replace(stored, loaded)
+            name = name.replace(stored.format(number), in_memory.format(number))
+    for stored, in_memory in IN_MEMORY_PARTS.items():
+        name = name.replace(stored, in_memory)
     return dataclasses.replace(row, theirs=name)
 
 
 KNOWN = {f"{HEAD}.batch_norm.num_batches_tracked": "counts the batches of training"}
-TABLE = Table(ROWS, known=KNOWN, others=(Table(tuple(map(_loaded, ROWS)), known=KNOWN),))
+TABLE = Table(ROWS, known=KNOWN, others=(Table(tuple(map(_with_in_memory_name, ROWS)), known=KNOWN),))
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> SegFormer:
@@ -191,7 +191,7 @@ class SegFormerBridge(ImageBridge):
         """
         return SegmentedImages(image_field(source, model), labels=model.labels)
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
@@ -199,7 +199,7 @@ class SegFormerBridge(ImageBridge):
         """Returns the logits under their name in the transformers library, with axes [batch, labels, height, width]."""
         return {"logits": jnp.moveaxis(output.logits, -1, 1)}
 
-    def nearest_config(self, model: SegFormer, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: SegFormer, objective: Any) -> dict[str, Any]:
         """Returns the config of the SegFormer class of the transformers library, whose arguments and outputs match
         those of the model.
         """

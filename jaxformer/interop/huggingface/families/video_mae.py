@@ -25,7 +25,7 @@ from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer
-from jaxformer.layers.tubelets import hidden_tubes
+from jaxformer.layers.tubelets import tube_mask
 from jaxformer.models.base import Model
 from jaxformer.models.video_masked_autoencoder import NORM, VideoMaskedAutoencoder
 from jaxformer.models.video_vit import VideoVit
@@ -76,7 +76,7 @@ def _rows() -> tuple[ParamMapping, ...]:
     return rows
 
 
-def _loaded(row: ParamMapping) -> ParamMapping:
+def _with_in_memory_name(row: ParamMapping) -> ParamMapping:
     """Returns a copy of a parameter mapping. Its tensor has the name that it has in memory in version 5 of the
     transformers library, instead of the name in checkpoint files.
     """
@@ -84,7 +84,9 @@ def _loaded(row: ParamMapping) -> ParamMapping:
     return dataclasses.replace(row, theirs=name.replace("attention.v_bias", "attention.value.bias"))
 
 
-TABLE = Table(_rows(), prefix="videomae.", others=(Table(tuple(map(_loaded, _rows())), prefix="videomae."),))
+IN_MEMORY = Table(tuple(map(_with_in_memory_name, _rows())), prefix="videomae.")
+"""Mappings to the tensor names that models of version 5 of the transformers library have in memory."""
+TABLE = Table(_rows(), prefix="videomae.", others=(IN_MEMORY,))
 
 
 def encoder(reader: ConfigReader, prefix: str = "", **fields: Any) -> Transformer:
@@ -226,7 +228,7 @@ class ClipBridge(Bridge):
         """Returns an empty dict, because clips have no special tokens."""
         return {}
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
@@ -236,7 +238,7 @@ class ClipBridge(Bridge):
         """
         return {"logits": output.logits} if model.labels else {"last_hidden_state": output.hidden}
 
-    def nearest_config(self, model: VideoVit, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: VideoVit, objective: Any) -> dict[str, Any]:
         """Returns the config of the VideoMAE class of the transformers library whose arguments and outputs match those
         of the model.
         """
@@ -258,7 +260,7 @@ class AutoencoderBridge(ClipBridge):
         """
         found = super().call_arguments(model, arrays)
         noise = found.pop("noise")
-        return found | {"bool_masked_pos": hidden_tubes(noise, model.visible, model.times)}
+        return found | {"bool_masked_pos": tube_mask(noise, model.visible, model.times)}
 
     def objective(self, source: Source, model: VideoMaskedAutoencoder) -> Objective:
         """Returns the objective for predicting the pixels of masked tubes (the same patch in all frames). The pixels
@@ -277,7 +279,7 @@ class AutoencoderBridge(ClipBridge):
         """
         return {"logits": output.pixels}
 
-    def nearest_config(self, model: VideoMaskedAutoencoder, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: VideoMaskedAutoencoder, objective: Any) -> dict[str, Any]:
         """Returns the config of the pretraining class of VideoMAE in the transformers library, whose outputs match
         those of the model.
         """

@@ -199,7 +199,7 @@ class ImageBridge(Bridge):
         """Returns an empty dict, because images have no special tokens."""
         return {}
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns an equivalent run whose parameters a class of the transformers library can represent. For example,
         fixed position embeddings become learned ones.
         """
@@ -213,7 +213,7 @@ class ImageBridge(Bridge):
             return {"logits": output.logits}
         return {"last_hidden_state": output.hidden} | ({"pooler_output": output.pooled} if model.pooler else {})
 
-    def nearest_config(self, model: Vit, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: Vit, objective: Any) -> dict[str, Any]:
         """Returns the config of the ViT class of the transformers library whose arguments and outputs match those of
         the model.
         """

@@ -133,7 +133,7 @@ class MaskedAutoencoderBridge(ImageBridge):
         """
         return MaskedPatches(image_field(source, model), model.patch)
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
         return run
 
@@ -144,7 +144,7 @@ class MaskedAutoencoderBridge(ImageBridge):
         found = {"last_hidden_state": output.hidden} if output.pixels is None else {"logits": output.pixels}
         return found | {"mask": output.masked}
 
-    def nearest_config(self, model: MaskedAutoencoder, objective: Any) -> dict[str, Any]:
+    def config_for_onnx(self, model: MaskedAutoencoder, objective: Any) -> dict[str, Any]:
         """Returns the config of the ViTMAE class of the transformers library whose arguments and outputs match those of
         the model.
         """

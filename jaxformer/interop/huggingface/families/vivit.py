@@ -36,7 +36,7 @@ ROWS = (
     *norm("transformer/norm", "vivit.layernorm"),
     *linear("head", "classifier"),
 )
-LOADED = {
+IN_MEMORY_NAMES = {
     "encoder.layer": "layers",
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
@@ -50,17 +50,17 @@ transformers library has loaded into memory.
 """
 
 
-def _loaded(row: ParamMapping) -> ParamMapping:
+def _with_in_memory_name(row: ParamMapping) -> ParamMapping:
     """Returns a copy of a parameter mapping. Its tensor has the name that it has in memory in version 5 of the
     transformers library, instead of the name in checkpoint files.
     """
     name = row.theirs
-    for stored, loaded in LOADED.items():
-        name = name.replace(stored, loaded)
+    for stored, in_memory in IN_MEMORY_NAMES.items():
+        name = name.replace(stored, in_memory)
     return dataclasses.replace(row, theirs=name)
 
 
-TABLE = Table(ROWS, prefix="vivit.", others=(Table(tuple(map(_loaded, ROWS)), prefix="vivit."),))
+TABLE = Table(ROWS, prefix="vivit.", others=(Table(tuple(map(_with_in_memory_name, ROWS)), prefix="vivit."),))
 
 
 def build(reader: ConfigReader, names: Collection[str]) -> VideoVit:

@@ -226,7 +226,7 @@ class WhisperBridge(Bridge):
         text = TranscriptField(length=model.max_length, language=language, speech_task=said.speech_task)
         return Transcription(sound_field(model), text)
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns the run unchanged. Unused token ids are not removed, because the model generates ids of timestamps
         that the tokenizer may not have.
         """

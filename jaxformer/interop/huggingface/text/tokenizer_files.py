@@ -15,7 +15,7 @@ from jaxformer.data.tokenizers.marian import MarianTokenizer
 from jaxformer.data.tokenizers.metaspace import MetaspaceTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SPACE, SentencePieceTokenizer
 from jaxformer.data.tokenizers.template import (
-    Slot,
+    Element,
     Template,
     decoder_template,
     encoder_template,
@@ -238,11 +238,11 @@ def _class_template(settings: Mapping[str, Any], roles: Mapping[str, str], token
     if special is T5 and "eos" in ids:
         return decoder_template(ids["eos"])
     before = (
-        (Slot(ids["bos"]),) if settings.get("add_bos_token", _class(settings) in BEGINNING) and "bos" in ids else ()
+        (Element(ids["bos"]),) if settings.get("add_bos_token", _class(settings) in BEGINNING) and "bos" in ids else ()
     )
-    after = (Slot(ids["eos"]),) if settings.get("add_eos_token", False) and "eos" in ids else ()
-    second = tuple(Slot(slot.content, 1) for slot in (*before, Slot("B"), *after))
-    single = (*before, Slot("A"), *after)
+    after = (Element(ids["eos"]),) if settings.get("add_eos_token", False) and "eos" in ids else ()
+    second = tuple(Element(slot.content, 1) for slot in (*before, Element("B"), *after))
+    single = (*before, Element("A"), *after)
     return Template(single, (*single, *second))
 
 

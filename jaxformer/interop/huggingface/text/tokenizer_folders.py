@@ -13,7 +13,7 @@ from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer
 from jaxformer.data.tokenizers.marian import MarianTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
-from jaxformer.data.tokenizers.template import PLAIN, Slot, Template, decoder_template, to_processor
+from jaxformer.data.tokenizers.template import PLAIN, Element, Template, decoder_template, to_processor
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.families import MODEL_TYPES
@@ -127,7 +127,7 @@ def _family_template(tokenizer: Tokenizer, family: str, beginning: bool) -> Temp
     template = decoder_template(eos) if layout == "ended" and eos is not None else PLAIN
     if not beginning or bos is None:
         return template
-    return Template((Slot(bos), *template.single), (Slot(bos), *template.pair))
+    return Template((Element(bos), *template.single), (Element(bos), *template.pair))
 
 
 def _files(tokenizer: Tokenizer, template: Template, special: set[str]) -> dict[str, bytes]:
