@@ -114,6 +114,7 @@ def export(home: Path) -> None:
     from jaxformer.interop.huggingface.adapters import open_folder
     from jaxformer.interop.huggingface.models import ExportPlan, export_hf, load
     from jaxformer.interop.parity import compare
+    from jaxformer.interop.parity.batches import comparison_batches
     from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 
     transformers.utils.logging.set_verbosity_error()
@@ -135,7 +136,7 @@ def export(home: Path) -> None:
         folder = home / "folders" / name
         export_hf(model, params, tokenizer, folder, ExportPlan(origin=imported.origin))
         ours = compare.JaxModel(model, params, "float32")
-        rows = next(iter(compare.inputs(model, [np.arange(5, 200, dtype=np.int32)], pad=0)))
+        rows = next(iter(comparison_batches(model, [np.arange(5, 200, dtype=np.int32)], pad=0)))
         compared = "logits_per_image" if "vision_config" in fields else "logits"
         compared = "last_hidden_state" if architecture == "Dinov2Model" else compared
         (output,) = ours(rows, [compared]).outputs.values()

@@ -1,26 +1,22 @@
 """The command line: `jaxformer COMMAND`. `USAGE` lists the commands."""
 
 import argparse
-import json
 import os
 import shlex
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxformer
-from jaxformer import classes, run_commands, storage
+from jaxformer import classes, predict_command, run_commands, storage
 from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
-from jaxformer.decoding_options import DECODING, TRANSCRIBING
 from jaxformer.errors import InputError
 from jaxformer.parallel import start
 from jaxformer.training import host
 
 if TYPE_CHECKING:
-    from jaxformer.predictors.base import Answer
     from jaxformer.runs.run import Run
 
 USAGE = """usage: jaxformer COMMAND ...
@@ -77,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "train": train,
         "plan": plan,
         "evaluate": evaluate,
-        "predict": predict,
+        "predict": predict_command.predict,
         "export": export,
         "import": import_,
         "launch": launch,
@@ -189,7 +185,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--all", action="store_true", help="print the metrics of every label, however many there are")
     add_step(parser)
     options = parser.parse(arguments)
-    run = _open(options.run, step=options.step)
+    run = run_commands.opened(options.run, step=options.step)
     from jaxformer.progress import display
     from jaxformer.runs.summaries import headline
 
@@ -205,119 +201,6 @@ def evaluate(arguments: list[str]) -> None:
             print(f"{name:32} {value:.4f}")
         if len(shown) < len(results):
             print(f"and {len(results) - len(shown)} more for single labels: --all shows them", file=sys.stderr)
-
-
-def predict(arguments: list[str]) -> None:
-    """Runs `jaxformer predict`: prints the answer of a run's model to each text, such as filled masks or a
-    continuation.
-    """
-    what = "Fills each [MASK] of the texts, continues them or answers them, as the run's model was trained to."
-    parser = Parser("predict", what)
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("texts", metavar="TEXT", nargs="*", help='such as "In the beginning [MASK] created"')
-    parser.add_argument("--input", metavar="FILE", help="a UTF-8 file with one text per line; - for standard input")
-    parser.add_argument(
-        "--among",
-        metavar="VALUE",
-        nargs="+",
-        help="rank these texts for each image, or these images (or folders of images) for each text",
-    )
-    parser.add_argument("--json", action="store_true", help="print the answers as JSON objects, one per line")
-    parser.add_argument(
-        "--out",
-        metavar="PATH",
-        help="save the answers to this path, texts as JSON and transcripts as its ending says, such as .srt or .vtt",
-    )
-    add_step(parser)
-    writing = parser.add_argument_group("for models that generate text; the defaults are those of the run's config")
-    hearing = parser.add_argument_group("for models that transcribe sounds")
-    for group, settings in ((writing, DECODING), (hearing, TRANSCRIBING)):
-        for name, (kind, meaning) in settings.items():
-            names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-            group.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
-    samples = dict.fromkeys(("--num_samples", "--num-samples", "--num_return_sequences"))
-    writing.add_argument(*samples, type=int, default=1, metavar="N", help="number of sampled answers per text")
-    options = parser.parse(arguments)
-    lines = _read_lines(options.input) if options.input else []
-    texts = options.texts + lines
-    if not texts:
-        raise InputError("predict: no text; give one after the run, or a file with --input")
-    said = {name: value for name in (*DECODING, *TRANSCRIBING) if (value := getattr(options, name)) is not None}
-    heard = {name: said.pop(name) for name in TRANSCRIBING if name in said}
-    run = _open(options.run, step=options.step).with_decoding(**said).with_transcribing(**heard)
-    if options.among and options.num_samples > 1:
-        raise InputError(f"--num_samples {options.num_samples}: --among samples no answers; leave one of them out")
-    plain = not (options.json or options.out or options.among or options.num_samples > 1)
-    if len(texts) == 1 and plain and run.streams:
-        for piece in run.stream(texts[0]):
-            print(piece, end="", flush=True)
-        print()
-        return
-    _print_answers(run, options, lines)
-
-
-def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> None:
-    from jaxformer.progress import display, phase
-
-    with display(stderr=True), phase("predicting"):
-        answers = _predict_each(run, options, lines)
-    if options.out:
-        import jax
-
-        if jax.process_index() == 0:  # All processes have the same answers.
-            _save_answers(list(filter(None, answers)), options.out)
-        return
-    for answer in answers:
-        print(
-            json.dumps(answer.to_json() if answer else {"text": ""}, ensure_ascii=False)
-            if options.json
-            else answer or ""
-        )
-
-
-def _save_answers(answers: Sequence["Answer"], out: str) -> None:
-    """Saves the answers of `predict` to a file, in the file format of their class: JSON for texts, or a subtitle format
-    for transcripts.
-
-    Args:
-      answers: the answers in the order of the inputs, without entries for blank input lines.
-      out: local path, or path in a bucket.
-    """
-    if storage.is_remote(out):
-        with tempfile.TemporaryDirectory(prefix="jaxformer-") as folder:
-            _save_here(answers, Path(folder, out.rpartition("/")[2]))
-            storage.upload(Path(folder), out.rpartition("/")[0])
-        return
-    _save_here(answers, Path(out))
-
-
-def _save_here(answers: Sequence["Answer"], out: Path) -> None:
-    try:
-        if len(answers) == 1:
-            answers[0].save(out)
-        elif answers:
-            answers[0].save_all(answers, out)
-    except OSError as error:
-        raise InputError(f"--out {out}: {error.strerror}") from error
-
-
-def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> list:
-    """Computes the answers to the texts of the command line, followed by the answers to the input lines.
-
-    Args:
-      run: the run whose model answers.
-      options: options of `jaxformer predict`.
-      lines: lines of the file given by `--input`. Blank lines are empty strings.
-
-    Returns:
-      A flat list with `num_samples` answers for each text. For an empty line, each of them is None.
-    """
-    texts, num_samples = options.texts, options.num_samples
-    asked = [*texts, *filter(None, lines)]
-    found = run.rank(asked, options.among) if options.among else run.predict(asked, num_samples)
-    answers = iter(found if num_samples > 1 else [[answer] for answer in found])
-    order = [True] * len(texts) + list(map(bool, lines))
-    return [answer for given in order for answer in (next(answers) if given else [None] * num_samples)]
 
 
 def export(arguments: list[str]) -> None:
@@ -336,18 +219,18 @@ def export(arguments: list[str]) -> None:
     there = storage.path(options.out).exists() if storage.is_remote(options.out) else os.path.lexists(options.out)
     if there:  # Before anything large is read.
         raise InputError(f"{options.out}: already exists; expected the name of a new folder")
-    run = _open(options.run, options.format == "stablehlo", options.step)
+    run = run_commands.opened(options.run, options.format == "stablehlo", options.step)
     from jaxformer.training.damage import Damaged
 
     try:
-        told = _exported(run, options)
+        result = _exported(run, options)
     except Damaged:
         if options.step is not None:
             raise
-        run = _open(options.run)  # Reads all arrays now, or those of another checkpoint if that fails.
-        told = _exported(run, options)
+        run = run_commands.opened(options.run)  # Reads all arrays now, or those of another checkpoint if that fails.
+        result = _exported(run, options)
     print(f"{options.out} · {type(run.model).__name__} · step {run.step:,}")
-    print(told)
+    print(result)
 
 
 def _exported(run: "Run", options: argparse.Namespace) -> str:
@@ -380,38 +263,10 @@ def import_(arguments: list[str]) -> None:
 
     for note in import_run(options.folder, options.run, options.dtype, not options.no_certificate):
         print(f"note: {note}", file=sys.stderr)
-    run = _open(options.run, in_memory=False)
+    run = run_commands.opened(options.run, in_memory=False)
     print(f"{run.folder} · {type(run.model).__name__} · {type(run.objective).__name__}")
-
-
-def _open(folder: str, in_memory: bool = True, step: int | None = None):
-    from jaxformer.progress import display, phase
-
-    with display(stderr=True), phase(f"opening {folder}"):
-        host.start_jax()
-        from jaxformer.runs.run import open_run
-
-        return open_run(folder, in_memory, step)
 
 
 def _show_warning(message: Warning | str, *_) -> None:
     """Prints a warning on one line, without its source location."""
     print(f"warning: {message}", file=sys.stderr)
-
-
-def _read_lines(path: str) -> list[str]:
-    """Reads the lines of a file, or of standard input if `path` is `-`. A line of white space becomes the empty
-    string.
-    """
-    try:
-        content = sys.stdin.buffer.read() if path == "-" else storage.read_bytes(path)
-        text = content.decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"--input {path}: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"--input {path}: not UTF-8 text, at byte {error.start}") from error
-    # Not `splitlines`: only a newline ends a line; other Unicode separators are part of a text.
-    lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
-    if not any(map(str.strip, lines)):
-        raise InputError(f"--input {path}: empty; expected one text per line")
-    return [line if line.strip() else "" for line in lines]

@@ -1,11 +1,34 @@
 """The commands `jaxformer verify` (compares the files of a run with their digests), `replay` (prints the batch of a
-training step) and `drill` (damages copies of a small run on purpose). None of them changes the files of a run.
+training step) and `drill` (damages copies of a small run on purpose), and the function by which commands open a run.
+None of them changes the files of a run.
 """
+
+from typing import TYPE_CHECKING
 
 from jaxformer import classes, storage
 from jaxformer.command_arguments import Parser, take
 from jaxformer.errors import InputError
 from jaxformer.training import host
+
+if TYPE_CHECKING:
+    from jaxformer.runs.run import Run
+
+
+def opened(folder: str, in_memory: bool = True, step: int | None = None) -> "Run":
+    """Opens a run, while the terminal shows what is being done.
+
+    Args:
+      folder: the run's folder.
+      in_memory: whether to read the parameters now, as in `open_run`.
+      step: step of the checkpoint to read. If None, the best or the latest one, as in `open_run`.
+    """
+    from jaxformer.progress import display, phase
+
+    with display(stderr=True), phase(f"opening {folder}"):
+        host.start_jax()
+        from jaxformer.runs.run import open_run
+
+        return open_run(folder, in_memory, step)
 
 
 def verify(arguments: list[str]) -> None:

@@ -6,6 +6,7 @@ several kinds of blocks, such as one block with global and five with local atten
 own: `blocks/0`, `blocks/1`, ...
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
@@ -13,6 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
+from jaxformer.layers.block import BlockInputs
+from jaxformer.layers.positions import Placement
 from jaxformer.metrics.means import Mean, added
 from jaxformer.parallel import metadata, sharding
 
@@ -37,6 +40,34 @@ class BlockFunction(Protocol):
           of further values, such as attention weights, which `run` collects from all blocks.
         """
         ...
+
+
+class SharedInputs(NamedTuple):
+    """Inputs that are the same for all blocks of a stack, unlike the hidden vectors `x`."""
+
+    inputs: BlockInputs
+    """Attention masks, encoder output and other inputs. `position_ids` and `at` are None here: `placements` contains
+    the positions, and only the last block gets `at`.
+    """
+    placements: tuple[Placement | None, ...]
+    """Rotations or biases that represent positions in self-attention, one entry per kind of block. An entry is None if
+    self-attention does not use positions.
+    """
+    key: jax.Array | None
+    """Random key of dropout, from which each block derives its own key by its index. None without dropout."""
+
+    def with_batch_axis(self) -> "SharedInputs":
+        """Returns a copy in which attention biases [heads, queries, keys] have a batch axis of length 1, so that a
+        pipeline does not mistake their head axis for the batch axis.
+        """
+
+        def expanded(placement):
+            if placement is None or placement.bias is None or placement.bias.ndim == 4:
+                return placement
+            return dataclasses.replace(placement, bias=placement.bias[None])
+
+        inputs = dataclasses.replace(self.inputs, memory_placement=expanded(self.inputs.memory_placement))
+        return SharedInputs(inputs, tuple(map(expanded, self.placements)), self.key)
 
 
 BLOCK_INPUT = "block_input"

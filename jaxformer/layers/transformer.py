@@ -21,6 +21,7 @@ from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.pipeline import Schedule
 from jaxformer.layers.positions import Placement, Rotary
+from jaxformer.layers.stack import SharedInputs
 from jaxformer.metrics.means import Mean
 from jaxformer.parallel import sharding
 
@@ -49,34 +50,6 @@ class BlockParts(NamedTuple):
     attention: nn.Module
     mlp: nn.Module
     position_embedding: nn.Module | None
-
-
-class SharedInputs(NamedTuple):
-    """Inputs that are the same for all blocks of a stack, unlike the hidden vectors `x`."""
-
-    inputs: BlockInputs
-    """Attention masks, encoder output and other inputs. `position_ids` and `at` are None here: `placements` contains
-    the positions, and only the last block gets `at`.
-    """
-    placements: tuple[Placement | None, ...]
-    """Rotations or biases that represent positions in self-attention, one entry per kind of block. An entry is None if
-    self-attention does not use positions.
-    """
-    key: jax.Array | None
-    """Random key of dropout, from which each block derives its own key by its index. None without dropout."""
-
-    def with_batch_axis(self) -> "SharedInputs":
-        """Returns a copy in which attention biases [heads, queries, keys] have a batch axis of length 1, so that a
-        pipeline does not mistake their head axis for the batch axis.
-        """
-
-        def expanded(placement):
-            if placement is None or placement.bias is None or placement.bias.ndim == 4:
-                return placement
-            return dataclasses.replace(placement, bias=placement.bias[None])
-
-        inputs = dataclasses.replace(self.inputs, memory_placement=expanded(self.inputs.memory_placement))
-        return SharedInputs(inputs, tuple(map(expanded, self.placements)), self.key)
 
 
 @flax.struct.dataclass

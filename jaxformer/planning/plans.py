@@ -22,8 +22,8 @@ from jaxformer.planning.roofline import Roofline, roofline
 from jaxformer.planning.topologies import Topology
 from jaxformer.planning.traffic import Collective
 from jaxformer.progress import display, phase
-from jaxformer.training.loop import check_batch, lower_step, trace_step
-from jaxformer.training.stages import check_experts, check_pipeline
+from jaxformer.training.loop import lower_step, trace_step
+from jaxformer.training.stages import check_batch, check_experts, check_pipeline
 from jaxformer.training.state import abstract_batch, abstract_state, check_axes, check_positions, split_frozen
 from jaxformer.training.utilization import PEAK_FLOPS
 

@@ -37,7 +37,7 @@ from jaxformer.training.logs import Logs, Meter, describe
 from jaxformer.training.profiling import Profile
 from jaxformer.training.signals import Stop
 from jaxformer.training.skips import Skips
-from jaxformer.training.stages import check_experts, check_pipeline
+from jaxformer.training.stages import check_batch, check_experts, check_pipeline
 from jaxformer.training.state import (
     TOKEN_ARRAYS,
     TrainState,
@@ -369,20 +369,6 @@ def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float
         return False
     values = [rank for results in history if (rank := best.rank(results)) is not None]
     return bool(values) and len(values) - 1 - values.index(max(values)) >= patience
-
-
-def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
-    """Raises InputError if the batch size is not divisible by the number of parts into which the mesh and the
-    micro-batches split a batch.
-    """
-    batch, parts = experiment.data.batch, experiment.optimizer.accumulate
-    num_parts = sharding.num_parts(mesh, "batch")
-    if batch % (num_parts * parts):
-        used = [name for name in sharding.rules()["batch"] if mesh.shape[name] > 1]
-        axes = " × ".join(f"mesh.{name}" for name in used or ["data"])
-        shares = f"{num_parts} shares ({axes})" + (f" × {parts} micro-batches" if parts > 1 else "")
-        nearest = max(1, round(batch / (num_parts * parts))) * num_parts * parts
-        raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
 
 
 def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None:

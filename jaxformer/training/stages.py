@@ -1,4 +1,4 @@
-"""Checks that an experiment fits the pipeline stages and the expert axis of its mesh."""
+"""Checks that the batch, the pipeline stages and the experts of an experiment can be divided as its mesh requires."""
 
 import math
 
@@ -8,6 +8,20 @@ from jaxformer.config import Experiment
 from jaxformer.errors import InputError
 from jaxformer.layers.pipeline import Schedule
 from jaxformer.parallel import sharding
+
+
+def check_batch(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:
+    """Raises InputError if the batch size is not divisible by the number of parts into which the mesh and the
+    micro-batches split a batch.
+    """
+    batch, parts = experiment.data.batch, experiment.optimizer.accumulate
+    num_parts = sharding.num_parts(mesh, "batch")
+    if batch % (num_parts * parts):
+        used = [name for name in sharding.rules()["batch"] if mesh.shape[name] > 1]
+        axes = " × ".join(f"mesh.{name}" for name in used or ["data"])
+        shares = f"{num_parts} shares ({axes})" + (f" × {parts} micro-batches" if parts > 1 else "")
+        nearest = max(1, round(batch / (num_parts * parts))) * num_parts * parts
+        raise InputError(f"data.batch={batch} does not divide into {shares}; {nearest} would")
 
 
 def check_pipeline(experiment: Experiment, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> None:

@@ -10,7 +10,7 @@ import sys
 import pytest
 import tiny
 
-from jaxformer import cli
+from jaxformer import cli, predict_command
 
 SPECIALS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
@@ -263,7 +263,7 @@ def test_predict_fills_the_blanks_of_each_text(run, capsys, tmp_path):
 )
 def test_lines_of_a_file_end_at_newlines_alone(content, lines, tmp_path):
     (tmp_path / "texts.txt").write_bytes(content)
-    assert cli._read_lines(str(tmp_path / "texts.txt")) == lines
+    assert predict_command._read_lines(str(tmp_path / "texts.txt")) == lines
 
 
 def test_an_empty_line_has_an_empty_answer_without_the_model():
@@ -273,9 +273,9 @@ def test_an_empty_line_has_an_empty_answer_without_the_model():
             return [f"{text}!" if num_samples == 1 else [f"{text}{n}" for n in range(num_samples)] for text in texts]
 
     one = argparse.Namespace(texts=["zero"], num_samples=1, among=None)
-    assert cli._predict_each(Run(), one, ["one", "", "two", ""]) == ["zero!", "one!", None, "two!", None]
+    assert predict_command._predict_each(Run(), one, ["one", "", "two", ""]) == ["zero!", "one!", None, "two!", None]
     two = argparse.Namespace(texts=[], num_samples=2, among=None)
-    assert cli._predict_each(Run(), two, ["", "a"]) == [None, None, "a0", "a1"]
+    assert predict_command._predict_each(Run(), two, ["", "a"]) == [None, None, "a0", "a1"]
 
 
 @pytest.mark.slow

@@ -15,8 +15,9 @@ import safetensors.numpy
 from jaxformer.data.tokenizers import ByteLevelBpe, SentencePiece, WordPiece
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.models import ExportPlan, export_hf
+from jaxformer.interop.parity.batches import MAX_TEXT_TOKENS
 from jaxformer.interop.parity.certificate import Certificate, certify, obstacle
-from jaxformer.interop.parity.compare import MAX_TEXT_TOKENS, largest_difference
+from jaxformer.interop.parity.compare import largest_difference
 from jaxformer.interop.parity.lines import LOGITS
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp

@@ -24,7 +24,7 @@ from jaxformer.layers.norms import LayerNorm
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
-from jaxformer.training.checkpoints import loaded as in_memory
+from jaxformer.training.checkpoint_arrays import loaded as in_memory
 
 del VOCAB, redrawn  # Importing their module keeps transformers quiet.
 

@@ -15,7 +15,7 @@ from onnx_models import BERT, GPT2, MODELS, VOCAB, run_of
 from small_vit import VIT, apply
 from small_writer import PAD
 
-from jaxformer import cli
+from jaxformer import cli, run_commands
 from jaxformer.decoding.generate import generate
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
@@ -257,7 +257,7 @@ def run_readme(folder):
 @pytest.mark.slow
 def test_its_readme_runs_without_jaxformer(tmp_path, monkeypatch, capfd):
     run = run_of(BERT, tmp_path)
-    monkeypatch.setattr(cli, "_open", lambda *given, **named: run)
+    monkeypatch.setattr(run_commands, "opened", lambda *given, **named: run)
     command = ["export", "nowhere", str(tmp_path / "out"), "--format", "onnx"]
     assert cli.main(command) == 0
     said = capfd.readouterr()

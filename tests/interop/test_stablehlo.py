@@ -14,7 +14,7 @@ from small_vit import AUTOENCODER, IMAGES, SCALED, VIT, noisy
 from small_writer import GPT, PIECES, STACK, small_run, small_tokenizer
 
 import jaxformer as jf
-from jaxformer import cli
+from jaxformer import cli, run_commands
 from jaxformer.errors import InputError
 from jaxformer.interop.export.stablehlo_program import PROGRAM, WEIGHTS, arguments, forward_pass
 from jaxformer.interop.huggingface import parameters
@@ -121,7 +121,7 @@ def test_an_unknown_model_is_an_error():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_its_readme_runs_without_jaxformer(dtype, tmp_path, monkeypatch, capsys):
     run = small_run(small_tokenizer(tmp_path))
-    monkeypatch.setattr(cli, "_open", lambda *given, **named: run)
+    monkeypatch.setattr(run_commands, "opened", lambda *given, **named: run)
     command = ["export", "nowhere", str(tmp_path / "out"), "--format", "stablehlo", "--dtype", dtype]
     assert cli.main(command) == 0
     assert "how to run it with jax" in capsys.readouterr().out

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from small_clip import SIGMOID, SOFTMAX, small_run
 
-from jaxformer import cli
+from jaxformer import cli, run_commands
 from jaxformer.errors import InputError
 
 TEXTS = ["a red dot", "green", "the end of a line"]
@@ -79,7 +79,7 @@ def test_a_folder_without_images_is_named(tmp_path):
 
 @pytest.mark.slow
 def test_the_command_line_ranks_texts_and_images(pictures, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_open", lambda *_, **__: small_run(SOFTMAX, tmp_path))
+    monkeypatch.setattr(run_commands, "opened", lambda *_, **__: small_run(SOFTMAX, tmp_path))
     assert cli.main(["predict", "RUN", str(pictures / "0.png"), "--among", *TEXTS]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == str(pictures / "0.png") and sorted(line[10:] for line in lines[1:]) == sorted(TEXTS)

@@ -9,7 +9,7 @@ import small_whisper
 import jaxformer as jf
 from jaxformer import cli
 from jaxformer.predictors.subtitles import clock, srt, vtt
-from jaxformer.predictors.transcription import Segment, Transcript, Word
+from jaxformer.predictors.transcripts import Segment, Transcript, Word
 
 MEASURES = (0.0, -0.1, 1.2, 0.0)
 SEGMENTS = (

@@ -15,7 +15,7 @@ from jaxformer import config, digests
 from jaxformer.errors import InputError
 from jaxformer.parallel.sharding import Mesh
 from jaxformer.runs import writing
-from jaxformer.training.checkpoints import StoredArray
+from jaxformer.training.checkpoint_arrays import StoredArray
 from jaxformer.training.forking import rate_change
 from jaxformer.training.optimizers import Lion
 

@@ -15,9 +15,10 @@ from jaxformer.errors import InputError
 from jaxformer.evaluations import BestMetric
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
-from jaxformer.training import checkpoints
+from jaxformer.training import checkpoint_arrays
+from jaxformer.training.checkpoint_arrays import loaded
 from jaxformer.training.checkpoint_digests import write_digests
-from jaxformer.training.checkpoints import Checkpoints, loaded, replicated
+from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import Damaged, first_good
 
 
@@ -69,7 +70,7 @@ def test_a_checkpoint_gives_back_every_bit_and_leaves_out_none(trees, tmp_path):
 
 def test_arrays_are_read_in_parts_where_there_are_many(trees, tmp_path, monkeypatch):
     save_all(tmp_path, Checkpoint(), trees, [None])
-    monkeypatch.setattr(checkpoints, "AT_ONCE", 4)
+    monkeypatch.setattr(checkpoint_arrays, "AT_ONCE", 4)
     restored = Checkpoints(tmp_path).restore(abstract(trees(1)))
     jax.tree.map(np.testing.assert_array_equal, restored, trees(1))
 
@@ -295,7 +296,7 @@ def test_a_lack_of_memory_is_not_damage(trees, tmp_path, monkeypatch):
         raise MemoryError
 
     save_all(tmp_path, Checkpoint(), trees, [None])
-    monkeypatch.setattr(checkpoints, "_restored", fail)
+    monkeypatch.setattr(checkpoint_arrays, "restored", fail)
     with pytest.raises(MemoryError):
         Checkpoints(tmp_path).restore(abstract(trees(1)))
 
@@ -306,7 +307,7 @@ def test_a_lack_of_permission_is_not_damage(error, trees, tmp_path, monkeypatch)
         raise RuntimeError("reading failed") from error
 
     save_all(tmp_path, Checkpoint(), trees, [None] * 2)
-    monkeypatch.setattr(checkpoints, "_restored", fail)
+    monkeypatch.setattr(checkpoint_arrays, "restored", fail)
     saved = Checkpoints(tmp_path)
     with pytest.raises(
         InputError, match=rf"{tmp_path / '2'}: cannot be read: .*(PERMISSION_DENIED|Permission denied)"

@@ -17,7 +17,8 @@ from jaxformer.data.examples import Feature
 from jaxformer.data.messages import Problems
 from jaxformer.data.pipeline import lanes
 from jaxformer.data.sources.fingerprints import Fingerprint, fingerprints
-from jaxformer.data.sources.sources import Source, in_order, located, scanned, shuffled
+from jaxformer.data.sources.order import in_order, shuffled
+from jaxformer.data.sources.sources import Source, located, scanned
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError, under

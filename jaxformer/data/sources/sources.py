@@ -1,30 +1,20 @@
 """Data sources, the first step of the data pipeline: sources of documents, such as text files and TFDS data sets.
 
 A source is a frozen dataclass of plain values. `source.open()` returns a random-access sequence of examples, each a
-dict of named columns. `shuffled` and `in_order` return the order in which the examples of such a sequence are read.
+dict of named columns. See the module `order` for the order in which the examples of such a sequence are read.
 """
 
 import abc
 import contextlib
 import dataclasses
-import functools
 import os
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
-import grain
 import numpy as np
 
 from jaxformer.data.sources import columns, files, tfds_builders
 from jaxformer.errors import FieldError, InputError
-
-# Grain mixes in a fixed pattern, and each lane takes every B-th document. Without shuffling the pattern, a lane could
-# see only one component.
-_MIXING_WINDOW = 4096
-# Grain shuffles by stepping through at least 65,536 numbers until one is below the count: with ten documents, a look-up
-# takes 2 ms. Up to this number of documents, a permutation is computed at once instead.
-_FEW = 65_536
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,7 +182,7 @@ class Mixture(Source):
 
 class Mixed(Sequence):
     """Sequence of all documents of an opened mixture: the documents of its first source, followed by those of the
-    second, and so on. The weights determine how often training reads documents of each source (see `shuffled`).
+    second, and so on. The weights determine how often training reads documents of each source (see `order.shuffled`).
     """
 
     def __init__(self, parts: list[Sequence], weights: list[float], names: list[str]):
@@ -311,48 +301,6 @@ def scanned(documents: Sequence, most: int, start: int = 0) -> Iterator[range]:
         yield range(start, start + len(documents), 1 + (len(documents) - 1) // most)
 
 
-def shuffled(documents: Sequence, seed: int) -> grain.MapDataset:
-    """Returns the endless random order in which training reads documents, as a dataset of indices into `documents`.
-
-    Each source of a mixture is reshuffled every time that all its documents have been read.
-    """
-    if not isinstance(documents, Mixed):
-        return _shuffled_range(len(documents), _seed(seed, 0))
-    parts = [
-        shuffled(part, _seed(seed, number)).map(lambda index, start=int(start): start + index)
-        for number, (part, start) in enumerate(zip(documents.parts, documents.starts[:-1], strict=True), 1)
-    ]
-    mixed = grain.MapDataset.mix(parts, documents.weights)
-    return grain.experimental.WindowShuffleMapDataset(mixed, window_size=_MIXING_WINDOW, seed=_seed(seed, 0) % 2**31)
-
-
-def _shuffled_range(count: int, seed: int) -> grain.MapDataset:
-    if count > _FEW:
-        return grain.MapDataset.range(count).shuffle(seed=seed).repeat()
-    visits = grain.MapDataset.range(sys.maxsize)
-    return visits.map(lambda visit: _permutation(count, seed, visit // count)[visit % count])
-
-
-@functools.lru_cache(maxsize=64)
-def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch)).permutation(count)
-
-
-def in_order(documents: Sequence) -> grain.MapDataset:
-    """Returns an order that contains every document once, from first to last, as a dataset of indices into `documents`.
-
-    The documents of each source of a mixture keep their order, and are spread evenly over the whole order.
-    """
-    if not isinstance(documents, Mixed):
-        return grain.MapDataset.range(len(documents))
-    orders = [
-        start + np.array([*in_order(part)]) for part, start in zip(documents.parts, documents.starts[:-1], strict=True)
-    ]
-    places = [(np.arange(len(order)) + 0.5) / len(order) for order in orders]
-    indices: Any = np.concatenate(orders)[np.argsort(np.concatenate(places), kind="stable")]
-    return grain.MapDataset.source(indices)
-
-
 def components(documents: Sequence, name: str, start: int = 0) -> Iterator[tuple[str, range]]:
     """Yields (name, index range) for each source in a mixture, including the sources of nested mixtures.
 
@@ -386,10 +334,6 @@ def random_index(documents: Sequence, rng: np.random.Generator) -> int:
     part = int(np.searchsorted(documents.thresholds, rng.random(), side="right"))
     part = min(part, len(documents.parts) - 1)
     return int(documents.starts[part]) + random_index(documents.parts[part], rng)
-
-
-def _seed(seed: int, number: int) -> int:
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
 
 
 def _decode(value: Any) -> Any:

@@ -45,7 +45,8 @@ from jaxformer.runs import writing
 from jaxformer.runs.files import seal_tokenizer
 from jaxformer.runs.folder import CHECKPOINTS, TOKENIZER
 from jaxformer.runs.run import Run
-from jaxformer.training.checkpoints import Checkpoints, loaded
+from jaxformer.training.checkpoint_arrays import loaded
+from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.optimizers import AdamW, Schedule
 
 ORIGIN = "origin.json"

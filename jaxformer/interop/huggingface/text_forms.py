@@ -17,7 +17,7 @@ from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.text.permuted_tokenizer import permuted
 from jaxformer.models.base import Model
 from jaxformer.runs.run import Run
-from jaxformer.training.checkpoints import StoredArray
+from jaxformer.training.checkpoint_arrays import StoredArray
 
 NEVER = -50.0
 """Output bias of the padding token in the converted model. It is low enough that the probability of the token is 0, but

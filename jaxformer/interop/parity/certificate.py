@@ -140,10 +140,11 @@ def obstacle(model: Model) -> str | None:
 
 def _lines(ours: Any, theirs: Any, tokenizer: Tokenizer | None, folder: Path) -> Iterator[Line]:
     from jaxformer.interop.parity import compare
+    from jaxformer.interop.parity.batches import comparison_batches
 
     pad = theirs.config.get("text_config", theirs.config).get("pad_token_id") or 0
     texts = [] if tokenizer is None else [tokenizer.encode(text) for text in HARD_STRINGS]
-    every = list(compare.inputs(ours.model, texts, pad))
+    every = list(comparison_batches(ours.model, texts, pad))
     for rows in every:
         expected = theirs(rows, ours.model)
         actual = ours(rows, list(expected.outputs))

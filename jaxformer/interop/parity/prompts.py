@@ -7,7 +7,8 @@ import torch
 
 from jaxformer.decoding.generate import Prompt
 from jaxformer.interop.huggingface.families import bridge_of
-from jaxformer.interop.parity.compare import ComparisonBatch, tensor_of
+from jaxformer.interop.parity.batches import ComparisonBatch
+from jaxformer.interop.parity.compare import tensor_of
 from jaxformer.models.base import Model
 
 LENGTH = 8

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxformer.data.examples import Feature
 from jaxformer.data.pipeline import lanes
-from jaxformer.data.sources.sources import in_order, shuffled
+from jaxformer.data.sources.order import in_order, shuffled
 from jaxformer.data.tasks.base import Task
 
 LENGTH = 20

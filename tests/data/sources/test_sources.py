@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxformer.data.sources.columns import sentences, split_sentences
+from jaxformer.data.sources.order import in_order, shuffled
 from jaxformer.data.sources.sources import (
     Columns,
     JsonLines,
@@ -14,9 +15,7 @@ from jaxformer.data.sources.sources import (
     ParallelFiles,
     TextFiles,
     Tfds,
-    in_order,
     random_index,
-    shuffled,
 )
 from jaxformer.errors import InputError
 

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from jaxformer.data.sources.sources import JsonLines, ParallelFiles, TextFiles, shuffled
+from jaxformer.data.sources.order import shuffled
+from jaxformer.data.sources.sources import JsonLines, ParallelFiles, TextFiles
 from jaxformer.data.sources.tables import ClassFolders, Csv, Tsv
 from jaxformer.errors import InputError
 
