@@ -228,11 +228,7 @@ class Model(nn.Module):
         return TokenInput(min(limit.vocab for limit in limits), min(limit.max_length for limit in limits))
 
     def require_text_limits(self) -> TokenInput:
-        """Returns the vocabulary size and the maximum length that all text inputs of the model support.
-
-        Raises:
-          InputError: If the model has no text input.
-        """
+        """Returns `text_limits`. Raises InputError if the model has no text input."""
         limits = self.text_limits
         if limits is None:
             raise InputError(f"model={type(self).__name__}: reads no text; expected a model that does")
@@ -289,9 +285,7 @@ class Model(nn.Module):
     @property
     def mean_names(self) -> tuple[str, ...]:
         """Names of the auxiliary losses and metrics that the Transformer blocks return besides their output, such as a
-        load-balancing loss.
-
-        Each MLP class lists those that it returns in its attribute `mean_names`.
+        load-balancing loss. Each MLP class lists its own in its attribute `mean_names`.
         """
         mlps = [kind.mlp for stack in self.stacks().values() for kind in stack.kinds]
         return tuple(dict.fromkeys(name for mlp in mlps for name in getattr(mlp, "mean_names", ())))
@@ -327,9 +321,8 @@ class Model(nn.Module):
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the model's fields that affect only the heads, and not the backbone.
-
-        In a warm start, the pretrained model may have other values in these fields.
+        """Names of the model's fields that affect only the heads. In a warm start, the pretrained model may have other
+        values in these fields.
         """
         return ()
 

@@ -37,9 +37,7 @@ TOKENS = InputSpec("ct", "token ids of each text")
 SEGMENTS = InputSpec("ct", "1 for tokens, 0 for padding", optional=True)
 
 TextPooling = Literal["last", "end", "highest"]
-"""Token whose output vector represents a text: the last token before padding, the first token with id `end_id`, or the
-first token with the highest id.
-"""
+"""Token whose output vector represents a text (see `TextTower.pooling`)."""
 
 
 def tower_stack(width: int, heads: int, activation: Activation, epsilon: float) -> Transformer:
@@ -84,9 +82,7 @@ class ImageTower(Model):
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns a dict that maps the input name `images` to the specification of its array: axes, data type and
-        meaning.
-        """
+        """Returns the specification of the input `images`, keyed by this name."""
         return {"images": IMAGES}
 
     def stacks(self) -> dict[str, Transformer]:
@@ -94,15 +90,11 @@ class ImageTower(Model):
         return {"transformer": self.transformer}
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
-        letters.
-        """
+        """Returns the height `y`, width `x` and number of channels `n` of the images, keyed by these axis letters."""
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass that computes only the output `pooled`. `sizes["b"]` is the number of
-        images.
-        """
+        """Returns the FLOPs of a forward pass for `sizes["b"]` images that computes only the output `pooled`."""
         stack, patches, width = self.transformer, (self.image // self.patch) ** 2, self.transformer.width
         flops = linear_flops(patches, self.patch**2 * self.channels, width)
         if self.pooling == "first":
@@ -112,9 +104,7 @@ class ImageTower(Model):
         return sizes["b"] * (flops + stack.mlp.flops(width))
 
     def comparable(self) -> Self:
-        """Returns a copy with the default pixel mean and standard deviation, for comparing two models. Models that
-        differ only in this preprocessing then count as equal.
-        """
+        """Returns a copy with standard pixel statistics, so that models which differ only in these count as equal."""
         return dataclasses.replace(self, mean=(0.5,), std=(0.5,))
 
     @nn.compact
@@ -182,9 +172,7 @@ class TextTower(Model):
             raise InputError(f"model.text.pad_id={self.pad_id}: expected None, or causal=False and pooling=last")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns a dict that maps input names to the specifications of the arrays: `tokens` and, if padding is masked,
-        `segments`.
-        """
+        """Returns the specifications of the inputs `tokens` and, if padding is masked, `segments`, keyed by name."""
         return {"tokens": TOKENS} | ({"segments": SEGMENTS} if self.pad_id is None else {})
 
     def stacks(self) -> dict[str, Transformer]:
@@ -277,9 +265,7 @@ class Clip(Model):
             raise InputError(f"model.init_scale={self.init_scale}: expected above 0")
 
     def inputs(self) -> dict[str, InputSpec]:
-        """Returns a dict that maps input names to the specifications of the arrays. A call may omit either the images
-        or the texts.
-        """
+        """Returns the specifications of the inputs, keyed by name. A call may omit either the images or the texts."""
         return self.vision.inputs() | self.text.inputs()
 
     def stacks(self) -> dict[str, Transformer]:
@@ -292,9 +278,7 @@ class Clip(Model):
         return self.text.token_inputs()
 
     def fixed_sizes(self) -> dict[str, int]:
-        """Returns the height `y`, the width `x` and the number of channels `n` of the images, keyed by these axis
-        letters.
-        """
+        """Returns the height `y`, width `x` and number of channels `n` of the images, keyed by these axis letters."""
         return self.vision.fixed_sizes()
 
     def flops(self, sizes: Mapping[str, int]) -> float:
@@ -319,15 +303,13 @@ class Clip(Model):
 
     @property
     def backbone_parts(self) -> tuple[str, ...]:
-        """Names of the modules with the parameters of the two encoders, which a warm start requires. See
-        `Model.backbone_parts`.
-        """
+        """Names of the modules with the parameters of the two encoders, which a warm start requires."""
         return "vision", "text"
 
     @property
     def head_fields(self) -> tuple[str, ...]:
-        """Names of the fields that do not affect the two encoders: the size of the common vector space, and the initial
-        scale and bias of the scores. A warm start may use a pretrained model with other values in these fields.
+        """Names of the fields that do not affect the two encoders. A warm start may use a pretrained model with other
+        values in these fields.
         """
         return "width", "init_scale", "init_bias"
 
@@ -355,10 +337,11 @@ class Clip(Model):
           segments: 1 for tokens, 0 for padding, integers [texts, length]. Defaults to 1, no padding.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
-        log_scale = self.param("log_scale", metadata.with_axes(_constant(math.log(self.init_scale)), ""), ())
+        constant = nn.initializers.constant
+        log_scale = self.param("log_scale", metadata.with_axes(constant(math.log(self.init_scale)), ""), ())
         bias = None
         if self.init_bias is not None:
-            bias = self.param("bias", metadata.with_axes(_constant(self.init_bias), ""), ())
+            bias = self.param("bias", metadata.with_axes(constant(self.init_bias), ""), ())
         image_vectors = text_vectors = None
         means = {}
         if images is not None:
@@ -413,7 +396,3 @@ def siglip() -> Clip:
     stack = tower_stack(768, 12, "gelu_tanh", 1e-6)
     text = TextTower(stack, vocab=32_000, max_length=64, causal=False, pad_id=1)
     return Clip(vision, text, width=None, init_scale=10.0, init_bias=-10.0)
-
-
-def _constant(value: float) -> nn.initializers.Initializer:
-    return nn.initializers.constant(value)
