@@ -378,7 +378,7 @@ def test_help_lists_the_arguments_of_each_command(tiny_config, capsys):
     fields = shown("train", tiny_config, "--help")
     for word in ("two thin layers", "--model.transformer.width", "--data.batch", "--optimizer.schedule.peak", "--seed"):
         assert word in fields
-    assert "Size of the residual stream" in fields and "--workdir" in fields
+    assert "Size of the hidden vectors" in fields and "--workdir" in fields
     told = " ".join(fields.replace("│", " ").split())
     assert "--fork" in told and "changes its learning rate" in told
 

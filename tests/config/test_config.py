@@ -259,7 +259,7 @@ class TestParse:
         assert "--model.parent" not in text
         words = " ".join(text.replace("│", " ").split())
         assert "Number of parameter updates in the whole run. (default: 100)" in words
-        assert "Size of the residual stream. (default: 64)" in words
+        assert "Size of the hidden vectors (the residual stream). (default: 64)" in words
 
 
 @pytest.mark.parametrize(
