@@ -2,11 +2,12 @@
 
     pip install '.[cuda,torch]' && python benchmarks/mfu.py [ROW ...] [--minutes 7] [--toy] [--no_torch]
 
-The rows, most important first, are GPT-2 124M, LLaMA 1B, BERT-large, ViT-B/16, T5-base and BERT-base, in bfloat16 with
-float32 parameters and AdamW. PyTorch's side is the same model in transformers under autocast to bfloat16, with
-scaled-dot-product attention, torch.compile and the fused AdamW. Attention dropout is 0 on both sides, as our
-kernels have none; BERT keeps dropout of 0.1 elsewhere. Each side has a process of its own on the same device, and they
-take turns. A line is printed as soon as a row is measured, so that a run that is cut off has its first rows.
+The rows, most important first, are GPT-2 124M, LLaMA 1B, BERT-large, ViT-B/16, T5-base, BERT-base, Whisper small,
+VideoMAE-B, SegFormer-B0 and DETR-R50, in bfloat16 with float32 parameters and AdamW. PyTorch's side is the same model
+in transformers under autocast to bfloat16, with scaled-dot-product attention, torch.compile and the fused AdamW.
+Attention dropout is 0 on both sides, as our kernels have none; BERT keeps dropout of 0.1 elsewhere. Each side has a
+process of its own on the same device, and they take turns. A line is printed as soon as a row is measured, so that a
+run that is cut off has its first rows.
 
 FLOPs are those of the matrix products that the model needs (`Model.flops`, three times the forward pass): products that
 are computed again by rematerialisation do not count, and a causal token attends to half of the others. Utilisation is
@@ -16,48 +17,26 @@ row is measured, the line `plan` has what `jaxformer plan` predicts on one such 
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import os
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-from turns import OURS, Step, alone, take_turns, training_step
+from rows import Row, batch_of, experiment_of, our_step, sizes_of, small
+from turns import OURS, Step, alone, take_turns
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 MEMORY = "0.55"
 """Share of the device's memory that JAX takes; the rest is for PyTorch's process."""
 PEER = "pytorch"
 
 
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """A model, the size of its batch and what is expected of it."""
-
-    name: str
-    config: str
-    """Name of the config in configs/."""
-    batch: int
-    """Batch rows per step."""
-    torch: str
-    """Name of the function in `torch_models.py` that makes the PyTorch model."""
-    overrides: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """Fields of the config that differ, by dotted path."""
-    unit: str = "tokens"
-    utilisation: float = 0.0
-    """Goal for the share of the device's stated peak; 0: none."""
-    speed: float = 0.0
-    """Goal for tokens or images per second on an H100; 0: none."""
-
-
 def _bert(name: str, batch: int, length: int, predictions: int, **goals: float) -> Row:
     overrides = {"data.task.length": length, "data.task.predictions": predictions, "model.transformer.remat": "none"}
     overrides |= {"model.transformer.attention_dropout": 0.0}
-    return Row(f"{name}, {length}", name.replace("-", "_"), batch, "bert", overrides, **goals)
+    toy = small("transformer", **{"model.vocab": 512, "data.task.length": 64, "data.task.predictions": 8})
+    return Row(f"{name}, {length}", name.replace("-", "_"), batch, "bert", overrides, toy, **goals)
 
 
 PLAIN = {"model.transformer.remat": "none"}
@@ -70,84 +49,60 @@ LLAMA_1B = {
     "model.transformer.remat": "dots",
 }
 """The sizes of TinyLlama 1.1B (Zhang et al. 2024)."""
-T5 = {"model.encoder.remat": "none", "model.decoder.remat": "none", "model.vocab": 32_128, "data.pack": False}
-T5 |= {f"model.{side}.{name}": 0.0 for side in ("encoder", "decoder") for name in ("dropout", "attention_dropout")}
+SIDES = ("encoder", "decoder")
+T5 = {"model.vocab": 32_128, "data.pack": False}
+T5 |= {f"model.{side}.{name}": 0.0 for side in SIDES for name in ("dropout", "attention_dropout")}
+T5 |= {f"model.{side}.remat": "none" for side in SIDES}
+DETR = {"model.image": 800, "data.task.image.size": 800, "data.task.image.shortest": None}
+DETR |= {f"model.{part}.dtype": "bfloat16" for part in ("backbone", *SIDES)}
+DETR |= {f"model.{side}.{name}": 0.0 for side in SIDES for name in ("dropout", "attention_dropout")}
+STAGES = tuple(f"stage_{number}" for number in range(1, 5))
+SEGFORMER = {f"model.{stage}.dtype": "bfloat16" for stage in STAGES} | {"model.head_dropout": 0.0}
+WHISPER = {f"model.{side}.remat": "none" for side in SIDES}
+
+TEXT = {"model.vocab": 512, "data.task.length": 64}
 ROWS = (
-    Row("gpt2-124m, 1024", "gpt2_small", 32, "gpt2", PLAIN, utilisation=0.55, speed=600_000),
-    Row("llama-1b, 2048", "llama_7b", 8, "llama", LLAMA_1B, utilisation=0.55),
+    Row("gpt2-124m, 1024", "gpt2_small", 32, "gpt2", PLAIN, small("transformer", **TEXT), "tokens", 0.55, 600_000),
+    Row(
+        *("llama-1b, 2048", "llama_7b", 8, "llama", LLAMA_1B),
+        small("transformer", **TEXT, **{"model.transformer.attention.kv_heads": 2}),
+        utilisation=0.55,
+    ),
     _bert("bert-large", 256, 128, 20, utilisation=0.55),
-    Row("vit-b16, 224", "vit_b16_imagenet", 256, "vit", PLAIN, unit="images", speed=3_000),
+    Row(
+        *("vit-b16, 224", "vit_b16_imagenet", 256, "vit", PLAIN),
+        small("transformer", **{"model.image": 32, "data.task.image.size": 32}),
+        unit="images",
+        speed=3_000,
+    ),
     _bert("bert-large", 64, 512, 76),
-    Row("t5-base, 512", "t5_base", 64, "t5", T5),
+    Row(
+        *("t5-base, 512", "t5_base", 64, "t5", T5),
+        small(*SIDES, **{"model.vocab": 512, "data.task.input_length": 64}),
+    ),
     _bert("bert-base", 512, 128, 20),
     _bert("bert-base", 128, 512, 76),
+    Row(
+        *("whisper-small", "whisper_small", 32, "whisper", WHISPER),
+        small(*SIDES, **{"model.vocab": 512}),
+        unit="windows",
+    ),
+    Row(
+        *("video-mae-b, 16 x 224", "video_mae_b_k400", 32, "video_mae"),
+        toy=small(*("transformer", "decoder"), **{"model.image": 32, "data.task.clip.size": 32}),
+        unit="clips",
+    ),
+    Row(
+        *("segformer-b0, 512", "segformer_b0_ade20k", 16, "segformer", SEGFORMER),
+        {"data.batch": 2, "model.image": 64, "data.task.image.size": 64},
+        unit="images",
+    ),
+    Row(
+        *("detr-r50, 800", "detr_r50_coco", 8, "detr", DETR),
+        small(*SIDES, **{"data.batch": 2, "model.image": 64, "data.task.image.size": 64}),
+        unit="images",
+    ),
 )
-TINY = {
-    "width": 64,
-    "depth": 2,
-    "heads": 4,
-}
-
-
-def experiment_of(row: Row, toy: bool):
-    """Returns the row's experiment; its data is not read."""
-    import jaxformer as jf
-
-    settings = {"data.batch": row.batch, "mesh": jf.Mesh(), "steps": 1_000_000} | row.overrides
-    settings["optimizer"] = jf.optimizers.AdamW(weight_decay=0.01, clip=1.0)
-    experiment = jf.load(CONFIGS / f"{row.config}.py", settings)
-    if not toy:
-        return experiment
-    stacks = ("encoder", "decoder") if row.torch == "t5" else ("transformer",)
-    small = {f"model.{stack}.{name}": size for stack in stacks for name, size in TINY.items()}
-    small |= {f"model.{stack}.mlp.width": 128 for stack in stacks} | {"data.batch": 4}
-    small |= {"model.transformer.attention.kv_heads": 2} if row.torch == "llama" else {}
-    small |= {} if row.torch == "vit" else {"data.task.input_length" if row.torch == "t5" else "data.task.length": 64}
-    small |= {"data.task.predictions": 8} if row.torch == "bert" else {}
-    small |= {"model.image": 32} if row.torch == "vit" else {"model.vocab": 512}
-    small |= {"data.task.image.size": 32} if row.torch == "vit" else {}
-    return jf.load(CONFIGS / f"{row.config}.py", settings | small)
-
-
-def batch_of(experiment) -> dict[str, np.ndarray]:
-    """Returns a batch of random rows, each one whole example."""
-    from jaxformer.parallel.sharding import make_mesh
-    from jaxformer.training.state import abstract_batch
-
-    shapes = abstract_batch(experiment, make_mesh(experiment.mesh))
-    rng, vocab = np.random.default_rng(0), getattr(experiment.model, "vocab", None)
-
-    def values(name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        if name in ("tokens", "inputs") or (name == "targets" and np.issubdtype(dtype, np.integer)):
-            return rng.integers(5, vocab, shape)
-        if name == "images":
-            return rng.integers(0, 256, shape)
-        if name == "labels":
-            return rng.integers(0, len(experiment.model.labels), shape)
-        if name.endswith("position_ids"):
-            return np.tile(np.arange(shape[1]), (shape[0], 1))
-        if name == "masked_positions":
-            return np.sort(
-                rng.permuted(np.tile(np.arange(experiment.data.task.length), (shape[0], 1)), axis=1)[:, : shape[1]]
-            )
-        if name in ("cls_positions", "token_types"):
-            return np.zeros(shape)
-        if name == "next_sentence":
-            return rng.integers(0, 2, shape)
-        if name.endswith("weights") or name.endswith("segments"):
-            return np.ones(shape)
-        raise ValueError(f"no values for the batch array {name}")
-
-    batch = {name: values(name, leaf.shape, leaf.dtype).astype(leaf.dtype) for name, leaf in shapes.items()}
-    if "labels" in batch:  # One label per image.
-        batch["weights"] = np.tile(np.array([1, 0], np.float32), (len(batch["labels"]), 1))
-    return batch
-
-
-def our_step(row: Row, toy: bool, steps: int) -> Step:
-    """Returns our training step, run `steps` times per call."""
-    experiment = experiment_of(row, toy)
-    return training_step(experiment, batch_of(experiment), steps)
 
 
 def torch_step(row: Row, toy: bool, steps: int) -> Step:
@@ -178,22 +133,6 @@ def torch_step(row: Row, toy: bool, steps: int) -> Step:
             torch.cuda.synchronize()
 
     return step
-
-
-def sizes_of(row: Row, toy: bool) -> dict[str, Any]:
-    """Returns what is counted per step: `units` (tokens or images) and `flops`."""
-    experiment = experiment_of(row, toy)
-    shapes = experiment.data.task.row
-    rows = experiment.data.batch
-    sizes = {"b": rows}
-    if "tokens" in shapes:
-        sizes["t"] = shapes["tokens"].capacity
-    if "inputs" in shapes:
-        sizes["s"] = shapes["inputs"].capacity
-    if "masked_positions" in shapes:
-        sizes["m"] = shapes["masked_positions"].capacity
-    units = rows if row.unit == "images" else rows * sum(sizes.get(axis, 0) for axis in "ts")
-    return {"units": units, "flops": 3.0 * experiment.model.flops(sizes)}
 
 
 def device_of() -> dict[str, Any]:

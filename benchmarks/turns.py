@@ -138,7 +138,12 @@ def use_one_core() -> None:
 
 
 def compare(
-    benchmark: str, seconds: Mapping[str, float], goals: Mapping[str, float], tokens: int, products: float = 0.0
+    benchmark: str,
+    seconds: Mapping[str, float],
+    goals: Mapping[str, float],
+    tokens: int,
+    products: float = 0.0,
+    unit: str = "tokens",
 ) -> list[dict]:
     """Prints each side's speed, and returns how many times the first side's is each of the others'.
 
@@ -149,9 +154,10 @@ def compare(
       tokens: of a step.
       products: floating-point operations of the matrix products in a step of the first side. If there are any, each
         result has `most` too: the ratio of a step that did nothing else, at the speed of a large product here.
+      unit: what `tokens` counts.
     """
     for name, time_ in seconds.items():
-        print(f"{name:10} {tokens / time_:8,.0f} tokens/s   {time_ * 1e3:7.0f} ms a step")
+        print(f"{name:10} {tokens / time_:8,.{1 if unit != 'tokens' else 0}f} {unit}/s   {time_ * 1e3:7.0f} ms a step")
     ours = next(iter(seconds.values()))
     least = 0.0
     if products:
