@@ -30,5 +30,5 @@ step 30 versions python3 -c 'import jax, torch, transformers
 print("jax", jax.__version__, jax.devices(), "torch", torch.__version__, "transformers", transformers.__version__)'
 step 300 first_rows python3 benchmarks/mfu.py ${TOY:+--toy} --minutes 4 gpt2 llama
 step 90 tests python3 -m pytest -q --durations=3 -p no:cacheprovider tests/accelerator
-step 300 other_rows python3 benchmarks/mfu.py ${TOY:+--toy} --minutes "$(((540 - SECONDS + began) / 60))" bert-large vit t5 bert-base
+step 300 other_rows python3 benchmarks/mfu.py ${TOY:+--toy} --minutes "$(((540 - SECONDS + began) / 60))" bert-large vit t5 bert-base whisper video segformer detr
 exit $status
