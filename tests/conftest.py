@@ -2,9 +2,9 @@
 
 import gc
 import importlib.util
-import mmap
 import os
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -22,13 +22,11 @@ OLD_FUSIONS = "--xla_cpu_use_fusion_emitters=false"
 
 
 def quick_flags():
-    """Options of XLA for quick compilation; XLA ends the process if it does not know one."""
-    library = Path(importlib.util.find_spec("jaxlib").origin).with_name("libjax_common.so")
-    name = OLD_FUSIONS.strip("-").partition("=")[0]
-    if not library.exists():
-        return [*QUICK]
-    with open(library, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        return [*QUICK, OLD_FUSIONS] if content.find(name.encode()) >= 0 else [*QUICK]
+    """Options of XLA for quick compilation. XLA ends a process that gives it an option that it does not have."""
+    script = "from jax.extend.backend import get_backend; get_backend('cpu')"
+    environment = os.environ | {"XLA_FLAGS": OLD_FUSIONS, "JAX_PLATFORMS": "cpu"}
+    known = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, check=False)
+    return [*QUICK, OLD_FUSIONS] if known.returncode == 0 else [*QUICK]
 
 
 if QUICK[0] not in os.environ.get("XLA_FLAGS", ""):  # The workers of pytest-xdist inherit it.

@@ -96,7 +96,7 @@ def test_label_smoothing_and_z_loss_are_in_the_loss_and_nowhere_else(terms, chun
 
 
 def test_label_smoothing_is_torchs():
-    import torch
+    torch = pytest.importorskip("torch")
 
     x, decoder, targets, weights = case()
     weights = np.ones_like(weights)
@@ -200,7 +200,7 @@ def test_all_logits_never_exist_at_once(monkeypatch):
 
 class TestClassCrossEntropy:
     def test_it_is_torchs_weighted_sum(self):
-        import torch
+        torch = pytest.importorskip("torch")
 
         rng = np.random.default_rng(0)
         logits, targets = rng.normal(size=(4, 3, 2)).astype(np.float32), rng.integers(0, 2, (4, 3))

@@ -103,8 +103,9 @@ def _concatenate(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
 
 def _stack(graph: Graph, equation: Any, *tensors: Tensor) -> Tensor:
     axis = equation.params["axis"]
-    wholes = [graph.broadcast_to(tensor, atom.aval.shape) for tensor, atom in zip(tensors, equation.invars, strict=True)]
-    values = [graph.op("Unsqueeze", graph.value(whole), graph.integers([axis])) for whole in wholes]
+    pairs = zip(tensors, equation.invars, strict=True)
+    wholes = [graph.value(graph.broadcast_to(tensor, atom.aval.shape)) for tensor, atom in pairs]
+    values = [graph.op("Unsqueeze", whole, graph.integers([axis])) for whole in wholes]
     return result(graph, graph.op("Concat", *values, axis=axis), equation)
 
 

@@ -222,7 +222,10 @@ def _scan(graph: Graph, equation: Any, *tensors: Tensor) -> list[Tensor]:
     array is known during the conversion, such as the stacked parameters of all layers, its slices are known too.
     """
     params = equation.params
-    fixed, carried = params["num_consts"], params["num_carry"]
+    if "ft_in" in params:  # JAX 0.12: trees of the constants, the carry and the scanned arrays.
+        fixed, carried = [len(part) for part in params["ft_in"].unpack()][:2]
+    else:
+        fixed, carried = params["num_consts"], params["num_carry"]
     constants, carry = list(tensors[:fixed]), list(tensors[fixed : fixed + carried])
     rows, inner, collected = tensors[fixed + carried :], params["jaxpr"], []
     order = range(params["length"])
