@@ -172,7 +172,10 @@ def _on_open_mpi(environ: Environment) -> _Found | None:
     from jax._src.clusters import OmpiCluster
 
     port = environ.get("JAX_COORDINATOR_PORT")
-    address = OmpiCluster.get_coordinator_address(None, port) if OmpiCluster.is_env_present() else None
+    try:
+        address = OmpiCluster.get_coordinator_address(None, port) if OmpiCluster.is_env_present() else None
+    except RuntimeError:  # Since JAX 0.12, for Open MPI 5 without mpi4py.
+        address = None
     local, here = (int(environ[f"OMPI_COMM_WORLD_LOCAL_{name}"]) for name in ("RANK", "SIZE"))
     gpus = own_gpus(environ, local, here)
     return _Found(address, environ["OMPI_COMM_WORLD_SIZE"], environ["OMPI_COMM_WORLD_RANK"], gpus)
