@@ -24,7 +24,19 @@ import sys
 import time
 from typing import Any
 
-from rows import Row, batch_of, experiment_of, our_step, sizes_of, small
+from rows import (
+    NO_DROPOUT,
+    SIDES,
+    Row,
+    detr,
+    experiment_of,
+    of_stacks,
+    our_step,
+    segformer,
+    sizes_of,
+    small,
+    torch_side,
+)
 from turns import OURS, Step, alone, take_turns
 
 MEMORY = "0.55"
@@ -49,17 +61,8 @@ LLAMA_1B = {
     "model.transformer.remat": "dots",
 }
 """The sizes of TinyLlama 1.1B (Zhang et al. 2024)."""
-SIDES = ("encoder", "decoder")
-T5 = {"model.vocab": 32_128, "data.pack": False}
-T5 |= {f"model.{side}.{name}": 0.0 for side in SIDES for name in ("dropout", "attention_dropout")}
-T5 |= {f"model.{side}.remat": "none" for side in SIDES}
-DETR = {"model.image": 800, "data.task.image.size": 800, "data.task.image.shortest": None}
-DETR |= {f"model.{part}.dtype": "bfloat16" for part in ("backbone", *SIDES)}
-DETR |= {f"model.{side}.{name}": 0.0 for side in SIDES for name in ("dropout", "attention_dropout")}
-STAGES = tuple(f"stage_{number}" for number in range(1, 5))
-SEGFORMER = {f"model.{stage}.dtype": "bfloat16" for stage in STAGES} | {"model.head_dropout": 0.0}
-WHISPER = {f"model.{side}.remat": "none" for side in SIDES}
-
+T5 = {"model.vocab": 32_128, "data.pack": False} | of_stacks(SIDES, remat="none", **NO_DROPOUT)
+WHISPER = of_stacks(SIDES, remat="none")
 TEXT = {"model.vocab": 512, "data.task.length": 64}
 ROWS = (
     Row("gpt2-124m, 1024", "gpt2_small", 32, "gpt2", PLAIN, small("transformer", **TEXT), "tokens", 0.55, 600_000),
@@ -93,12 +96,12 @@ ROWS = (
         unit="clips",
     ),
     Row(
-        *("segformer-b0, 512", "segformer_b0_ade20k", 16, "segformer", SEGFORMER),
+        *("segformer-b0, 512", "segformer_b0_ade20k", 16, "segformer", segformer(512, "bfloat16")),
         {"data.batch": 2, "model.image": 64, "data.task.image.size": 64},
         unit="images",
     ),
     Row(
-        *("detr-r50, 800", "detr_r50_coco", 8, "detr", DETR),
+        *("detr-r50, 800", "detr_r50_coco", 8, "detr", detr(800, "bfloat16")),
         small(*SIDES, **{"data.batch": 2, "model.image": 64, "data.task.image.size": 64}),
         unit="images",
     ),
@@ -108,15 +111,10 @@ ROWS = (
 def torch_step(row: Row, toy: bool, steps: int) -> Step:
     """Returns the step of transformers' model on the same batch, run `steps` times per call."""
     import torch
-    import torch_models
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_float32_matmul_precision("high")
-    torch.manual_seed(0)
-    experiment = experiment_of(row, toy)
-    model, loss = getattr(torch_models, row.torch)(experiment, torch_models.tensors(batch_of(experiment), device))
-    model = model.to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=True)
+    model, loss, update = torch_side(row, toy, device, fused=True)
 
     @torch.compile(backend="aot_eager" if toy else "inductor")
     def forward():
@@ -125,10 +123,7 @@ def torch_step(row: Row, toy: bool, steps: int) -> Step:
 
     def step():
         for _ in range(steps):
-            forward().backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
+            update(forward())
         if device == "cuda":
             torch.cuda.synchronize()
 

@@ -1,7 +1,7 @@
 """The models whose training steps benchmarks measure: each is a config of the repository with a batch size."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from turns import Step, training_step
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMALL = {"width": 64, "depth": 2, "heads": 4, "mlp.width": 128}
 """Fields of the stacks of tiny models."""
+SIDES = ("encoder", "decoder")
+STAGES = tuple(f"stage_{number}" for number in range(1, 5))
+"""Names of the stacks of SegFormer."""
+NO_DROPOUT = {"dropout": 0.0, "attention_dropout": 0.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +41,24 @@ class Row:
 
 def small(*stacks: str, **others: Any) -> dict[str, Any]:
     """Returns the overrides of a tiny model, whose batch has four rows."""
-    sizes = {f"model.{stack}.{name}": size for stack in stacks for name, size in SMALL.items()}
-    return sizes | {"data.batch": 4} | others
+    return of_stacks(stacks, **SMALL) | {"data.batch": 4} | others
+
+
+def of_stacks(stacks: Iterable[str], **values: Any) -> dict[str, Any]:
+    """Returns overrides that give each stack of a model, or its backbone, the same values in some fields."""
+    return {f"model.{stack}.{name}": value for stack in stacks for name, value in values.items()}
+
+
+def detr(size: int, dtype: str) -> dict[str, Any]:
+    """Returns overrides of a DETR for images of a size, without dropout, that computes in a dtype."""
+    images = {"model.image": size, "data.task.image.size": size, "data.task.image.shortest": None}
+    return images | of_stacks(("backbone", *SIDES), dtype=dtype) | of_stacks(SIDES, **NO_DROPOUT)
+
+
+def segformer(size: int, dtype: str) -> dict[str, Any]:
+    """Returns overrides of a SegFormer for images of a size, without dropout, that computes in a dtype."""
+    images = {"model.image": size, "data.task.image.size": size, "model.head_dropout": 0.0}
+    return images | of_stacks(STAGES, dtype=dtype)
 
 
 def experiment_of(row: Row, toy: bool = False):
@@ -98,6 +118,28 @@ def our_step(row: Row, toy: bool = False, steps: int = 1) -> Step:
     """Returns our training step, run `steps` times per call."""
     experiment = experiment_of(row, toy)
     return training_step(experiment, batch_of(experiment), steps)
+
+
+def torch_side(row: Row, toy: bool, device: str, fused: bool) -> tuple[Any, Any, Callable[[Any], None]]:
+    """Returns the model of transformers on a device, the function that computes its loss on the same batch, and one
+    that updates the model by the loss with AdamW, as our step does.
+    """
+    import torch
+    import torch_models
+
+    torch.manual_seed(0)
+    experiment = experiment_of(row, toy)
+    model, loss = getattr(torch_models, row.torch)(experiment, torch_models.tensors(batch_of(experiment), device))
+    model = model.to(device).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01, fused=fused)
+
+    def update(loss: Any) -> None:
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return model, loss, update
 
 
 def sizes_of(row: Row, toy: bool = False) -> dict[str, Any]:

@@ -51,9 +51,12 @@ def llama(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Modul
     return LlamaForCausalLM(config), _language_model(batch)
 
 
-def _language_model(batch: Mapping[str, torch.Tensor]) -> Loss:
+def _language_model(batch: Mapping[str, torch.Tensor], **inputs: torch.Tensor) -> Loss:
+    """Returns the cross-entropy of the targets. `inputs` are the arguments of the model; by default, the tokens."""
+    inputs = inputs or {"input_ids": batch["tokens"]}
+
     def loss(model):
-        logits = model(input_ids=batch["tokens"], use_cache=False).logits
+        logits = model(**inputs, use_cache=False).logits
         return cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
 
     return loss
@@ -114,41 +117,12 @@ def t5(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, 
         dropout_rate=0.0,
     )
 
-    def loss(model):
-        arguments: dict[str, Any] = {"decoder_input_ids": batch["tokens"], "use_cache": False}
-        logits = model(input_ids=batch["inputs"], **arguments).logits
-        return cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
-
+    loss = _language_model(batch, input_ids=batch["inputs"], decoder_input_ids=batch["tokens"])
     return T5ForConditionalGeneration(config), loss
 
 
 def detr(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
-    from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
-
-    model, backbone = experiment.model, experiment.model.backbone
-    stacks = {
-        f"{side}_{name}": value
-        for side, stack in model.stacks().items()
-        for name, value in {"layers": stack.depth, "attention_heads": stack.heads, "ffn_dim": stack.mlp.width}.items()
-    }
-    resnet = ResNetConfig(
-        embedding_size=backbone.stem,
-        hidden_sizes=list(backbone.widths),
-        depths=list(backbone.depths),
-        layer_type="bottleneck" if backbone.bottleneck else "basic",
-        out_features=[f"stage{len(backbone.depths)}"],
-    )
-    config = DetrConfig(
-        use_timm_backbone=False,
-        backbone_config=resnet,
-        d_model=model.encoder.width,
-        num_queries=model.queries,
-        num_labels=len(model.labels),
-        dropout=0.0,
-        auxiliary_loss=True,
-        **stacks,
-    )
-    images = _normalised(batch["images"], model).permute(0, 3, 1, 2)
+    images = _normalised(batch["images"], experiment.model).permute(0, 3, 1, 2)
     there = batch["box_weights"] > 0
     labels = [
         {"class_labels": labels[some], "boxes": boxes[some]}
@@ -158,79 +132,42 @@ def detr(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module
     def loss(network):
         return network(pixel_values=images, pixel_mask=batch["pixel_mask"], labels=labels).loss
 
-    network = DetrForObjectDetection(config)
+    network = _network(experiment.model, auxiliary_loss=True)
     network.requires_grad_(True)  # transformers freezes the stem and the first stage.
     return network, loss
 
 
 def segformer(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
-    from transformers import SegformerConfig, SegformerForSemanticSegmentation
-
-    model = experiment.model
-    stacks = list(model.stacks().values())
-    config = SegformerConfig(
-        hidden_sizes=[stack.width for stack in stacks],
-        depths=[stack.depth for stack in stacks],
-        num_attention_heads=[stack.heads for stack in stacks],
-        sr_ratios=[stack.attention.reduction for stack in stacks],
-        decoder_hidden_size=model.decoder_width,
-        image_size=model.image,
-        num_labels=len(model.labels),
-        classifier_dropout_prob=0.0,
-        drop_path_rate=0.0,
-    )
-    images = _normalised(batch["images"], model).permute(0, 3, 1, 2)
-    network = SegformerForSemanticSegmentation(config)
+    images = _normalised(batch["images"], experiment.model).permute(0, 3, 1, 2)
+    network = _network(experiment.model, drop_path_rate=0.0)
     return network, lambda network: network(images, labels=batch["mask"]).loss
 
 
 def video_mae(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+    from jaxformer.layers.tubelets import tube_mask
 
-    from jaxformer.layers.tubelets import hidden_tubes
-
-    model, stack, decoder = experiment.model, experiment.model.transformer, experiment.model.decoder
-    config = VideoMAEConfig(
-        image_size=model.image,
-        patch_size=model.patch,
-        num_frames=model.frames,
-        tubelet_size=model.tubelet,
-        hidden_size=stack.width,
-        num_hidden_layers=stack.depth,
-        num_attention_heads=stack.heads,
-        intermediate_size=stack.mlp.width or 4 * stack.width,
-        decoder_hidden_size=decoder.width,
-        decoder_num_hidden_layers=decoder.depth,
-        decoder_num_attention_heads=decoder.heads,
-        decoder_intermediate_size=decoder.mlp.width or 4 * decoder.width,
-    )
+    model = experiment.model
     clips = _normalised(batch["clips"], model).permute(0, 1, 4, 2, 3)
-    hidden = torch.from_numpy(hidden_tubes(batch["noise"].cpu().numpy(), model.visible, model.times)).to(clips.device)
-    return VideoMAEForPreTraining(config), lambda network: network(clips, bool_masked_pos=hidden).loss
+    hidden = torch.from_numpy(tube_mask(batch["noise"].cpu().numpy(), model.visible, model.times)).to(clips.device)
+    return _network(model), lambda network: network(clips, bool_masked_pos=hidden).loss
 
 
 def whisper(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
-    from transformers import WhisperConfig, WhisperForConditionalGeneration
-
-    model = experiment.model
-    stacks = {
-        f"{side}_{name}": value
-        for side, stack in model.stacks().items()
-        for name, value in {
-            "layers": stack.depth,
-            "attention_heads": stack.heads,
-            "ffn_dim": stack.mlp.width or 4 * stack.width,
-        }.items()
-    }
-    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
-    config = WhisperConfig(vocab_size=model.vocab, d_model=model.encoder.width, **stacks, **special)
     features = batch["log_mel"].transpose(1, 2).contiguous()
+    special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+    loss = _language_model(batch, input_features=features, decoder_input_ids=batch["tokens"])
+    return _network(experiment.model, **special), loss
 
-    def loss(network):
-        logits = network(input_features=features, decoder_input_ids=batch["tokens"], use_cache=False).logits
-        return cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
 
-    return WhisperForConditionalGeneration(config), loss
+def _network(model, **changes: Any) -> torch.nn.Module:
+    """Returns the transformers model of the same kind, with random weights. `changes` are fields of its config."""
+    import transformers
+
+    from jaxformer.interop.huggingface.families import family_of_model
+
+    _, config = family_of_model(model)
+    kind: Any = getattr(transformers, config["architectures"][0])
+    return kind(kind.config_class.from_dict(config | changes))
 
 
 def _normalised(pixels: torch.Tensor, model) -> torch.Tensor:

@@ -12,22 +12,16 @@ import argparse
 import functools
 import sys
 
-from rows import Row, batch_of, experiment_of, our_step, sizes_of
+from rows import Row, detr, of_stacks, our_step, segformer, sizes_of, torch_side
 from turns import OURS, Step, alone, compare, conclude, take_turns
 
 GOALS = {"eager": 1.2, "compiled": 1.0}
-SIDES = ("encoder", "decoder")
-DETR = {"model.image": 256, "data.task.image.size": 256, "data.task.image.shortest": None}
-DETR |= {f"model.{part}.dtype": "float32" for part in ("backbone", *SIDES)}
-DETR |= {f"model.{side}.{name}": 0.0 for side in SIDES for name in ("dropout", "attention_dropout")}
-SEGFORMER = {"model.image": 256, "data.task.image.size": 256, "model.head_dropout": 0.0}
-SEGFORMER |= {f"model.stage_{number}.dtype": "float32" for number in range(1, 5)}
 VIDEO_MAE = {"model.image": 112, "data.task.clip.size": 112}
-VIDEO_MAE |= {"model.transformer.width": 384, "model.transformer.heads": 6, "model.transformer.dtype": "float32"}
-VIDEO_MAE |= {"model.decoder.width": 192, "model.decoder.heads": 3, "model.decoder.dtype": "float32"}
+VIDEO_MAE |= of_stacks(["transformer"], width=384, heads=6, dtype="float32")
+VIDEO_MAE |= of_stacks(["decoder"], width=192, heads=3, dtype="float32")
 ROWS = (
-    Row("detr", "detr_r50_coco", 2, "detr", DETR, unit="images"),
-    Row("segformer", "segformer_b0_ade20k", 4, "segformer", SEGFORMER, unit="images"),
+    Row("detr", "detr_r50_coco", 2, "detr", detr(256, "float32"), unit="images"),
+    Row("segformer", "segformer_b0_ade20k", 4, "segformer", segformer(256, "float32"), unit="images"),
     Row("video_mae", "video_mae_b_k400", 8, "video_mae", VIDEO_MAE, unit="clips"),
 )
 
@@ -35,22 +29,10 @@ ROWS = (
 def torch_step(row: Row, compiled: bool) -> Step:
     """Returns the training step of the class of transformers on the same batch."""
     import torch
-    import torch_models
 
-    torch.manual_seed(0)
-    experiment = experiment_of(row)
-    model, loss = getattr(torch_models, row.torch)(experiment, torch_models.tensors(batch_of(experiment), "cpu"))
-    model.train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.01)
+    model, loss, update = torch_side(row, False, "cpu", fused=False)
     forward = torch.compile(loss) if compiled else loss
-
-    def step():
-        forward(model).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    return lambda: update(forward(model))
 
 
 def main() -> int:
