@@ -24,6 +24,12 @@ from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
 
 
+def refuse_prefix(prefix: jax.Array | None) -> None:
+    """Raises ValueError if `Model.decode` of an encoder–decoder is given a prefix."""
+    if prefix is not None:
+        raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
+
+
 @flax.struct.dataclass
 class EncoderDecoderOutput(LMOutput):
     """Output of an encoder–decoder. `hidden`, `lm_head` and `cache` are those of the decoder."""
@@ -210,8 +216,7 @@ class EncoderDecoder(Model):
 
         `cache.memory_segments` contains the mask of the encoder output.
         """
-        if prefix is not None:
-            raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
+        refuse_prefix(prefix)
         x, table = self._embed(tokens, position_ids, False, "decoder")
         output = self.decoder(x, BlockInputs(position_ids=position_ids, memory=memory), cache)
         hidden, lm_head = self._head(output.hidden, table, False)

@@ -19,9 +19,10 @@ from jaxformer.layers.linear import DType, Linear, LMHead, compute_dtype
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp, activation
 from jaxformer.layers.norms import LayerNorm
-from jaxformer.layers.transformer import Transformer, TransformerOutput, fresh
+from jaxformer.layers.transformer import Transformer, TransformerOutput, separate
 from jaxformer.metrics.means import added
 from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Memory, Model, TokenInput
+from jaxformer.models.encoder_decoder import refuse_prefix
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
 
@@ -149,9 +150,7 @@ class Whisper(Model):
     """Number of mel bands of a frame."""
 
     def __post_init__(self):
-        if self.decoder is self.encoder:
-            # Linen shares the parameters of one instance, but the two stacks have separate parameters.
-            object.__setattr__(self, "decoder", fresh(self.encoder))
+        separate(self, "decoder", "encoder")
         super().__post_init__()
         if self.encoder.width != self.decoder.width:
             raise InputError(
@@ -285,8 +284,7 @@ class Whisper(Model):
         prefix: jax.Array | None = None,
     ) -> WhisperOutput:
         """Predicts the token after each of `tokens`. See `Model.decode`. `prefix` must be None."""
-        if prefix is not None:
-            raise ValueError("the decoder of an encoder–decoder has no prefix with attention in both directions")
+        refuse_prefix(prefix)
         x, table = self.embeddings(tokens, position_ids)
         output = self.decoder(x, BlockInputs(position_ids=position_ids, memory=memory), cache)
         return WhisperOutput(hidden=output.hidden, lm_head=LMHead(table), cache=output.cache)

@@ -16,7 +16,7 @@ import functools
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -252,12 +252,7 @@ class Run:
         Raises:
           InputError: If a setting does not exist, or the run's model does not generate text.
         """
-        if settings and not isinstance(self.predictor, Generates):
-            raise InputError(
-                f"{next(iter(settings))}: {type(self.objective).__name__} does not generate text; leave it out"
-            )
-        overrides = {f"objective.decoding.{name}": value for name, value in settings.items()}
-        return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
+        return self._with("decoding", settings, isinstance(self.predictor, Generates), "does not generate text")
 
     def with_transcribing(self, **settings: Any) -> "Run":
         """Returns a copy of the run with other `Transcribing` settings: `run.with_transcribing(word_times=True)`.
@@ -265,11 +260,13 @@ class Run:
         Raises:
           InputError: If a setting does not exist, or the run's model does not transcribe sounds.
         """
-        if settings and not isinstance(self.predictor, Transcribes):
-            raise InputError(
-                f"{next(iter(settings))}: {type(self.objective).__name__} transcribes no sounds; leave it out"
-            )
-        overrides = {f"objective.transcribing.{name}": value for name, value in settings.items()}
+        return self._with("transcribing", settings, isinstance(self.predictor, Transcribes), "transcribes no sounds")
+
+    def _with(self, field: str, settings: Mapping[str, Any], possible: bool, problem: str) -> "Run":
+        """Returns a copy of the run with other settings in a field of its objective."""
+        if settings and not possible:
+            raise InputError(f"{next(iter(settings))}: {type(self.objective).__name__} {problem}; leave it out")
+        overrides = {f"objective.{field}.{name}": value for name, value in settings.items()}
         return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
 
     @phase("trying held-out examples")

@@ -5,12 +5,12 @@ import gzip
 import hashlib
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import tensorflow_datasets as tfds
 
 from jaxformer.datasets.debian_packages import package_folder
+from jaxformer.datasets.recordings import RecordingsBuilder
 from jaxformer.errors import InputError
 
 _DESCRIPTION = """
@@ -29,21 +29,14 @@ LANGUAGES = ("en", "fr", "es", "it", "ru")
 _EVERY = 10
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(RecordingsBuilder):
     """TFDS builder of the Asterisk sounds data set. The module's `_DESCRIPTION` describes its content and splits."""
 
+    DESCRIPTION = _DESCRIPTION
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = [  # noqa: RUF012
         tfds.core.BuilderConfig(name=language, description=f"Prompts in {language}") for language in LANGUAGES
     ]
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        # The content of a sound file: TFDS would decode its own audio feature with other packages.
-        columns = {"audio": tfds.features.Text(), "text": text, "name": text}
-        return tfds.core.DatasetInfo(
-            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(columns)
-        )
 
     def _split_generators(self, dl_manager) -> dict:
         folder = os.path.join(os.path.abspath(str(dl_manager.download_dir)), "asterisk_sounds")
@@ -53,11 +46,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "train": self._generate_examples([one for one in examples if not held_out(one["text"])]),
             "validation": self._generate_examples([one for one in examples if held_out(one["text"])]),
         }
-
-    def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
-        for number, one in enumerate(examples):
-            with open(one["path"], "rb") as file:
-                yield number, {"audio": file.read(), "text": one["text"], "name": one["name"]}
 
 
 def prompts(language: str, folder: str) -> list[dict[str, str]]:

@@ -2,11 +2,11 @@
 
 import os
 import re
-from collections.abc import Iterator
 
 import tensorflow_datasets as tfds
 
 from jaxformer.datasets.debian_packages import package_folder
+from jaxformer.datasets.recordings import RecordingsBuilder
 
 _DESCRIPTION = """
 Recordings from the Debian package pocketsphinx-testdata, which is downloaded with apt and unpacked, but not installed:
@@ -22,27 +22,15 @@ _SETS = (("librivox", "transcription"), ("cards", "cards.transcription"))
 _LINE = re.compile(r"<s>\s*(.*?)\s*</s>\s*\((.+)\)")
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(RecordingsBuilder):
     """TFDS builder of the Pocketsphinx data set. The module's `_DESCRIPTION` describes its content."""
 
+    DESCRIPTION = _DESCRIPTION
     VERSION = tfds.core.Version("1.0.0")
-
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        # The content of a sound file: TFDS would decode its own audio feature with other packages.
-        columns = {"audio": tfds.features.Text(), "text": text, "name": text}
-        return tfds.core.DatasetInfo(
-            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(columns)
-        )
 
     def _split_generators(self, dl_manager) -> dict:
         folder = os.path.join(os.path.abspath(str(dl_manager.download_dir)), "pocketsphinx")
         return {"test": self._generate_examples(recordings(folder))}
-
-    def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
-        for number, one in enumerate(examples):
-            with open(one["path"], "rb") as file:
-                yield number, {"audio": file.read(), "text": one["text"], "name": one["name"]}
 
 
 def recordings(folder: str) -> list[dict[str, str]]:

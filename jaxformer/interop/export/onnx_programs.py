@@ -42,6 +42,7 @@ ENCODER, DECODER, WITH_PAST, MERGED = (
 )
 """File names of an encoder–decoder's programs, without extension. The three decoders contain the same parameters."""
 MASK = "1 for tokens, 0 for padding"
+ENCODER_MASK = f"{MASK}, in the encoder input"
 MEANINGS = {
     "segments": f"{MASK}, which is on the right",
     **dict.fromkeys(LAYOUTS, "pixels, processed as in `preprocessor_config.json`"),
@@ -200,17 +201,23 @@ def _with_room(layers: tuple[KeyValue, ...], segments: jax.Array, tokens: int, *
     return dataclasses.replace(cache, segments=segments, **memory)
 
 
+def _encoder_arguments(model: Model) -> dict[str, Argument]:
+    """Returns the specifications of the encoder's arguments: token ids and their mask, or pixels or features of
+    sounds.
+    """
+    if "inputs" in model.inputs():
+        ids = Argument((BATCH, READ), "int64", "ids of the tokens that the encoder reads")
+        return {"input_ids": ids, "attention_mask": Argument((BATCH, READ), "int64", ENCODER_MASK)}
+    pixels = {bridge_of(model).arguments.get(name, name) for name in LAYOUTS}
+    return {name: argument for name, argument in _arguments(model).items() if name in pixels}
+
+
 def _encoder_decoder(model: Model) -> dict[str, Program]:
     depth, width = model.decoder.depth, model.encoder.width
     own, other = "past_key_values.{}.decoder", "past_key_values.{}.encoder"
     reads_text = "inputs" in model.inputs()
-    mask = Argument((BATCH, READ), "int64", f"{MASK}, in the encoder input")
-    if reads_text:
-        read = {"input_ids": Argument((BATCH, READ), "int64", "ids of the tokens that the encoder reads")}
-        read["attention_mask"] = mask
-    else:
-        pixels = {bridge_of(model).arguments.get(name, name) for name in LAYOUTS}
-        read = {name: argument for name, argument in _arguments(model).items() if name in pixels}
+    mask = Argument((BATCH, READ), "int64", ENCODER_MASK)
+    read = _encoder_arguments(model)
     tokens = {"input_ids": Argument((BATCH, LENGTH), "int64", "ids of the decoder's tokens after the cached ones")}
     states = {"encoder_hidden_states": Argument((BATCH, READ, width), "float32", "output of the encoder")}
     given = tokens | ({"encoder_attention_mask": mask} if reads_text else {})

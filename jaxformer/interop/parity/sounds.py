@@ -2,7 +2,6 @@
 the exported or imported folder.
 """
 
-import dataclasses
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -13,12 +12,12 @@ import numpy as np
 import torch
 import transformers
 
-from jaxformer.config import override
 from jaxformer.data.fields.sound import write_wav
 from jaxformer.data.sources.sounds import read_sound
 from jaxformer.interop.parity.compare import on_cpu, reading
 from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import Sides, line
+from jaxformer.runs.run import Run
 
 LENGTHS = (0.95, 0.6)
 """Durations of the generated test sounds, as fractions of the audio length that the model takes as input (30 seconds in
@@ -44,7 +43,7 @@ def compare_transcripts(sides: Sides) -> Iterator[Line]:
             ours = list(sides.run.encode(paths)["log_mel"])
         yield line("features", f"{len(paths)} sounds", ours, [one.input_features[0].numpy().T for one in given])
         for timestamps in (False, True):
-            run = _with(sides, timestamps).run
+            run = _greedy(sides.run, timestamps)
             predictor: Any = run.predictor  # A `Transcriber`.
             with on_cpu():
                 attempts = predictor.first_windows(run.prepare_requests(paths))
@@ -56,17 +55,14 @@ def compare_transcripts(sides: Sides) -> Iterator[Line]:
             yield Line("speech", where, float(wrong), 0.0, note)
 
 
-def _with(sides: Sides, timestamps: bool) -> Sides:
-    """Returns a copy in which the run decodes greedily, accepts every output (no temperature fallback or silence
+def _greedy(run: Run, timestamps: bool) -> Run:
+    """Returns a copy of the run that decodes greedily, accepts every output (no temperature fallback or silence
     detection), and generates timestamps if `timestamps` is True.
     """
     changes: dict[str, Any] = {"timestamps": timestamps, "temperatures": (0.0,), "word_times": False}
     changes |= dict.fromkeys(("compression_ratio", "log_probability", "no_speech"))
-    overrides = {f"objective.transcribing.{name}": value for name, value in changes.items()}
-    overrides |= {"objective.decoding.max_new_tokens": _room(sides.run.model.max_length)}
-    overrides |= {"objective.decoding.num_beams": 1, "objective.decoding.temperature": 0.0}
-    run = dataclasses.replace(sides.run, experiment=override(sides.run.experiment, overrides))
-    return dataclasses.replace(sides, run=run)
+    run = run.with_decoding(max_new_tokens=_room(run.model.max_length), num_beams=1, temperature=0.0)
+    return run.with_transcribing(**changes)
 
 
 def _room(longest: int) -> int:

@@ -13,7 +13,7 @@ from jaxformer.data.tasks.boxes import WHOLE, LabelledBoxes
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Arrays, Bridge, Source
-from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, sizes_of_sides, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.families.vit import image_field
 from jaxformer.interop.huggingface.labels import label_fields, read_labels
@@ -260,7 +260,7 @@ def describe(model: Detr) -> dict[str, Any]:
     if not isinstance(model.backbone, ResNet):
         kind = type(model.backbone).__name__
         raise InputError(f"model.backbone={kind}: transformers has DETR only with a ResNet")
-    encoder, decoder, backbone = model.encoder, model.decoder, model.backbone
+    encoder, backbone = model.encoder, model.backbone
     return {
         "architectures": ["DetrForObjectDetection"],
         "use_timm_backbone": False,
@@ -279,12 +279,7 @@ def describe(model: Detr) -> dict[str, Any]:
         "num_channels": model.channels,
         "num_queries": model.queries,
         "d_model": encoder.width,
-        "encoder_layers": encoder.depth,
-        "encoder_attention_heads": encoder.heads,
-        "encoder_ffn_dim": encoder.mlp.inner(encoder.width),
-        "decoder_layers": decoder.depth,
-        "decoder_attention_heads": decoder.heads,
-        "decoder_ffn_dim": decoder.mlp.inner(decoder.width),
+        **sizes_of_sides(model),
         "activation_function": NAMES[encoder.mlp.activation],
         "dropout": encoder.dropout,
         "attention_dropout": encoder.attention_dropout,

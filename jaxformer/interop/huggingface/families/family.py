@@ -143,6 +143,18 @@ def stack(reader: ConfigReader, **fields: Any) -> Transformer:
         raise InputError(f"{reader.where}: {error}") from error
 
 
+def sizes_of_sides(model: Model) -> dict[str, Any]:
+    """Returns the sizes of the encoder and the decoder of a model, as config fields whose names start with `encoder_`
+    or `decoder_`.
+    """
+    found = {}
+    for side, part in model.stacks().items():
+        found[f"{side}_layers"] = part.depth
+        found[f"{side}_attention_heads"] = part.heads
+        found[f"{side}_ffn_dim"] = part.mlp.inner(part.width)
+    return found
+
+
 def explicit(model: Model) -> Model:
     """Returns an equivalent model that can be compared field by field: derived sizes are filled in, and settings that
     affect only training have their defaults.

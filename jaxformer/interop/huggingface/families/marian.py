@@ -16,7 +16,7 @@ from jaxformer.data.tasks.seq2seq import TextToText
 from jaxformer.decoding.settings import Decoding
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy, text_length
-from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, sizes_of_sides, stack
 from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.generation_config import read_decoding, start_token
 from jaxformer.interop.huggingface.table import ParamMapping, Table
@@ -129,15 +129,8 @@ def describe(model: EncoderDecoder) -> dict[str, Any]:
 
 def fields(model: EncoderDecoder) -> dict[str, Any]:
     """Converts a model to the config fields that Marian and BART share."""
-    sides = {}
-    for side, part in (("encoder", model.encoder), ("decoder", model.decoder)):
-        sides |= {
-            f"{side}_layers": part.depth,
-            f"{side}_attention_heads": part.heads,
-            f"{side}_ffn_dim": part.mlp.inner(part.width),
-        }
     stack = model.encoder
-    return sides | {
+    return sizes_of_sides(model) | {
         "is_encoder_decoder": True,
         "vocab_size": model.vocab,
         "max_position_embeddings": model.max_length,

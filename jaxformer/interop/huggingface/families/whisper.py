@@ -13,7 +13,7 @@ from jaxformer.decoding.transcribing import AUTO, Transcribing
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge, Source, mean_cross_entropy
-from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, stack
+from jaxformer.interop.huggingface.families.family import ACTIVATIONS, NAMES, Family, sizes_of_sides, stack
 from jaxformer.interop.huggingface.families.marian import stack_rows
 from jaxformer.interop.huggingface.families.rows import norm
 from jaxformer.interop.huggingface.folders import GENERATION, Folder
@@ -102,14 +102,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Whisper:
 
 def describe(model: Whisper) -> dict[str, Any]:
     """Converts the model to a Whisper config."""
-    sides = {}
-    for side, part in (("encoder", model.encoder), ("decoder", model.decoder)):
-        sides |= {
-            f"{side}_layers": part.depth,
-            f"{side}_attention_heads": part.heads,
-            f"{side}_ffn_dim": part.mlp.inner(part.width),
-        }
-    return sides | {
+    return sizes_of_sides(model) | {
         "architectures": ["WhisperForConditionalGeneration"],
         "is_encoder_decoder": True,
         "vocab_size": model.vocab,
