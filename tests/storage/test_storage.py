@@ -108,6 +108,7 @@ def test_tfds_data_sets_are_read_where_they_were_prepared(bucket, prepared, tmp_
     assert "holds no prepared TFDS data set" in message(Tfds("none", "train", bucket.path("tfds")).open)
 
 
+@pytest.mark.slow
 def test_an_image_that_is_out_of_reach_is_not_skipped(bucket):
     bucket.put("p/1.png", picture(1))
     bucket.faults.add(lambda method, url: "1.png" in url, 403, times=20)
