@@ -60,13 +60,18 @@ def assign(costs: jax.Array, weights: jax.Array) -> jax.Array:
     if costs.shape[1] < costs.shape[2]:
         raise ValueError(f"{costs.shape[1]} predictions for {costs.shape[2]} objects: expected at least as many")
     costs = jnp.where(jnp.isfinite(costs), costs, INVALID)
-    costs = jnp.where(weights[:, None] > 0, costs, 0.0)  # Padding takes any prediction that is left.
+    # Padding has columns of its own, one each at no cost: the search for it ends after one step. If it took any prediction
+    # that is left, these searches would take most of the time.
+    real = weights[..., None] > 0
+    of_predictions = jnp.where(real, costs.swapaxes(1, 2), 2 * INVALID)
+    of_padding = jnp.where(~real & jnp.eye(costs.shape[2], dtype=bool), 0.0, 2 * INVALID)
 
     def of_image(cost):
-        objects, predictions = optax.assignment.hungarian_algorithm(cost.T)
-        return jnp.zeros(cost.shape[1], jnp.int32).at[objects].set(predictions.astype(jnp.int32))
+        objects, columns = optax.assignment.hungarian_algorithm(cost)
+        return jnp.zeros(len(cost), jnp.int32).at[objects].set(columns.astype(jnp.int32))
 
-    return jax.vmap(of_image)(costs)
+    found = jax.vmap(of_image)(jnp.concatenate([of_predictions, of_padding], -1))
+    return jnp.minimum(found, costs.shape[1] - 1)
 
 
 def match(logits: jax.Array, boxes: jax.Array, targets: Targets, costs: Costs) -> jax.Array:

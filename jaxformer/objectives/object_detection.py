@@ -98,30 +98,25 @@ class ObjectDetection(Objective[DetectionModel]):
         """
         output = self.apply_model(model, params, batch, key, all_layers=self.layer_losses)
         targets = Targets(batch["boxes"], batch["labels"], batch["box_weights"], batch["weights"][:, 0])
-        terms: dict[str, Any] = set_losses(output.logits, output.boxes, targets, self.costs, self.no_object_weight)
-        if self.layer_losses:
-            terms |= self._intermediate_losses(output, targets, terms)
+        terms: dict[str, Any] = self._set_losses(output, targets)
         if key is None and self.average_precision:
             terms["scenes"] = scenes(output, batch)
         return terms | auxiliary(output)
 
-    def _intermediate_losses(
-        self, output: DetectionOutput, targets: Targets, last: Mapping[str, Mean]
-    ) -> dict[str, Mean]:
-        """Computes the losses of the intermediate decoder layers, keyed by their names with the prefix `LAYERS`. Each
-        loss is the sum over these layers, or 0 if there are none. `last` contains the losses of the last layer.
+    def _set_losses(self, output: DetectionOutput, targets: Targets) -> dict[str, Mean]:
+        """Computes the losses of the last decoder layer, and with `layer_losses` their sums over the layers before it,
+        keyed by their names with the prefix `LAYERS`.
         """
         logits, boxes = output.layer_logits, output.layer_boxes
-        if logits is None or boxes is None or len(logits) == 1:
-            return {LAYERS + name: Mean(jnp.zeros(()), mean.weight) for name, mean in last.items()}
-        found = [
-            set_losses(logits[layer], boxes[layer], targets, self.costs, self.no_object_weight)
-            for layer in range(len(logits) - 1)
-        ]
-        return {
-            LAYERS + name: Mean(sum((means[name].sum for means in found), jnp.zeros(())), last[name].weight)
-            for name in LOSSES
-        }
+        if logits is None or boxes is None:
+            logits, boxes = output.logits[None], output.boxes[None]
+        # The predictions of all layers are matched at once: a match takes many short steps, one after the other.
+        of_layer = lambda logits, boxes: set_losses(logits, boxes, targets, self.costs, self.no_object_weight)
+        means = jax.vmap(of_layer)(logits, boxes)
+        losses = {name: Mean(mean.sum[-1], mean.weight[-1]) for name, mean in means.items()}
+        if self.layer_losses:
+            losses |= {LAYERS + name: Mean(mean.sum[:-1].sum(), mean.weight[-1]) for name, mean in means.items()}
+        return losses
 
     def metrics(self, model: DetectionModel) -> tuple[Metric, ...]:
         """Returns the losses, and for evaluations the average precision."""
