@@ -33,13 +33,12 @@ class Convolution(nn.Module):
         init = nn.initializers.truncated_normal((2 / np.prod(shape[:3])) ** 0.5)
         kernel = self.param("kernel", metadata.with_axes(init, "yxnd", 3), shape)
         dtype, edge = compute_dtype(self.dtype), (self.size // 2, self.size // 2)
-        y = jax.lax.conv_general_dilated(
-            x.astype(dtype),
-            kernel.astype(dtype),
-            (self.stride, self.stride),
-            (edge, edge),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        x, kernel = x.astype(dtype), kernel.astype(dtype)
+        if self.size == 1:  # The gradients of a product need no transposed copies of its inputs.
+            y = jax.lax.slice(x, (0,) * 4, x.shape, (1, self.stride, self.stride, 1)) @ kernel[0, 0]
+        else:
+            strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+            y = jax.lax.conv_general_dilated(x, kernel, strides, (edge, edge), dimension_numbers=layout)
         if self.bias:
             bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, "d"), (self.width,))
             y = y + bias.astype(dtype)
