@@ -358,6 +358,7 @@ def _blame(path: Path, error: Exception, module: types.ModuleType) -> str:
     line = lines[-1] if lines else getattr(error, "lineno", None)
     message = fields.one_line(error)
     if not isinstance(error, InputError):
+        message = message.partition(". Did you mean")[0]  # Added by Python 3.13, to some of these messages.
         message = f"{type(error).__name__}: {message}{_spelling_suggestion(message, module)}"
     return f"{path}, line {line}: {message}"
 
