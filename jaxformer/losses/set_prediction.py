@@ -60,8 +60,8 @@ def assign(costs: jax.Array, weights: jax.Array) -> jax.Array:
     if costs.shape[1] < costs.shape[2]:
         raise ValueError(f"{costs.shape[1]} predictions for {costs.shape[2]} objects: expected at least as many")
     costs = jnp.where(jnp.isfinite(costs), costs, INVALID)
-    # Padding has columns of its own, one each at no cost: the search for it ends after one step. If it took any prediction
-    # that is left, these searches would take most of the time.
+    # Each row of padding has a column of its own at no cost, so that the search for it ends after one step. If it took
+    # any prediction that is left, these searches would take most of the time.
     real = weights[..., None] > 0
     of_predictions = jnp.where(real, costs.swapaxes(1, 2), 2 * INVALID)
     of_padding = jnp.where(~real & jnp.eye(costs.shape[2], dtype=bool), 0.0, 2 * INVALID)

@@ -109,13 +109,15 @@ class ObjectDetection(Objective[DetectionModel]):
         """
         logits, boxes = output.layer_logits, output.layer_boxes
         if logits is None or boxes is None:
-            logits, boxes = output.logits[None], output.boxes[None]
-        # The predictions of all layers are matched at once: a match takes many short steps, one after the other.
-        of_layer = lambda logits, boxes: set_losses(logits, boxes, targets, self.costs, self.no_object_weight)
-        means = jax.vmap(of_layer)(logits, boxes)
-        losses = {name: Mean(mean.sum[-1], mean.weight[-1]) for name, mean in means.items()}
+            logits, boxes = jax.tree.map(lambda last: last[None], (output.logits, output.boxes))
+
+        def of_layer(logits: jax.Array, boxes: jax.Array) -> dict[str, Mean]:
+            return set_losses(logits, boxes, targets, self.costs, self.no_object_weight)
+
+        means = jax.vmap(of_layer)(logits, boxes)  # All at once: a match takes many short steps, one after the other.
+        losses = jax.tree.map(lambda values: values[-1], means)
         if self.layer_losses:
-            losses |= {LAYERS + name: Mean(mean.sum[:-1].sum(), mean.weight[-1]) for name, mean in means.items()}
+            losses |= {LAYERS + name: Mean(mean.sum[:-1].sum(), losses[name].weight) for name, mean in means.items()}
         return losses
 
     def metrics(self, model: DetectionModel) -> tuple[Metric, ...]:

@@ -24,7 +24,7 @@ def test_the_assignment_is_that_of_scipy_and_padding_has_no_effect():
     for cost, count, row in zip(costs, counts, found, strict=True):
         predictions, objects = scipy.optimize.linear_sum_assignment(cost[:, :count])
         assert row[objects].tolist() == predictions.tolist()
-        assert 0 <= row.min() and row.max() < 9
+        assert row.min() >= 0 and row.max() < 9
 
 
 @pytest.mark.parametrize("seed", range(3))
