@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from jaxformer.config import Experiment as Experiment
     from jaxformer.config import Log as Log
     from jaxformer.config import load as load
+    from jaxformer.decoding.ctc import CtcSearch as CtcSearch
+    from jaxformer.decoding.ngrams import Ngrams as Ngrams
     from jaxformer.decoding.settings import Decoding as Decoding
     from jaxformer.decoding.transcribing import Transcribing as Transcribing
     from jaxformer.errors import InputError as InputError
@@ -59,6 +61,8 @@ else:
         {
             "classes": ("allow",),
             "config": ("Checkpoint", "Evaluation", "Experiment", "Log", "load"),
+            "decoding.ctc": ("CtcSearch",),
+            "decoding.ngrams": ("Ngrams",),
             "decoding.settings": ("Decoding",),
             "decoding.transcribing": ("Transcribing",),
             "errors": ("InputError",),

@@ -63,6 +63,15 @@ DECODING = {
 so that the command line can use them without importing the decoding package.
 """
 
+SEARCH = {
+    "language_model": (str, "for CTC with num_beams above 1: an n-gram file (ARPA), or the folder of a GPT's run"),
+    "lm_weight": (float, "for CTC: weight of the language model"),
+    "word_bonus": (float, "for CTC with a language model: number added to the score of a text for each word"),
+}
+"""Maps the field names of `CtcSearch` that are command line options to (function that parses the value, help text).
+`num_beams` is also one of `Decoding`.
+"""
+
 TRANSCRIBING = {
     "language": (str, "language that is spoken, such as de, or auto to detect it"),
     "speech_task": (str, "transcribe, or translate to English"),

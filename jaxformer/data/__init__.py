@@ -6,6 +6,7 @@ from jaxformer import namespaces
 
 if TYPE_CHECKING:
     from jaxformer.data.fields.boxes import BoxField as BoxField
+    from jaxformer.data.fields.characters import CharacterField as CharacterField
     from jaxformer.data.fields.clip import ClipField as ClipField
     from jaxformer.data.fields.image import ImageField as ImageField
     from jaxformer.data.fields.label import LabelField as LabelField
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from jaxformer.data.fields.sound import SoundField as SoundField
     from jaxformer.data.fields.text import TextField as TextField
     from jaxformer.data.fields.text import TokenField as TokenField
+    from jaxformer.data.fields.waveform import WaveformField as WaveformField
     from jaxformer.data.pipeline.loader import Data as Data
     from jaxformer.data.pipeline.loader import evaluation_batches as evaluation_batches
     from jaxformer.data.pipeline.loader import train_batches as train_batches
@@ -61,21 +63,31 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.tagging import TagTokens as TagTokens
     from jaxformer.data.tasks.transcription import TranscriptField as TranscriptField
     from jaxformer.data.tasks.transcription import Transcription as Transcription
+    from jaxformer.data.tasks.waveforms import ClusteredSpeech as ClusteredSpeech
+    from jaxformer.data.tasks.waveforms import MaskedSpeech as MaskedSpeech
+    from jaxformer.data.tasks.waveforms import SpelledSpeech as SpelledSpeech
+    from jaxformer.data.transforms.clusters import Clusters as Clusters
+    from jaxformer.data.transforms.clusters import Mfcc as Mfcc
+    from jaxformer.data.transforms.clusters import fit_clusters as fit_clusters
+    from jaxformer.data.transforms.framing import Framing as Framing
     from jaxformer.data.transforms.image import Augmentation as Augmentation
     from jaxformer.data.transforms.log_mel import LogMel as LogMel
     from jaxformer.data.transforms.scale_jitter import ScaleJitter as ScaleJitter
+    from jaxformer.data.transforms.span_masking import SpanMasking as SpanMasking
     from jaxformer.data.transforms.text import TextAugmentation as TextAugmentation
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
             "data.fields.boxes": ("BoxField",),
+            "data.fields.characters": ("CharacterField",),
             "data.fields.clip": ("ClipField",),
             "data.fields.image": ("ImageField",),
             "data.fields.label": ("LabelField",),
             "data.fields.mask": ("MaskField",),
             "data.fields.sound": ("SoundField",),
             "data.fields.text": ("TextField", "TokenField"),
+            "data.fields.waveform": ("WaveformField",),
             "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
             "data.sources.clips": ("ClipFolders",),
             "data.sources.detection": ("CocoDetection", "VocDetection"),
@@ -103,9 +115,13 @@ else:
             "data.tasks.summary_sentences": ("SummarySentences",),
             "data.tasks.tagging": ("TagTokens",),
             "data.tasks.transcription": ("TranscriptField", "Transcription"),
+            "data.tasks.waveforms": ("ClusteredSpeech", "MaskedSpeech", "SpelledSpeech"),
+            "data.transforms.clusters": ("Clusters", "Mfcc", "fit_clusters"),
+            "data.transforms.framing": ("Framing",),
             "data.transforms.image": ("Augmentation",),
             "data.transforms.scale_jitter": ("ScaleJitter",),
             "data.transforms.log_mel": ("LogMel",),
+            "data.transforms.span_masking": ("SpanMasking",),
             "data.transforms.text": ("TextAugmentation",),
         },
     )

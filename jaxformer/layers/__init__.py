@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from jaxformer.layers.patches import ImageEmbeddings as ImageEmbeddings
     from jaxformer.layers.positions import RelativePositions as RelativePositions
     from jaxformer.layers.positions import Rotary as Rotary
+    from jaxformer.layers.quantizer import ProductQuantizer as ProductQuantizer
     from jaxformer.layers.residual import ResidualBranch as ResidualBranch
     from jaxformer.layers.transformer import Transformer as Transformer
     from jaxformer.layers.transformer import Variant as Variant
@@ -47,6 +48,7 @@ else:
             "layers.norms": ("HeadRMSNorm", "LayerNorm", "RMSNorm"),
             "layers.patches": ("ImageEmbeddings",),
             "layers.positions": ("RelativePositions", "Rotary"),
+            "layers.quantizer": ("ProductQuantizer",),
             "layers.residual": ("ResidualBranch",),
             "layers.transformer": ("Transformer", "Variant"),
         },

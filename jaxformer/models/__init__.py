@@ -20,12 +20,16 @@ if TYPE_CHECKING:
     from jaxformer.models.segformer import SegFormer as SegFormer
     from jaxformer.models.segformer import segformer_stage as segformer_stage
     from jaxformer.models.segmenter import Segmenter as Segmenter
+    from jaxformer.models.speech_encoder import speech_stack as speech_stack
     from jaxformer.models.t5 import T5 as T5
     from jaxformer.models.t5 import t5_stack as t5_stack
     from jaxformer.models.video_masked_autoencoder import VideoMaskedAutoencoder as VideoMaskedAutoencoder
     from jaxformer.models.video_vit import VideoVit as VideoVit
     from jaxformer.models.video_vit import video_mae_encoder as video_mae_encoder
     from jaxformer.models.vit import Vit as Vit
+    from jaxformer.models.wav2vec2 import Hubert as Hubert
+    from jaxformer.models.wav2vec2 import Wav2Vec2 as Wav2Vec2
+    from jaxformer.models.wav2vec2 import Wav2Vec2Ctc as Wav2Vec2Ctc
     from jaxformer.models.whisper import Whisper as Whisper
     from jaxformer.models.whisper import whisper_stack as whisper_stack
     from jaxformer.models.yolos import Yolos as Yolos
@@ -44,10 +48,12 @@ else:
             "models.masked_autoencoder": ("MaskedAutoencoder",),
             "models.segformer": ("SegFormer", "segformer_stage"),
             "models.segmenter": ("Segmenter",),
+            "models.speech_encoder": ("speech_stack",),
             "models.t5": ("T5", "t5_stack"),
             "models.video_masked_autoencoder": ("VideoMaskedAutoencoder",),
             "models.video_vit": ("VideoVit", "video_mae_encoder"),
             "models.vit": ("Vit",),
+            "models.wav2vec2": ("Hubert", "Wav2Vec2", "Wav2Vec2Ctc"),
             "models.whisper": ("Whisper", "whisper_stack"),
             "models.yolos": ("Yolos",),
         },

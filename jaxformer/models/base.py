@@ -165,6 +165,11 @@ class Model(nn.Module):
     `Classifier.pooling`).
     """
 
+    is_speller: ClassVar[bool] = False
+    """Whether the model spells the speech in waveforms: its logits have one entry per character, for each frame of a
+    sound (CTC).
+    """
+
     if TYPE_CHECKING:
         # Linen's own declaration also returns the collections that a call changes, which no model has.
         def apply(
@@ -226,6 +231,13 @@ class Model(nn.Module):
         if not limits:
             return None
         return TokenInput(min(limit.vocab for limit in limits), min(limit.max_length for limit in limits))
+
+    @property
+    def output_vocab(self) -> int | None:
+        """Vocabulary size of the text that a model without text input predicts, such as the characters of a recognizer
+        of speech with CTC. None for all other models.
+        """
+        return None
 
     def require_text_limits(self) -> TokenInput:
         """Returns `text_limits`. Raises InputError if the model has no text input."""

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.base import Objective as Objective
     from jaxformer.objectives.causal_lm import CausalLM as CausalLM
     from jaxformer.objectives.classification import Classification as Classification
+    from jaxformer.objectives.ctc import Ctc as Ctc
     from jaxformer.objectives.extractive_summarization import ExtractiveSummarization as ExtractiveSummarization
     from jaxformer.objectives.image_classification import ImageClassification as ImageClassification
     from jaxformer.objectives.image_embedding import ImageEmbedding as ImageEmbedding
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from jaxformer.objectives.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
     from jaxformer.objectives.sentence_embedding import SentenceEmbedding as SentenceEmbedding
     from jaxformer.objectives.seq2seq_lm import Seq2SeqLM as Seq2SeqLM
+    from jaxformer.objectives.speech_clusters import SpeechClusters as SpeechClusters
+    from jaxformer.objectives.speech_contrast import SpeechContrast as SpeechContrast
     from jaxformer.objectives.speech_to_text import SpeechToText as SpeechToText
     from jaxformer.objectives.tagging import Tagging as Tagging
     from jaxformer.objectives.video_classification import VideoClassification as VideoClassification
@@ -31,6 +34,7 @@ else:
             "objectives.base": ("Objective",),
             "objectives.causal_lm": ("CausalLM",),
             "objectives.classification": ("Classification",),
+            "objectives.ctc": ("Ctc",),
             "objectives.extractive_summarization": ("ExtractiveSummarization",),
             "objectives.image_classification": ("ImageClassification",),
             "objectives.image_embedding": ("ImageEmbedding",),
@@ -43,6 +47,8 @@ else:
             "objectives.semantic_segmentation": ("SemanticSegmentation",),
             "objectives.sentence_embedding": ("SentenceEmbedding",),
             "objectives.seq2seq_lm": ("Seq2SeqLM",),
+            "objectives.speech_clusters": ("SpeechClusters",),
+            "objectives.speech_contrast": ("SpeechContrast",),
             "objectives.speech_to_text": ("SpeechToText",),
             "objectives.tagging": ("Tagging",),
             "objectives.video_classification": ("VideoClassification",),

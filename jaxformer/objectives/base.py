@@ -110,6 +110,11 @@ class Objective(abc.ABC, Generic[ModelT]):
     def check_model(self, model: Model) -> None:
         """Checks that the objective can train the model. Raises InputError if it cannot."""
 
+    def check_tokenizer(self, model: ModelT, tokenizer: Tokenizer) -> None:
+        """Checks that the model and the tokenizer fit together, for example in the ids of special tokens. Raises
+        InputError if they do not. By default, accepts all tokenizers.
+        """
+
     def wrong_model(self, model: Model, wanted: str) -> InputError:
         """Returns the error for a model of the wrong class. `wanted` describes the right one, such as "a Gpt"."""
         return InputError(f"objective={type(self).__name__}: needs {wanted}; the model is a {type(model).__name__}")

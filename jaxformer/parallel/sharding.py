@@ -39,6 +39,7 @@ AXES: Mapping[str, str] = {
     "c": "classes",
     "i": "embed_in",
     "a": "audio_frames",
+    "u": "audio_samples",
     "w": "taps",
     "_": "whole",
 }
@@ -70,6 +71,7 @@ RULES: Mapping[str, tuple[str, ...]] = {
     "predictions": (),
     "classes": (),
     "audio_frames": (),
+    "audio_samples": (),
     "taps": (),
     "whole": (),
 }

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from jaxformer.decoding.ctc import CtcSearch
 from jaxformer.decoding.scoring import Score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.transcribing import Transcribing
@@ -114,6 +115,17 @@ class Transcribes(Generates):
 
     transcribing: Transcribing
     """Settings of transcription, such as the language."""
+
+
+class Searches(abc.ABC):
+    """Interface of predictors that search for the most likely text of a sound (CTC), perhaps with a language model."""
+
+    search: CtcSearch
+    """Settings of the search, such as the number of beams."""
+
+    @abc.abstractmethod
+    def with_language_model(self, predictor: "ScoresContinuations") -> Any:
+        """Returns a copy of the predictor that uses a language model which scores continuations of texts."""
 
 
 class Streams(Generates):

@@ -35,7 +35,15 @@ from jaxformer.errors import InputError
 from jaxformer.models.base import Model
 from jaxformer.objectives.base import Objective
 from jaxformer.parallel import sharding
-from jaxformer.predictors.base import Generates, Predictor, RanksCandidates, ScoresContinuations, Streams, Transcribes
+from jaxformer.predictors.base import (
+    Generates,
+    Predictor,
+    RanksCandidates,
+    ScoresContinuations,
+    Searches,
+    Streams,
+    Transcribes,
+)
 from jaxformer.predictors.embedding import embed
 from jaxformer.progress import phase
 from jaxformer.runs import summaries
@@ -92,7 +100,7 @@ class Run:
         found = self.objective.predictor(self.model, self.params, self.tokenizer)
         if found is None:
             raise InputError(f"{self.folder}: {type(self.objective).__name__} has no predictor; it can only be trained")
-        return found
+        return _with_language_model(found) if isinstance(found, Searches) else found
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -247,11 +255,13 @@ class Run:
 
     def with_decoding(self, **settings: Any) -> "Run":
         """Returns a copy of the run with other `Decoding` settings: `run.with_decoding(temperature=0,
-        max_new_tokens=200)`.
+        max_new_tokens=200)`. For a recognizer of speech with CTC, they are `CtcSearch` settings.
 
         Raises:
           InputError: If a setting does not exist, or the run's model does not generate text.
         """
+        if isinstance(self.predictor, Searches):
+            return self._with("search", settings, True, "")
         return self._with("decoding", settings, isinstance(self.predictor, Generates), "does not generate text")
 
     def with_transcribing(self, **settings: Any) -> "Run":
@@ -301,6 +311,23 @@ class Run:
         if name not in known:
             raise InputError(f"{name}: no such evaluation; expected {', '.join(known)}")
         return Evaluator(self.experiment, self.tokenizer, self.mesh, known[name])(self.params) or {}
+
+
+def _with_language_model(predictor: Searches) -> Any:
+    """Returns a copy of the predictor with the run that it names as its language model, or the predictor itself if it
+    names none, or a file.
+    """
+    path = predictor.search.language_model
+    if not path or not storage.path(os.path.expanduser(path)).is_dir():
+        return predictor
+    run = open_run(os.path.expanduser(path))
+    scorer = run.predictor
+    if not isinstance(scorer, ScoresContinuations):
+        raise InputError(
+            f"objective.search.language_model={path}: {type(run.objective).__name__} does not score words; expected a "
+            "run of a Gpt"
+        )
+    return predictor.with_language_model(scorer)
 
 
 @dataclasses.dataclass(frozen=True)

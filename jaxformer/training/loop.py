@@ -379,6 +379,9 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
         return
     size, row = tokenizer.vocab_size, experiment.data.task.row
     limits = experiment.model.token_inputs()
+    experiment.objective.check_tokenizer(experiment.model, tokenizer)
+    if (vocab := experiment.model.output_vocab) is not None and vocab < size:
+        raise InputError(f"model.vocab={vocab} is smaller than the tokenizer's {size}: expected at least {size}")
     for limit in limits.values():
         if limit.vocab < size:
             raise InputError(

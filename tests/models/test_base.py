@@ -9,6 +9,8 @@ import pytest
 from small_bert import small_bert, small_transformer
 from small_detr import DETR, WITH_RESNET, YOLOS
 from small_segmentation import LINEAR, MASKED, SEGFORMER
+from small_speech import CTC, FRAMING, SIZES
+from small_speech import STACK as SPEECH
 from small_video import FACTORISED, VIDEO_AUTOENCODER, VIDEO_VIT
 from small_vit import AUTOENCODER, SCALED, VIT
 
@@ -20,7 +22,9 @@ from jaxformer.models.base import ModelOutput
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
 from jaxformer.models.gpt import Gpt
+from jaxformer.models.speech_encoder import speech_stack
 from jaxformer.models.t5 import T5, t5_stack
+from jaxformer.models.wav2vec2 import Hubert, Wav2Vec2
 from jaxformer.models.whisper import Whisper
 from jaxformer.parallel.sharding import AXES
 
@@ -48,6 +52,9 @@ MODELS = {
     "video vit": VIDEO_VIT,
     "factorised video vit": FACTORISED,
     "masked autoencoder of clips": VIDEO_AUTOENCODER,
+    "recognizer with ctc": CTC,
+    "wav2vec 2.0": Wav2Vec2(speech_stack(16, 2, 2, **SPEECH), **SIZES),
+    "hubert": Hubert(speech_stack(16, 2, 2, **SPEECH), **SIZES),
     "whisper": Whisper(STACK, STACK, 96, 24, frames=12, mels=8),
 }
 
@@ -65,7 +72,7 @@ def inputs_of(model, sizes):
 def test_a_call_takes_every_input_that_a_model_names(name):
     model = MODELS[name]
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **model.abstract_inputs()))["params"]
-    arrays = inputs_of(model, {"b": 2, "t": 8, "s": 6, "m": 3, "c": 1})
+    arrays = inputs_of(model, {"b": 2, "t": 8, "s": 6, "m": 3, "c": 1, "u": FRAMING.samples(8)})
     arrays = {name: array.astype(bool) if name == "prefix" else array for name, array in arrays.items()}
     output = jax.eval_shape(lambda params: model.apply({"params": params}, **arrays), shapes)
     assert isinstance(output, ModelOutput)
@@ -101,9 +108,9 @@ def test_token_inputs_are_inputs(name):
 def test_flops_are_those_of_the_compiled_program(name):
     """XLA counts element-wise operations too, so the products are about half of its count or more."""
     model = MODELS[name].replace_stacks(unroll=2, dtype="float32", dropout=0.0, attention_dropout=0.0)
-    sizes = {"b": 2, "t": 8, "s": 6}
+    sizes = {"b": 2, "t": 8, "s": 6, "u": FRAMING.samples(8)}
     arrays = inputs_of(model, {**sizes, "m": 3, "c": 1})
-    used = {"tokens", "inputs", "images", "clips", "noise", "log_mel"}
+    used = {"tokens", "inputs", "images", "clips", "noise", "log_mel", "samples"}
     arrays = {name: array for name, array in arrays.items() if name in used}
     options = {"pooled_only": True} if "vit" in name else {}
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **arrays))["params"]

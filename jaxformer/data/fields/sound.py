@@ -1,5 +1,6 @@
-"""Field that reads sounds and computes their log-mel spectrograms."""
+"""Fields that read sounds: as log-mel spectrograms, or as any other arrays that subclasses of `AudioField` compute."""
 
+import abc
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -42,25 +43,22 @@ class PreparedSound:
     path: str
     """Path of the sound file. For a sound in memory, a name for messages."""
     samples: np.ndarray
-    """Waveform at the sampling rate of the `SoundField`, float32 [samples]."""
+    """Waveform at the sampling rate of the field, float32 [samples]."""
+    rate: int = 16_000
+    """Sampling rate in samples per second."""
 
 
 @dataclasses.dataclass(frozen=True)
-class SoundField(Field[Samples]):
-    """Field that reads a sound and computes its log-mel spectrogram.
-
-    Batch rows: `log_mel` float32 [batch, frames, mels], padded with silence to `seconds`.
-    """
+class AudioField(Field[Samples]):
+    """Base class of fields that read and decode a sound. A subclass computes the arrays of a batch row from it."""
 
     column: str = "audio"
     """Name of the column with the sound: a path, the bytes of a sound file, or samples (see `sounds.read_sound`)."""
     seconds: float = 30.0
     """Length in seconds to which sounds are padded. A longer sound is not used for training."""
-    log_mel: LogMel = LogMel()
-    """Settings of the log-mel spectrogram: sampling rate, frame length and mel bands."""
     array_rate: int | None = None
     """Sampling rate, in samples per second, of sounds that are given as arrays, as in TensorFlow Datasets. If None,
-    arrays have the sampling rate of `log_mel`.
+    arrays have the sampling rate of the field.
     """
     strict: bool = False
     """Whether to stop at a sound that cannot be decoded or is too long. If False, such a sound is skipped with a note
@@ -68,9 +66,12 @@ class SoundField(Field[Samples]):
     """
 
     def __post_init__(self):
-        if not self.seconds * self.log_mel.rate >= self.log_mel.hop:
-            raise FieldError("data.task.audio.seconds", f"={self.seconds}: expected one frame or more")
         fields.at_least("data.task.audio.array_rate", self.array_rate, 1)
+
+    @property
+    @abc.abstractmethod
+    def sampling_rate(self) -> int:
+        """Sampling rate of decoded sounds, in samples per second."""
 
     @property
     def unit(self) -> tuple[str, int]:
@@ -79,14 +80,6 @@ class SoundField(Field[Samples]):
     @property
     def requirement(self) -> str:
         return f"sound of up to {self.seconds:g} seconds that can be decoded"
-
-    @property
-    def frames(self) -> int:
-        """Number of spectrogram frames in a batch row."""
-        return self.log_mel.frames(self.seconds)
-
-    def features(self) -> dict[str, Feature]:
-        return {"log_mel": Feature(self.frames, "float32", shape=(self.log_mel.mels,))}
 
     def read(self, example: Mapping[str, Any], path: str = "data.task.audio.column") -> sounds.SoundLike:
         sound = columns.value(example, self.column, path)
@@ -98,9 +91,7 @@ class SoundField(Field[Samples]):
         name = sounds.name_of(value, "a sound of the source")
         try:
             samples = self._decode(value, name)
-            if len(samples) > self.seconds * self.log_mel.rate:
-                length = len(samples) / self.log_mel.rate
-                raise sounds.Undecodable(f"{name}: {length:.1f} seconds: longer than the rows of {self.seconds:g}")
+            self._check_length(len(samples) / self.sampling_rate, name)
         except sounds.Undecodable as error:
             if self.strict:
                 raise FieldError("data.task.audio.strict", f"=True: {error}") from error
@@ -108,10 +99,10 @@ class SoundField(Field[Samples]):
             return None
         return Samples(samples)
 
-    def transform(
-        self, encoded: Samples, visit: Visit, geometry: GeometricTransform | None = None
-    ) -> tuple[Example, GeometricTransform | None]:
-        return {"log_mel": self.spectrogram(encoded.samples)}, geometry
+    def _check_length(self, length: float, name: str) -> None:
+        """Raises `sounds.Undecodable` if the sound `name`, of `length` seconds, cannot be used."""
+        if length > self.seconds:
+            raise sounds.Undecodable(f"{name}: {length:.1f} seconds: longer than the rows of {self.seconds:g}")
 
     def request(self, example: Mapping[str, Any], folder: Path, path: str = "data.task.audio.column") -> str | None:
         sound = columns.value(example, self.column, path)
@@ -120,19 +111,10 @@ class SoundField(Field[Samples]):
         file = folder / EXAMPLE
         if not file.exists():  # The file may belong to the user.
             try:
-                write_wav(file, self._decode(sound, "the example"), self.log_mel.rate)
+                write_wav(file, self._decode(sound, "the example"), self.sampling_rate)
             except sounds.Undecodable as error:
                 raise InputError(str(error)) from error
         return str(file)
-
-    def spectrogram(self, samples: np.ndarray) -> np.ndarray:
-        """Computes the log-mel spectrogram of a sound, float32 [frames, mels]. Shorter sounds are padded with silence
-        to the length of a batch row, and longer ones are truncated. `samples` is the waveform, float [samples].
-        """
-        length = self.frames * self.log_mel.hop
-        padded = np.zeros(length, np.float32)
-        padded[: len(samples)] = samples[:length]
-        return self.log_mel(padded)
 
     def prepare(self, requests: Sequence[sounds.SoundLike]) -> list[PreparedSound]:
         """Decodes sounds of any length for prediction. Sounds can be file paths or in memory.
@@ -143,13 +125,55 @@ class SoundField(Field[Samples]):
         for number, sound in enumerate(requests, 1):
             name = sounds.name_of(sound, f"sound {number}")
             try:
-                found.append(PreparedSound(name, self._decode(sound, name)))
+                found.append(PreparedSound(name, self._decode(sound, name), self.sampling_rate))
             except sounds.Undecodable as error:
                 raise InputError(str(error)) from error
         return found
 
     def _decode(self, sound: sounds.SoundLike, name: str) -> np.ndarray:
-        return sounds.read_sound(sound, self.log_mel.rate, name, self.array_rate)
+        return sounds.read_sound(sound, self.sampling_rate, name, self.array_rate)
+
+
+@dataclasses.dataclass(frozen=True)
+class SoundField(AudioField):
+    """Field that reads a sound and computes its log-mel spectrogram.
+
+    Batch rows: `log_mel` float32 [batch, frames, mels], padded with silence to `seconds`.
+    """
+
+    log_mel: LogMel = LogMel()
+    """Settings of the log-mel spectrogram: sampling rate, frame length and mel bands."""
+
+    def __post_init__(self):
+        if not self.seconds * self.log_mel.rate >= self.log_mel.hop:
+            raise FieldError("data.task.audio.seconds", f"={self.seconds}: expected one frame or more")
+        super().__post_init__()
+
+    @property
+    def sampling_rate(self) -> int:
+        return self.log_mel.rate
+
+    @property
+    def frames(self) -> int:
+        """Number of spectrogram frames in a batch row."""
+        return self.log_mel.frames(self.seconds)
+
+    def features(self) -> dict[str, Feature]:
+        return {"log_mel": Feature(self.frames, "float32", shape=(self.log_mel.mels,))}
+
+    def transform(
+        self, encoded: Samples, visit: Visit, geometry: GeometricTransform | None = None
+    ) -> tuple[Example, GeometricTransform | None]:
+        return {"log_mel": self.spectrogram(encoded.samples)}, geometry
+
+    def spectrogram(self, samples: np.ndarray) -> np.ndarray:
+        """Computes the log-mel spectrogram of a sound, float32 [frames, mels]. Shorter sounds are padded with silence
+        to the length of a batch row, and longer ones are truncated. `samples` is the waveform, float [samples].
+        """
+        length = self.frames * self.log_mel.hop
+        padded = np.zeros(length, np.float32)
+        padded[: len(samples)] = samples[:length]
+        return self.log_mel(padded)
 
 
 def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:

@@ -9,6 +9,7 @@ from typing import Literal
 from jaxformer import storage
 from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.characters import DELIMITER, CharacterTokenizer, load_characters, of_alphabet
 from jaxformer.data.tokenizers.loading import load, load_json, load_tokenizer, read, saved
 from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.data.tokenizers.special_tokens import SPECIALS, UNK
@@ -159,6 +160,45 @@ class ByteLevelBpe:
         return byte_level_of_files(path, os.path.join(os.path.dirname(path), merges))
 
 
+@dataclasses.dataclass(frozen=True)
+class Characters:
+    """Configuration of a tokenizer of single characters, for models that spell what they hear. Its vocabulary has the
+    special tokens of wav2vec 2.0, the delimiter of words, and the characters of an alphabet; or it is loaded from a
+    file.
+    """
+
+    alphabet: str = "abcdefghijklmnopqrstuvwxyz'"
+    """Characters of the vocabulary, in the order of their ids, without the space between words."""
+    path: str | None = None
+    """Path of a vocab.json as written by `Wav2Vec2CTCTokenizer` of the transformers library, or of its folder. If None,
+    the vocabulary has the characters of `alphabet`.
+    """
+
+    def __post_init__(self):
+        twice = [character for character in self.alphabet if self.alphabet.count(character) > 1]
+        odd = [character for character in self.alphabet if character.isspace() or character == DELIMITER]
+        if twice or odd or not self.alphabet:
+            wrong = (
+                f"{(twice or odd)[0]!r} is not allowed" if odd else f"{twice[0]!r} occurs twice" if twice else "empty"
+            )
+            problem = f"={self.alphabet!r}: {wrong}; expected different characters other than spaces and {DELIMITER}"
+            raise FieldError("tokenizer.alphabet", problem)
+
+    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
+        """Loads the tokenizer that is saved in `folder`. If there is none, creates the tokenizer and saves it there.
+        `open_source` is not used.
+        """
+        del open_source
+        if saved(folder):
+            return load_tokenizer(folder)
+        if self.path:
+            tokenizer = load_characters(_file(self.path, CharacterTokenizer.file), read)
+        else:
+            tokenizer = of_alphabet(self.alphabet)
+        tokenizer.save(folder)
+        return tokenizer
+
+
 def byte_level_of_files(vocab: str, merges: str, prefix: bool = False) -> ByteLevelTokenizer:
     """Loads a byte-level BPE tokenizer from its vocabulary file and its merges file, as published for GPT-2.
 
@@ -196,7 +236,8 @@ def _file(path: str, *names: str) -> str:
     for name in names:
         if storage.path(os.path.join(path, name)).exists():
             return os.path.join(path, name)
-    missing = f"neither {names[0]} nor {names[1]}" if len(names) == 2 else f"none of {', '.join(names)}"
+    missing = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
+    missing = f"neither {names[0]} nor {names[1]}" if len(names) == 2 else missing
     raise InputError(f"{path}: this folder has {missing}")
 
 

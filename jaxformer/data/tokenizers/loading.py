@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from jaxformer import storage
 from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.characters import CharacterTokenizer, load_characters
 from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer, parts
 from jaxformer.data.tokenizers.marian import MarianTokenizer
 from jaxformer.data.tokenizers.metaspace import MetaspaceTokenizer
@@ -16,7 +17,7 @@ from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
 
-KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer)
+KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer, CharacterTokenizer)
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
@@ -28,6 +29,9 @@ def load_tokenizer(folder: str) -> Tokenizer:
     path = os.path.join(folder, JsonTokenizer.file)
     if storage.path(path).exists():
         return load_json(path, _roles(folder))
+    path = os.path.join(folder, CharacterTokenizer.file)
+    if storage.path(path).exists():
+        return load_characters(path, read)
     names = [kind.file for kind in KINDS]
     raise InputError(f"{folder}: holds no tokenizer; expected {', '.join(names[:-1])} or {names[-1]}")
 

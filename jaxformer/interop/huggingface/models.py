@@ -152,7 +152,7 @@ class ExportPlan:
 
         Tokens that do not exist have the value null. Without the fields, the transformers library would use defaults.
         """
-        if model.text_limits is None:
+        if model.text_limits is None and model.output_vocab is None:
             return {}
         found: dict[str, Any] = dict.fromkeys(PARTS)
         if tokenizer is not None:
@@ -207,8 +207,9 @@ def export_hf(
     """
     stored = _numpy_dtype(plan.dtype)
     family, described = family_of_model(model, plan.origin and plan.origin.architecture)
-    if tokenizer is not None and model.text_limits is not None:
-        check_vocabulary(tokenizer, model.text_limits.vocab, out)
+    vocab = model.output_vocab if model.text_limits is None else model.text_limits.vocab
+    if tokenizer is not None and vocab is not None:
+        check_vocabulary(tokenizer, vocab, out)
     tokens = plan.special_tokens(model, tokenizer)
     own = {"torch_dtype": plan.dtype} | ({} if plan.problem_type is None else {"problem_type": plan.problem_type})
     config = _config(family, described, tokens, tokenizer is not None, plan.origin) | own

@@ -165,6 +165,7 @@ def export_run(
             sentence_encoders.write(folder, run.objective, run.model, origin and origin.sentence_transformers)
         if run.model.pixel_input is not None:
             write_preparation(folder, run)
+        bridge_of(run.model).write_preparation(folder, run)
         if certificate:
             summary = _compared(run, folder, folder, dtype, ours=True)
         write_card(folder, run, dtype, summary)
@@ -208,11 +209,12 @@ def _read(folder: str | os.PathLike, dtype: DType) -> tuple[Run, Imported]:
     source = open_folder(home)
     imported = load(source, dtype)
     limits = imported.model.text_limits
-    if limits is None:
+    vocab = imported.model.output_vocab if limits is None else limits.vocab
+    if vocab is None:
         tokenizer, experiment = None, image_experiment(source.path, imported.model, source)
     else:
         tokenizer = read_tokenizer(home)
-        check_vocabulary(tokenizer, limits.vocab, source.path)
+        check_vocabulary(tokenizer, vocab, source.path)
         experiment = _experiment(Source(home, source, tokenizer), imported.model)
     return Run(home, experiment, tokenizer, 0, imported.params, make_mesh(Mesh(1))), imported
 

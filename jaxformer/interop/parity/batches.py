@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
+from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.models.base import PIXEL_INPUTS, Model
 
 MAX_TEXT_TOKENS = 1024
@@ -33,13 +34,15 @@ class ComparisonBatch:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the token ids, [batch, length]. For models without text, the shape of the images or clips."""
-        return next(self.arrays[name].shape for name in ("tokens", *PIXEL_INPUTS) if name in self.arrays)
+        """Shape of the token ids, [batch, length]. For models without text, the shape of the sounds, images or
+        clips.
+        """
+        return next(self.arrays[name].shape for name in ("tokens", "samples", *PIXEL_INPUTS) if name in self.arrays)
 
 
 def comparison_batches(model: Model, texts: Sequence[np.ndarray], pad: int, seed: int = 0) -> Iterator[ComparisonBatch]:
     """Yields the batches for one model. For text models: short, long, padded and random token sequences. For other
-    models: random images or video clips.
+    models: random sounds, images or video clips.
 
     Args:
       model: JAX model.
@@ -49,6 +52,9 @@ def comparison_batches(model: Model, texts: Sequence[np.ndarray], pad: int, seed
     """
     rng = np.random.default_rng(seed)
     limits = model.text_limits
+    if given := bridge_of(model).random_inputs(model, rng):
+        yield from (ComparisonBatch(name, arrays) for name, arrays in given)
+        return
     sizes = {"b": ROWS} | model.fixed_sizes()
     if limits is None:
         shapes = {name: [sizes[letter] for letter in spec.axes] for name, spec in model.inputs().items()}

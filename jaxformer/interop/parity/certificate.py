@@ -107,7 +107,11 @@ def certify(
     shapes = {path: tuple(array.shape) for path, array in parameters.flat(params).items()}
     headless = architecture in family.headless_architectures
     theirs = compare.TorchModel(
-        folder, lambda names: tensor_mappings(family.table.layout(names), shapes, headless), architecture, dtype
+        folder,
+        lambda names: tensor_mappings(family.table.layout(names), shapes, headless),
+        architecture,
+        dtype,
+        family.bridge.prepare_network,
     )
     ours = compare.JaxModel(model, params, dtype)
     lines = tuple(_lines(ours, theirs, tokenizer, folder.path))
@@ -207,6 +211,7 @@ def _tokens(tokenizer: Tokenizer, folder: Path) -> Line:
 
     theirs = compare.their_tokenizer(folder)
     special = {str(token) for token in theirs.added_tokens_decoder.values() if token.special}
+    special |= set(theirs.all_special_tokens)  # Not all tokenizers mark them.
     special &= {tokenizer.pieces[number] for number in tokenizer.special_ids}
     texts = [text for text in (*HARD_STRINGS, *NAMED_STRINGS) if not any(name in text for name in special)]
     ids = [theirs(text, add_special_tokens=False, verbose=False).input_ids for text in texts]

@@ -35,6 +35,8 @@ NAMES = {
     "text_embeds": "text vectors",
     "seq_relationship_logits": "next-sentence logits",
     "pred_boxes": "boxes",
+    "projected_states": "predictions",
+    "projected_quantized_states": "quantized",
     "last_hidden_state": "hidden",
     "pooler_output": "pooled",
 }
@@ -93,7 +95,8 @@ class JaxModel:
         taken = {name: arrays[name] for name, spec in self.model.inputs().items() if spec.exported}
         output = self.model.apply({"params": params}, **taken)
         outputs = join_spans(self.bridge.outputs(self.model, output), jnp.stack)
-        loss = self.bridge.loss(outputs, arrays) if labelled else mean_square(outputs, arrays.get("segments"))
+        given = outputs | self.bridge.loss_outputs(self.model, output)
+        loss = self.bridge.loss(given, arrays) if labelled else mean_square(outputs, arrays.get("segments"))
         return loss, {name: outputs[name] for name in names}
 
     def generate(self, prompts: Sequence[Prompt | np.ndarray], new: int, start: int | None) -> list[np.ndarray]:
@@ -130,6 +133,7 @@ class TorchModel:
         mappings: Callable[[Collection[str]], Sequence[TensorMapping]],
         architecture: str,
         dtype: str,
+        prepare: Callable[[Any], None] = lambda network: None,
     ):
         """Loads the PyTorch model from a Hugging Face folder.
 
@@ -140,6 +144,7 @@ class TorchModel:
             the PyTorch model.)
           architecture: Name of the class in the transformers library.
           dtype: Dtype that these tensors are rounded to. They are then converted back to float32.
+          prepare: Function that changes settings of the PyTorch model. See `Bridge.prepare_network`.
 
         Raises:
           Unreadable: If the transformers library cannot load the folder.
@@ -151,6 +156,7 @@ class TorchModel:
                 folder.path, dtype=torch.float32, attn_implementation="eager", local_files_only=True
             ).eval()
         one_by_one(self.network)
+        prepare(self.network)
         self.mappings = mappings(self.network.state_dict().keys())
         self.round(self.network)
 

@@ -25,6 +25,7 @@ from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import TEXTS, Sides, line
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
+from jaxformer.objectives.ctc import Ctc
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.objectives.image_text import ImageTextContrastive
@@ -266,6 +267,7 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     ImageTextContrastive: pictures.compare_ranking,
     ObjectDetection: pictures.compare_boxes,
     SpeechToText: sounds.compare_transcripts,
+    Ctc: sounds.compare_spellings,
 }
 """Maps each objective class to the function that compares the predictions of a run with such an objective with those of
 the transformers library.

@@ -2,6 +2,7 @@
 the exported or imported folder.
 """
 
+import dataclasses
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from jaxformer.data.sources.sounds import read_sound
 from jaxformer.interop.parity.compare import on_cpu, reading
 from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import Sides, line
+from jaxformer.objectives.ctc import Ctc
 from jaxformer.runs.run import Run
 
 LENGTHS = (0.95, 0.6)
@@ -24,6 +26,8 @@ LENGTHS = (0.95, 0.6)
 Whisper). They are below 1, because the last frame of a sound that fills this length differs slightly: the feature
 extractor of the transformers library mirrors the sound at its end.
 """
+SECONDS = (1.3, 0.7)
+"""Durations in seconds of the generated test sounds for models that read sounds of any length."""
 NEW = 64
 """Maximum number of tokens to generate for a test sound."""
 
@@ -53,6 +57,37 @@ def compare_transcripts(sides: Sides) -> Iterator[Line]:
             where = f"{len(paths)} sounds, {'with' if timestamps else 'without'} timestamps"
             note = f"{mine} here, {theirs} in PyTorch"[:300] if wrong else "all tokens are equal"
             yield Line("speech", where, float(wrong), 0.0, note)
+
+
+def compare_spellings(sides: Sides) -> Iterator[Line]:
+    """Compares the texts that a run with CTC and the transformers library spell for test sounds, without a beam search,
+    and the waveforms that are prepared for them. Yields two entries of the parity certificate.
+    """
+    search = dataclasses.replace(sides.objective(Ctc).search, num_beams=1, language_model="")
+    rate, sides = 16_000, sides.with_objective(search=search)
+    with reading("the processor"):
+        processor: Any = transformers.AutoProcessor.from_pretrained(sides.folder, local_files_only=True)
+    network, special = sides.network(transformers.AutoModelForCTC), set(processor.tokenizer.all_special_tokens)
+    with tempfile.TemporaryDirectory() as home:
+        paths = [_sound(Path(home, f"{number}.wav"), seconds, rate) for number, seconds in enumerate(SECONDS)]
+        given = [processor(read_sound(path, rate), sampling_rate=rate, return_tensors="pt") for path in paths]
+        with on_cpu():
+            arrays = sides.run.encode(paths)
+        answers = sides.predict(paths)
+    ours = [samples[mask > 0] for samples, mask in zip(arrays["samples"], arrays["sample_mask"], strict=True)]
+    theirs = [one.input_values[0].numpy() for one in given]
+    yield line("features", f"{len(paths)} sounds", np.concatenate(ours), np.concatenate(theirs))
+    texts = []
+    for one in given:
+        with torch.no_grad():
+            text = processor.tokenizer.decode(network(**one).logits[0].argmax(-1))
+        for name in special - {"|"}:
+            text = text.replace(name, "")
+        texts.append(" ".join(text.split()))
+    mine = [answer.text for answer in answers]
+    wrong = sum(one != other for one, other in zip(mine, texts, strict=True))
+    note = f"{mine} here, {texts} in PyTorch"[:300] if wrong else "all texts are equal"
+    yield Line("speech", f"{len(paths)} sounds", float(wrong), 0.0, note)
 
 
 def _greedy(run: Run, timestamps: bool) -> Run:

@@ -25,11 +25,13 @@ from jaxformer.interop.huggingface.families import (
     moe,
     roberta,
     segformer,
+    speech_pretraining,
     t5,
     video_mae,
     vit,
     vit_mae,
     vivit,
+    wav2vec2,
     whisper,
     yolos,
 )
@@ -67,6 +69,9 @@ FAMILIES: tuple[Family, ...] = (
     detr.FAMILY,
     yolos.FAMILY,
     whisper.FAMILY,
+    wav2vec2.WAV2VEC2,
+    wav2vec2.HUBERT,
+    speech_pretraining.FAMILY,
     *classifiers.FAMILIES,
     *modern_bert.CLASSIFIERS,
 )

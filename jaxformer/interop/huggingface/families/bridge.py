@@ -148,6 +148,23 @@ class Bridge:
         default, there are none.
         """
 
+    def write_preparation(self, folder: Path, run: Run) -> None:
+        """Writes the files of an exported folder that depend on how the run prepares its inputs, such as the sampling
+        rate of sounds. By default, there are none.
+        """
+
+    def random_inputs(self, model: Any, rng: np.random.Generator) -> list[tuple[str, dict[str, np.ndarray]]]:
+        """Returns batches of inputs for parity checks, as pairs of a description and a dict of arrays. If the list is
+        empty, parity checks use random tokens, images or clips.
+        """
+        del model, rng
+        return []
+
+    def prepare_network(self, network: Any) -> None:
+        """Changes settings of a PyTorch model that only affect how it reduces its loss, so that `loss` computes the
+        same. By default, changes nothing.
+        """
+
     def outputs(self, model: Any, output: Any, objective: Any = None) -> dict[str, jax.Array]:
         """Converts the outputs of a JAX model to those of the transformers class. Returns them keyed by their names in
         the transformers library.
@@ -181,10 +198,20 @@ class Bridge:
         compare the JAX model with that class.
 
         Args:
-          outputs: Outputs of the JAX model, as converted by `outputs`.
+          outputs: Outputs of the JAX model, as converted by `outputs`, and those of `loss_outputs`.
           rows: Input arrays of the JAX model, keyed by name, and random `targets` [batch, length].
         """
         raise NotImplementedError
+
+    def loss_outputs(self, model: Any, output: Any) -> dict[str, jax.Array]:
+        """Returns further arrays that `loss` needs, keyed by name. Empty by default.
+
+        Args:
+          model: Model that computed the outputs.
+          output: `ModelOutput` of the model.
+        """
+        del model, output
+        return {}
 
     def config_for_onnx(self, model: Any, objective: Any) -> dict[str, Any]:
         """Returns the config of the class of the transformers library whose arguments and outputs match those of an

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxformer.data.tokenizers import Tokenizer, special_tokens, training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.characters import CharacterTokenizer, load_characters
 from jaxformer.data.tokenizers.configs import byte_level_of_files
 from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer
 from jaxformer.data.tokenizers.loading import load, load_json, read
@@ -90,9 +91,9 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
     """Loads the tokenizer of a Hugging Face folder.
 
     Reads tokenizer.json if it exists. Otherwise reads the source.spm, target.spm and vocab.json of Marian, a
-    SentencePiece model, the vocab.txt of BERT, or the vocab.json and merges.txt of GPT-2. Added and special tokens are
-    read from tokenizer_config.json, special_tokens_map.json and added_tokens.json. If tokenizer.json does not define
-    which special tokens are added around a text, the tokenizer class does.
+    SentencePiece model, the vocab.txt of BERT, the vocab.json and merges.txt of GPT-2, or the vocab.json of wav2vec2.
+    Added and special tokens are read from tokenizer_config.json, special_tokens_map.json and added_tokens.json. If
+    tokenizer.json does not define which special tokens are added around a text, the tokenizer class does.
 
     Raises:
       InputError: If there is no tokenizer, or it cannot be read.
@@ -113,6 +114,8 @@ def import_tokenizer(folder: str | os.PathLike) -> Tokenizer:
         return _completed(_wordpiece(folder, settings), settings)
     if (folder / "vocab.json").exists() and (folder / "merges.txt").exists():
         return _completed(_byte_level(folder, settings), settings)
+    if (folder / CharacterTokenizer.file).exists():
+        return load_characters(folder / CharacterTokenizer.file, read)
     names = ", ".join((JsonTokenizer.file, MarianTokenizer.file, *MODELS, "vocab.txt"))
     raise InputError(f"{folder}: no tokenizer in the folder; expected one of {names}, or vocab.json with merges.txt")
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
+from jaxformer.data.tokenizers.characters import CharacterTokenizer
 from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer
 from jaxformer.data.tokenizers.marian import MarianTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
@@ -60,6 +61,9 @@ def export_tokenizer(
     if isinstance(tokenizer, MarianTokenizer):
         files = tokenizer.files()
         settings |= {"tokenizer_class": "MarianTokenizer", "separate_vocabs": False}
+    elif isinstance(tokenizer, CharacterTokenizer):
+        files = {tokenizer.file: tokenizer.serialize()}
+        settings |= tokenizer.settings
     else:
         template = tokenizer.own_template or template or _family_template(tokenizer, family, beginning)
         files = _files(tokenizer, template, set(names.values()))
