@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tiny_images
 import tiny_sounds
+import tiny_waveforms
 
 import jaxformer as jf
 from jaxformer import config
@@ -34,6 +35,8 @@ QUICKSTARTS = [file for file in CONFIGS if file.stem.endswith("_quickstart")]
 
 def shrunk(experiment):
     """Overrides that make a config small enough for a test, whatever its family."""
+    if "samples" in experiment.model.inputs():
+        return tiny_waveforms.shrunk(experiment)
     if not experiment.data.task.reads_text:
         return tiny_images.shrunk(experiment)
     if "images" in experiment.model.inputs():
@@ -68,6 +71,8 @@ def shrunk(experiment):
 def tiny_sources(experiment, folder):
     """Texts in place of the config's own, or pairs where its task reads two columns, or both where it reads both."""
     task = experiment.data.task
+    if "samples" in experiment.model.inputs():
+        return tiny_waveforms.read_out(experiment, folder)
     if "boxes" in task.row:
         return tiny_images.boxed(experiment, folder)
     if "clips" in experiment.model.inputs():
@@ -145,7 +150,7 @@ def test_its_state_can_be_planned_and_its_rows_fit_its_model(file):
     state = abstract_state(experiment, sharding.make_mesh(Mesh(1, 1, 1)))
     params = state.params if experiment.lora is None else state.params["base"]
     assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(params))
-    if experiment.tokenizer is None:
+    if "tokens" not in experiment.model.inputs():
         needs_pycocotools(experiment)
         experiment.objective.check(experiment.model, experiment.data.task.row)
         return

