@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,101 +16,15 @@ from jaxformer.decoding.ctc import BeamSearch, CtcSearch, Spelled, WordScorer, b
 from jaxformer.decoding.ngrams import Ngrams
 from jaxformer.errors import InputError
 from jaxformer.models.wav2vec2 import Wav2Vec2Ctc
-from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, Searches
-from jaxformer.predictors.subtitles import srt, vtt
-from jaxformer.predictors.transcription import Word
+from jaxformer.predictors.base import Predictor, ScoresContinuations, Searches
+from jaxformer.predictors.transcripts import SpelledTranscript, Word
 
 ROWS = 8
 """Maximum number of windows that are encoded together."""
 BUCKET = 2
 """Padded lengths of windows are multiples of this number of seconds, so that few programs are compiled."""
-SHOWN = 3
+MAX_EXAMPLES = 3
 """Maximum number of held-out sounds that `demonstrate` transcribes."""
-PAUSE, LONGEST = 0.6, 60
-"""A subtitle ends at a pause of this number of seconds, and has at most this number of characters."""
-FORMATS = {".srt": srt, ".vtt": vtt}
-"""Maps the file name extension of each subtitle format to a function that formats phrases."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Phrase:
-    """Words of a transcript that are shown together."""
-
-    words: tuple[Word, ...]
-    """Words with their times."""
-
-    @property
-    def start(self) -> float:
-        """Start in seconds."""
-        return self.words[0].start
-
-    @property
-    def end(self) -> float:
-        """End in seconds."""
-        return self.words[-1].end
-
-    @property
-    def text(self) -> str:
-        """Text of the words."""
-        return "".join(word.text for word in self.words).strip()
-
-
-@dataclasses.dataclass(frozen=True)
-class SpelledTranscript(Answer):
-    """A sound and its transcribed text."""
-
-    path: str
-    """Path of the sound file."""
-    text: str
-    """Transcribed text of the whole sound."""
-    seconds: float
-    """Length of the sound in seconds."""
-    words: tuple[Word, ...]
-    """Words with their times."""
-
-    def __str__(self) -> str:
-        return self.text
-
-    def to_json(self) -> dict[str, Any]:
-        """Converts the transcript to JSON values."""
-        return dataclasses.asdict(self)
-
-    def save(self, path: Path) -> None:
-        """Writes the transcript to a file, in the format of its extension: subtitles for .srt and .vtt, the plain text
-        for .txt, and JSON for any other.
-        """
-        kind = path.suffix.lower()
-        if kind in FORMATS:
-            path.write_text(FORMATS[kind](list(phrases(self.words))), encoding="utf-8")
-        elif kind == ".txt":
-            path.write_text(self.text + "\n", encoding="utf-8")
-        else:
-            super().save(path)
-
-    @classmethod
-    def save_all(cls, answers: Sequence[Answer], path: Path) -> None:
-        """Writes several transcripts to one JSON file.
-
-        Raises:
-          InputError: If the extension of `path` is .srt, .vtt or .txt, because such a file contains only one
-            transcript.
-        """
-        if path.suffix.lower() in (*FORMATS, ".txt"):
-            raise InputError(f"--out {path}: {len(answers)} sounds; expected one, or a path that ends in .json")
-        super().save_all(answers, path)
-
-
-def phrases(words: Sequence[Word]) -> Iterator[Phrase]:
-    """Divides words into phrases of subtitles: at pauses, and where a phrase would become too long."""
-    some: list[Word] = []
-    for word in words:
-        length = sum(len(one.text) for one in some)
-        if some and (word.start - some[-1].end > PAUSE or length + len(word.text) > LONGEST):
-            yield Phrase(tuple(some))
-            some = []
-        some.append(word)
-    if some:
-        yield Phrase(tuple(some))
 
 
 class _Window(NamedTuple):
@@ -191,7 +104,7 @@ class Speller(Predictor[Wav2Vec2Ctc], Searches):
         lines.
         """
         decode, lines = self._decoder(), []
-        rows = np.flatnonzero(batch["weights"].max(1))[:SHOWN]
+        rows = np.flatnonzero(batch["weights"].max(1))[:MAX_EXAMPLES]
         waveforms = [batch["samples"][row][batch["sample_mask"][row] > 0] for row in rows]
         for row, part in zip(rows, self.log_probabilities(waveforms), strict=True):
             targets = batch["targets"][row][batch["weights"][row] > 0]

@@ -10,7 +10,7 @@ import pytest
 from small_speech import CTC, FRAMING, RATE, STACK, TOKENIZER, noisy, waveform
 
 import jaxformer as jf
-from jaxformer import cli
+from jaxformer import cli, run_commands
 from jaxformer.data.fields.sound import write_wav
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface import parameters
@@ -141,7 +141,7 @@ def run(tmp_path_factory):
 @pytest.fixture
 def predict(run, tmp_path, monkeypatch, capsys):
     """Runs the command `predict` with a sound and options. Returns its status, output and errors."""
-    monkeypatch.setattr(cli, "_open", lambda *_, **__: run)
+    monkeypatch.setattr(run_commands, "opened", lambda *_, **__: run)
 
     def predict(text, *options):
         write_wav(tmp_path / "speech.wav", said(text), RATE)

@@ -17,7 +17,7 @@ from jaxformer.data.transforms.geometry import GeometricTransform
 from jaxformer.data.transforms.spelling import spoken
 from jaxformer.errors import FieldError, InputError
 
-SHOWN = 5
+MAX_NAMES = 5
 """Maximum number of characters that are not in the vocabulary in a message."""
 
 
@@ -92,7 +92,7 @@ class CharacterField(Field[Spelling]):
             return None
         problem, missing = "", vocabulary.unknown(text)
         if missing:
-            shown = ", ".join(map(repr, missing[:SHOWN])) + ", …" * (len(missing) > SHOWN)
+            shown = ", ".join(map(repr, missing[:MAX_NAMES])) + ", …" * (len(missing) > MAX_NAMES)
             problem = f"{value[:40]!r}: the vocabulary has no {shown}"
         elif len(text) > self.length:
             problem = f"{value[:40]!r}…: {len(text)} characters: a row of {self.length} has no room for them"

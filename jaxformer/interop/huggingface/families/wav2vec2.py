@@ -217,7 +217,7 @@ class SpeechBridge(Bridge):
 
     arguments: ClassVar[Mapping[str, str]] = {"samples": "input_values", "sample_mask": "attention_mask"}
 
-    def conventional(self, run: Run) -> Run:
+    def to_exportable_form(self, run: Run) -> Run:
         """Returns the run unchanged."""
         return run
 
