@@ -4,7 +4,7 @@
     python train.py configs/wav2vec_spoken_bible_finetune.py --workdir runs/wav2vec_spoken_bible_finetune
     python train.py configs/wav2vec_spoken_bible_finetune.py --init None --optimizer.freeze --workdir runs/from_nothing
 
-Half an hour of speech has transcripts. The convolutions are frozen, as in the paper. The last command trains the same
+One hour of speech has transcripts. The convolutions are frozen, as in the paper. The last command trains the same
 recognizer on the same transcripts without pretraining.
 
 Not run yet.
@@ -12,12 +12,12 @@ Not run yet.
 
 import jaxformer as jf
 
-FRAMING = jf.data.Framing(kernels=(10, 3, 3, 3, 2, 2), strides=(5, 2, 2, 2, 2, 2))
+FRAMING = jf.data.Framing(kernels=(10, 8, 3, 3, 2), strides=(5, 5, 2, 2, 2))
 
 experiment = jf.Experiment(
     model=jf.models.Wav2Vec2Ctc(
-        jf.models.speech_stack(192, 6, 4, norm_position="before"),
-        widths=(96, 128, 128, 128, 192, 192),
+        jf.models.speech_stack(144, 6, 4, norm_position="before"),
+        widths=(64, 128, 128, 144, 144),
         framing=FRAMING,
         convolution_norm="layer",
         position_taps=32,
@@ -26,12 +26,12 @@ experiment = jf.Experiment(
     ),
     objective=jf.objectives.Ctc(scored=100),
     data=jf.data.Data(
-        train=jf.data.Tfds("spoken_bible/web-5h", split="train[:10%]"),
-        validation=jf.data.Tfds("spoken_bible/web-5h", split="validation"),
+        train=jf.data.Tfds("spoken_bible/web-10h-short", split="train[:10%]"),
+        validation=jf.data.Tfds("spoken_bible/web-10h-short", split="validation"),
         task=jf.data.SpelledSpeech(
-            audio=jf.data.WaveformField(seconds=12, rate=8000),
+            audio=jf.data.WaveformField(seconds=8, rate=8000),
             framing=FRAMING,
-            text=jf.data.CharacterField(length=256),
+            text=jf.data.CharacterField(length=128),
             masking=jf.data.SpanMasking(rate=0.2, length=10),
         ),
         batch=16,

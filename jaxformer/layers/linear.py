@@ -103,3 +103,17 @@ class LMHead:
         x, table = self.operands(x)
         logits = jnp.einsum("...d,vd->...v", x, table, preferred_element_type=jnp.float32)
         return logits if self.bias is None else logits + self.bias
+
+
+def decoded(lm_head: LMHead | None, vectors: jax.Array | None, axes: str) -> jax.Array | None:
+    """Applies the output layer to hidden vectors. Returns the logits, or None if there are no vectors or no output
+    layer.
+
+    Args:
+      lm_head: output layer, which maps hidden vectors to logits.
+      vectors: hidden vectors, [..., embed].
+      axes: one letter per axis of the logits (see `sharding.AXES`), for sharding.
+    """
+    if lm_head is None or vectors is None:
+        return None
+    return sharding.constrain(lm_head.logits(vectors), axes)

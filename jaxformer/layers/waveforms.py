@@ -102,10 +102,13 @@ def _windows(x: jax.Array, size: int, stride: int) -> jax.Array:
     """Returns the windows of `size` successive positions that a convolution with this stride combines, [batch, windows,
     size, channels]. There is no padding.
     """
-    last = (x.shape[1] - size) // stride * stride
-    if last < 0:
+    windows = (x.shape[1] - size) // stride + 1
+    if windows < 1:
         raise ValueError(f"waveforms are too short: {x.shape[1]} positions; a convolution combines {size}")
-    return jnp.stack([x[:, tap : tap + last + 1 : stride] for tap in range(size)], axis=2)
+    span = (windows - 1) * stride + 1
+    # Not an index, because exported programs have lengths that are not known when they are traced.
+    parts = [jax.lax.slice_in_dim(x, tap, tap + span, stride, axis=1) for tap in range(size)]
+    return jnp.stack(parts, axis=2)
 
 
 class ConvolutionalPositions(nn.Module):

@@ -14,10 +14,9 @@ import jax
 
 from jaxformer.errors import InputError
 from jaxformer.layers.cache import Cache
-from jaxformer.layers.linear import DType, LMHead
+from jaxformer.layers.linear import DType, LMHead, decoded
 from jaxformer.layers.transformer import Transformer
 from jaxformer.metrics.means import Mean
-from jaxformer.parallel import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +85,6 @@ class ModelOutput:
         return self.hidden
 
 
-def decoded(lm_head: LMHead | None, vectors: jax.Array | None, axes: str) -> jax.Array | None:
-    """Applies the output layer to hidden vectors. Returns the logits, or None if there are no vectors or no output
-    layer.
-
-    Args:
-      lm_head: output layer, which maps hidden vectors to logits.
-      vectors: hidden vectors, [..., embed].
-      axes: one letter per axis of the logits (see `sharding.AXES`), for sharding.
-    """
-    if lm_head is None or vectors is None:
-        return None
-    return sharding.constrain(lm_head.logits(vectors), axes)
-
-
 @flax.struct.dataclass
 class LMOutput(ModelOutput):
     """Output of a language model: hidden vectors, and an output layer to compute logits from them."""
@@ -165,11 +150,6 @@ class Model(nn.Module):
     `Classifier.pooling`).
     """
 
-    is_speller: ClassVar[bool] = False
-    """Whether the model spells the speech in waveforms: its logits have one entry per character, for each frame of a
-    sound (CTC).
-    """
-
     if TYPE_CHECKING:
         # Linen's own declaration also returns the collections that a call changes, which no model has.
         def apply(
@@ -212,6 +192,12 @@ class Model(nn.Module):
     def fixed_sizes(self) -> dict[str, int]:
         """Returns the lengths of input axes that are the same in every call, such as the height of images, keyed by the
         letters of the axes (`InputSpec.axes`).
+        """
+        return {}
+
+    def least_sizes(self) -> dict[str, int]:
+        """Returns the minimum lengths of input axes that have one above 1, such as the number of samples of a waveform,
+        keyed by the letters of the axes (`InputSpec.axes`).
         """
         return {}
 

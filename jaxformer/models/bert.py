@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jaxformer.errors import InputError
 from jaxformer.layers.block import BlockInputs, take
 from jaxformer.layers.embeddings import Embeddings, vocabulary
-from jaxformer.layers.linear import DType, Linear, LMHead
+from jaxformer.layers.linear import DType, Linear, LMHead, decoded
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Activation, activation
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, fresh
-from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput, decoded
+from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
 

@@ -127,6 +127,10 @@ class SpeechEncoder(Model):
         masked = {"masked": MASKED} if self.has_mask_embedding else {}
         return {"samples": SAMPLES, "sample_mask": SAMPLE_MASK} | masked
 
+    def least_sizes(self) -> dict[str, int]:
+        """Returns the minimum number of samples per waveform, `u`, from which one frame is computed."""
+        return {"u": self.framing.window}
+
     def stacks(self) -> dict[str, Transformer]:
         """Returns the stack of Transformer blocks, keyed by its field name."""
         return {"transformer": self.transformer}
@@ -213,8 +217,10 @@ class SpeechEncoder(Model):
         x = self._dropout(self.projection(features), self.feature_dropout, train)
         if masked is not None:
             x = jnp.where(masked[..., None] > 0, self.mask_vector.astype(x.dtype), x)
-        frames, mask = jnp.full(len(x), x.shape[1], jnp.int32), None
-        if lengths is not None:
+        mask = None
+        if lengths is None:
+            frames = jnp.full(x.shape[:1], x.shape[1], jnp.int32)
+        else:
             frames = jnp.maximum(0, self.framing.frames(lengths))
             real = (jnp.arange(x.shape[1]) < frames[:, None]).astype(jnp.int32)
             x = jnp.where(real[..., None] > 0, x, 0)

@@ -41,7 +41,7 @@ class SpeechContrast(Objective[Wav2Vec2]):
             raise InputError(f"objective.temperature={self.temperature}: expected above 0")
 
     def check_model(self, model: Model) -> None:
-        if not {"samples", "masked"} <= model.inputs().keys() or model.is_speller or not hasattr(model, "quantizer"):
+        if not {"samples", "masked"} <= model.inputs().keys() or not hasattr(model, "quantizer"):
             raise self.wrong_model(model, "a Wav2Vec2")
 
     def check(self, model: Wav2Vec2, row: Mapping[str, Any]) -> None:

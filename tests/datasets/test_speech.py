@@ -101,7 +101,10 @@ def test_verses_are_spoken_in_an_order_of_their_own(tmp_path, monkeypatch):
     assert [one["text"] for one in validation] == ["A held-out verse."]
     assert validation[0]["audio"] == f"RIFFA held-out verse.{validation[0]['voice']}".encode() + b"\xff"
     assert list(validation[0]["phonemes"]) == ["a", ""] and list(validation[0]["phoneme_starts"]) == [0.0, 0.5]
-    assert {config.name for config in spoken.Builder.BUILDER_CONFIGS} >= {"web", "de-10h", "ru-1h-voices"}
+    short = spoken.verses(CHAPTERS["train"], ("a",), max_characters=12)
+    assert {one["text"] for one in short} == {"One verse."} and short[0]["name"].endswith(":1")
+    names = {config.name for config in spoken.Builder.BUILDER_CONFIGS}
+    assert names >= {"web", "de-10h", "ru-1h-voices", "web-10h-short"}
 
 
 def test_without_espeak_ng_a_line_says_what_to_install(tmp_path, monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.export
 import numpy as np
 import pytest
 import small_speech
@@ -9,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 import jaxformer as jf
 from jaxformer.errors import InputError
+from jaxformer.interop.huggingface import parameters
 from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.models import load
 from jaxformer.interop.parity.certificate import JSON
@@ -59,6 +62,27 @@ def test_an_export_is_what_was_imported(theirs, imported):
     again = jf.from_pretrained(out)
     assert again.objective == run.objective and again.model == run.model
     assert again.tokenizer.pieces == run.tokenizer.pieces
+
+
+@pytest.mark.slow
+def test_a_recognizer_is_exported_as_programs(theirs, imported):
+    """Both programs take waveforms of any length. The export to ONNX compares its outputs with those here."""
+    if "hubert" in str(theirs):
+        pytest.skip("its programs are those of wav2vec 2.0")
+    pytest.importorskip("onnxruntime")
+    run = jf.open_run(imported)
+    assert jf.export_onnx(run, theirs.parent / "onnx").startswith("outputs differ by")
+    page = (theirs.parent / "onnx" / "README.md").read_text()
+    assert "sounds (batch_size), each of 40 samples (sequence_length) or more" in page
+    jf.export_stablehlo(run, theirs.parent / "stablehlo")
+    program = jax.export.deserialize(bytearray((theirs.parent / "stablehlo" / "model.stablehlo").read_bytes()))
+    samples, mask = (
+        np.stack([small_speech.waveform(0.02, 1), small_speech.waveform(0.02, 2)]),
+        np.ones((2, 320), np.uint8),
+    )
+    found = jax.jit(program.call)(parameters.flat(run.params), samples, mask)
+    expected = jax.jit(lambda params: run.model.apply({"params": params}, samples, mask).logits)(run.params)
+    np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
 
 
 def test_older_checkpoints_have_other_names_of_weight_norm(tmp_path):

@@ -18,7 +18,8 @@ Verses of the Bible, read by the speech synthesizer espeak-ng when the data set 
 espeak-ng`). The texts are those of the data set `bible`: `spoken_bible/web` (World English Bible), `kjv` (King James
 Version), `de`, `fr`, `es`, `it` and `ru`. A config such as `web-10h` contains 10 hours for training, and a twentieth of
 this for validation: verses in an order that a digest determines. Configs that end in `-voices` are read by four voices,
-others by one. The verses of 60 chapters, evenly spaced over the books, are held out for validation.
+others by one. Configs that end in `-short` only contain verses of up to 100 characters, with which a small model is
+trained faster. The verses of 60 chapters, evenly spaced over the books, are held out for validation.
 
 An example is a verse: `audio` (a WAV file with 22,050 samples per second), `text`, `name` (such as "Genesis 1:1", with
 the number of the verse in its chapter), `voice`, `phonemes` in IPA (an empty string is a pause) and `phoneme_starts` in
@@ -33,6 +34,7 @@ VARIANTS = ("", "+f2", "+m3", "+f4")
 """Variants of a voice that read a config which ends in `-voices`."""
 HOURS = (1, 2, 5, 10, 20, 50)
 """Numbers of hours for training. There are configs for each."""
+_SHORT = 100
 _VALIDATION_SHARE = 20
 
 
@@ -46,16 +48,32 @@ class SpokenConfig(tfds.core.BuilderConfig):
     """Number of hours for training. If None, all verses are read."""
     voices: tuple[str, ...] = ()
     """Names of the voices of espeak-ng. A digest determines which of them reads a verse."""
+    max_characters: int | None = None
+    """Maximum number of characters of a verse. Longer verses are left out. If None, there is no maximum."""
 
 
 def _configs() -> Iterator[SpokenConfig]:
     for edition, voice in EDITIONS.items():
         for hours in (None, *HOURS):
             length, amount = ("", "all verses") if hours is None else (f"-{hours}h", f"{hours} hours")
-            for ending, voices in (("", (voice,)), ("-voices", tuple(voice + variant for variant in VARIANTS))):
-                name = f"{edition}{length}{ending}"
-                text = f"{amount} of {edition} in {len(voices)} voice{'s' * (len(voices) > 1)}"
-                yield SpokenConfig(name=name, description=text, edition=edition, hours=hours, voices=voices)
+            name, text, one = f"{edition}{length}", f"{amount} of {edition}", (voice,)
+            several = tuple(voice + variant for variant in VARIANTS)
+            yield SpokenConfig(name=name, description=text, edition=edition, hours=hours, voices=one)
+            yield SpokenConfig(
+                name=f"{name}-voices",
+                description=f"{text}, in four voices",
+                edition=edition,
+                hours=hours,
+                voices=several,
+            )
+            yield SpokenConfig(
+                name=f"{name}-short",
+                description=f"{text}, short verses",
+                edition=edition,
+                hours=hours,
+                voices=one,
+                max_characters=_SHORT,
+            )
 
 
 class Builder(RecordingsBuilder):
@@ -82,22 +100,25 @@ class Builder(RecordingsBuilder):
         share = {"train": 1.0, "validation": 1 / _VALIDATION_SHARE}
         hours = {split: None if config.hours is None else share[split] * config.hours for split in splits}
         return {
-            split: self._generate_examples(read(verses(documents, config.voices), hours[split]))
+            split: self._generate_examples(read(verses(documents, config.voices, config.max_characters), hours[split]))
             for split, documents in splits.items()
         }
 
 
-def verses(documents: Iterable[dict], voices: tuple[str, ...]) -> list[dict]:
+def verses(documents: Iterable[dict], voices: tuple[str, ...], max_characters: int | None = None) -> list[dict]:
     """Returns a dict for each verse, in an order that a digest determines: `text`, `name` (title of the chapter and
     number of the verse in it) and `voice`.
 
     Args:
       documents: chapters, as dicts with `title` and `sentences`.
       voices: names of voices of espeak-ng. The digest chooses one of them for each verse.
+      max_characters: maximum number of characters of a verse. If None, there is no maximum.
     """
     found = []
     for document in documents:
         for number, text in enumerate(document["sentences"], 1):
+            if max_characters is not None and len(text) > max_characters:
+                continue
             name = f"{document['title']}:{number}"
             digest = int(hashlib.sha256(name.encode()).hexdigest(), 16)
             found.append((digest, {"text": text, "name": name, "voice": voices[digest % len(voices)]}))

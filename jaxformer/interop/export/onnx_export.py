@@ -125,7 +125,11 @@ def _write_readme(
 ) -> None:
     config = read_json(folder / CONFIG)
     token = int(not config.get("pad_token_id"))  # Any token except padding.
-    images = any("pixel_values" in program.arguments for program in found.values())
+    images, sounds = (
+        any(name in program.arguments for program in found.values()) for name in ("pixel_values", "input_values")
+    )
+    beside = "the images' preparation" if images else "the tokenizer"
+    beside += " and the sounds' preparation" * sounds
     names = ", ".join(f"`{HOME}/{name}.onnx`" for name in found)
     architecture = config["architectures"][0]
     page = README.format(
@@ -135,22 +139,30 @@ def _write_readme(
         example=CALL.format(home=HOME) + (ANSWERING.format(token=token) if len(found) > 1 else _example(found, token)),
         clients=CLIENTS.format(
             config="`config.json`",
-            beside="the images' preparation" if images else "the tokenizer",
+            beside=beside,
             problem=""
             if problem is None
             else f"\nThe parameters are not those of transformers' `{architecture}`, whose arguments and outputs the "
             f"programs have: {problem}.",
         ),
         tables="".join(_table(name, found[name], sessions[name]) for name in found),
-        many="images (batch_size)" if images else f"rows (batch_size), each of up to {run.model.max_length:,} tokens",
+        many=_rows_of(run, images, sounds),
         comparison=comparison,
     )
     (folder / "README.md").write_text(page, encoding="utf-8")
 
 
+def _rows_of(run: Run, images: bool, sounds: bool) -> str:
+    """Describes the batches that the exported programs accept: images, sounds, or texts if both are False."""
+    if sounds:
+        return f"sounds (batch_size), each of {run.model.least_sizes()['u']:,} samples (sequence_length) or more"
+    return "images (batch_size)" if images else f"rows (batch_size), each of up to {run.model.max_length:,} tokens"
+
+
 def _example(found: Mapping, token: int) -> str:
     """Formats example Python code that calls an exported program with constant arrays and an empty key-value cache."""
-    (name, program), sizes = *found.items(), {"batch_size": 2, "sequence_length": 8, "past_sequence_length": 0}
+    (name, program), sizes = *found.items(), {"batch_size": 2, "past_sequence_length": 0}
+    sizes["sequence_length"] = 16_000 if "input_values" in program.arguments else 8
     sizes["past_sequence_length + sequence_length"] = 8
     lines, cached = [], {}
     for argument, spec in program.arguments.items():

@@ -27,6 +27,7 @@ from jaxformer.interop.export.onnx_programs import (
 )
 from jaxformer.interop.export.stablehlo_program import portable
 from jaxformer.interop.huggingface import parameters
+from jaxformer.interop.huggingface.families import bridge_of
 from jaxformer.interop.parity import lines
 from jaxformer.interop.parity.hard_strings import HARD_STRINGS
 from jaxformer.runs.run import Run
@@ -144,10 +145,15 @@ IMAGE_INPUTS = ("pixel_values", "noise")
 
 
 def _inputs(run: Run, found: Mapping[str, Program]) -> Iterator[TestBatch]:
-    """Yields test inputs on which the ONNX model is compared with the JAX model: two batches of random images for an
-    image model, or one batch of texts with padding and one with a single long text.
+    """Yields test inputs on which the ONNX model is compared with the JAX model: batches of random waveforms for a
+    speech model, two batches of random images for an image model, or one batch of texts with padding and one with a
+    single long text.
     """
     rng, model = np.random.default_rng(0), run.model
+    bridge = bridge_of(model)
+    if waveforms := bridge.random_inputs(model, rng):
+        yield from (TestBatch(name, bridge.call_arguments(model, arrays), None) for name, arrays in waveforms)
+        return
     if SINGLE in found and "pixel_values" in (arguments := found[SINGLE].arguments):
         for name, scale in (("within range", 1.0), ("out of distribution", 10.0)):
             shapes = {key: [ROWS, *map(int, arguments[key].axes[1:])] for key in IMAGE_INPUTS if key in arguments}

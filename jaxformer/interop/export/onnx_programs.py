@@ -83,14 +83,17 @@ def apply(model: Model, params: Mapping[str, jax.Array], *arrays: Any, **named: 
 
 def _limits(model: Model, *axes: str) -> tuple[str, ...]:
     limits = model.text_limits
-    return () if limits is None else tuple(f"{axis} <= {limits.max_length}" for axis in axes)
+    if limits is not None:
+        return tuple(f"{axis} <= {limits.max_length}" for axis in axes)
+    return tuple(f"{axis} >= {least}" for least in model.least_sizes().values() for axis in axes)
 
 
 def _arguments(model: Model) -> dict[str, Argument]:
     """Returns the specifications of the arguments of a program without a key-value cache, keyed by the argument names
     that the transformers library uses, in the order of the model's inputs.
     """
-    names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH} | model.fixed_sizes()
+    names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH, "u": LENGTH}
+    sizes |= model.fixed_sizes()
     found = {}
     for name, spec in stablehlo_program.arguments(model).items():
         axes, dtype, meaning = spec.axes, spec.dtype, MEANINGS.get(name, spec.meaning)

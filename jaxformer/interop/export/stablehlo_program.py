@@ -20,6 +20,8 @@ from jaxformer.runs import run as runs
 from jaxformer.runs.run import Run
 
 PROGRAM, WEIGHTS = "model.stablehlo", "params.npz"
+EXAMPLE_SIZES = {"b": 2, "u": 16_000}
+"""Lengths of input axes in the example of the README, keyed by the letters of the axes. Other axes have length 8."""
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 """Platforms that an exported program can run on."""
 README = """# {kind} as a StableHLO program
@@ -94,6 +96,7 @@ def forward_pass(model: Model, params: Mapping[str, Any], dtype: DType) -> jax.e
     letters = sorted({letter for spec in specs.values() for letter in spec.axes} - sizes.keys())
     limits = {specs[name].axes[1]: limit.max_length for name, limit in model.token_inputs().items()}
     constraints = [f"{letter} <= {length}" for letter, length in limits.items()]
+    constraints += [f"{letter} >= {length}" for letter, length in model.least_sizes().items()]
     sizes |= zip(letters, jax.export.symbolic_shape(", ".join(letters), constraints=constraints), strict=True)
 
     def forward(params, *arrays):
@@ -116,11 +119,17 @@ def arguments(model: Model) -> dict[str, InputSpec]:
     keyed by name.
 
     Raises:
-      InputError: If `model` is not a `Model`.
+      InputError: If `model` is not a `Model`, or is given masks of the frames of waveforms.
     """
     if not isinstance(model, Model):
         raise InputError(f"model={type(model).__name__}: expected a model of text or of images for --format stablehlo")
-    return {name: spec for name, spec in model.inputs().items() if spec.exported}
+    specs = {name: spec for name, spec in model.inputs().items() if spec.exported}
+    if {"u", "t"} <= {letter for spec in specs.values() for letter in spec.axes}:
+        raise InputError(
+            f"model={type(model).__name__}: masked frames of waveforms cannot be an argument of an exported program; "
+            "expected a recognizer of speech, such as Wav2Vec2Ctc"
+        )
+    return specs
 
 
 def portable(model: Model) -> Model:
@@ -152,13 +161,22 @@ def _stored(path: str, array: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return array.view(np.uint16) if dtype == BFLOAT16 else array
 
 
+def _rows(model: Model) -> str:
+    """Describes the batches that an exported program accepts."""
+    least = model.least_sizes().get("u")
+    if least is not None:
+        return f"waveforms (b), each of {least:,} samples (u) or more"
+    limits = model.text_limits
+    return "images (b)" if limits is None else f"rows (b), each of up to {limits.max_length:,} tokens"
+
+
 def _readme(model: Model, params: Mapping[str, np.ndarray], dtype: DType, exported: jax.export.Exported) -> str:
     specs, fixed = arguments(model), model.fixed_sizes()
-    longest = min((limit.max_length for limit in model.token_inputs().values()), default=None)
+    has_tokenizer = bool(model.token_inputs()) or model.output_vocab is not None
     example, rows = [], []
     for name, spec in specs.items():
         fill = "zeros" if "types" in name else "ones"
-        sizes = ", ".join(str(2 if letter == "b" else fixed.get(letter, 8)) for letter in spec.axes)
+        sizes = ", ".join(str(fixed.get(letter, EXAMPLE_SIZES.get(letter, 8))) for letter in spec.axes)
         example.append(f"{name} = np.{fill}(({sizes}), np.{spec.dtype})")
         shape = ", ".join(str(fixed.get(letter, letter)) for letter in spec.axes)
         rows.append(f"| `{name}` | {spec.dtype} [{shape}] | {spec.meaning} |")
@@ -173,8 +191,8 @@ def _readme(model: Model, params: Mapping[str, np.ndarray], dtype: DType, export
         example="\n".join(example),
         names=", ".join(specs),
         arguments="\n".join(rows),
-        rows="images (b)" if longest is None else f"rows (b), each of up to {longest:,} tokens",
+        rows=_rows(model),
         outputs=" and ".join(shapes),
-        beside="" if longest is None else " `tokenizer/` is the tokenizer.",
+        beside=" `tokenizer/` is the tokenizer." if has_tokenizer else "",
         version=jax.__version__,
     )
