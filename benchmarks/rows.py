@@ -96,6 +96,8 @@ def _values(name: str, shape: tuple[int, ...], dtype: Any, experiment, rng: np.r
         return rng.integers(0, len(model.labels), shape)
     if name in ("noise", "log_mel"):
         return rng.random(shape)
+    if name == "samples":
+        return rng.normal(size=shape)
     if name == "boxes":  # Centres, then sizes, as fractions of the image.
         return np.concatenate([rng.uniform(0.3, 0.7, (*shape[:2], 2)), rng.uniform(0.1, 0.5, (*shape[:2], 2))], -1)
     if name == "box_weights":  # Seven objects per image, about the mean of COCO.
@@ -109,7 +111,7 @@ def _values(name: str, shape: tuple[int, ...], dtype: Any, experiment, rng: np.r
         return np.zeros(shape)
     if name == "next_sentence":
         return rng.integers(0, 2, shape)
-    if name.endswith(("weights", "segments", "pixel_mask", "image_size")):
+    if name.endswith(("weights", "segments", "pixel_mask", "sample_mask", "image_size")):
         return np.ones(shape)
     raise ValueError(f"no values for the batch array {name}")
 

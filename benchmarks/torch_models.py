@@ -159,6 +159,12 @@ def whisper(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Mod
     return _network(experiment.model, **special), loss
 
 
+def wav2vec2(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
+    inputs = {"input_values": batch["samples"], "attention_mask": batch["sample_mask"], "labels": batch["targets"]}
+    settings = {"apply_spec_augment": False, "ctc_loss_reduction": "mean"}
+    return _network(experiment.model, **settings), lambda network: network(**inputs).loss
+
+
 def _network(model, **changes: Any) -> torch.nn.Module:
     """Returns the transformers model of the same kind, with random weights. `changes` are fields of its config."""
     import transformers

@@ -11,6 +11,8 @@ and no side freezes parts of the ResNet. Each side has a process of its own, and
 import argparse
 import functools
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 from rows import Row, detr, of_stacks, our_step, segformer, sizes_of, torch_side
 from turns import OURS, Step, alone, compare, conclude, take_turns
@@ -35,23 +37,25 @@ def torch_step(row: Row, compiled: bool) -> Step:
     return lambda: update(forward(model))
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def measure(rows: Sequence[Row], description: str) -> int:
+    """The program of a benchmark of steps here and in PyTorch; its exit status. `description` is that of its help."""
+    name = Path(sys.argv[0]).stem
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
     parser.add_argument("rows", nargs="*", help="measure only these rows")
     parser.add_argument("--turns", type=int, default=7, help="timed steps of each side")
     parser.add_argument("--no_compile", action="store_true", help="leave torch.compile out")
     options = parser.parse_args()
     results = []
-    for row in (row for row in ROWS if not options.rows or row.name in options.rows):
+    for row in (row for row in rows if not options.rows or row.name in options.rows):
         sides = {OURS: functools.partial(our_step, row), "eager": functools.partial(torch_step, row, compiled=False)}
         if not options.no_compile:
             sides["compiled"] = functools.partial(torch_step, row, compiled=True)
         sizes = alone(OURS, sizes_of, row)
         print(f"{row.name}, in {row.unit}:", flush=True)
         seconds = take_turns(sides, options.turns, warm=1)
-        results += compare(f"vision_steps/{row.name}", seconds, GOALS, sizes["units"], sizes["flops"], row.unit)
+        results += compare(f"{name}/{row.name}", seconds, GOALS, sizes["units"], sizes["flops"], row.unit)
     return conclude(results)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(measure(ROWS, __doc__))
