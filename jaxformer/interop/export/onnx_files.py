@@ -209,7 +209,7 @@ def _given(program: Program, rows: TestBatch) -> dict[str, np.ndarray]:
     arrays.
     """
     parts = {"input_ids": "tokens", "attention_mask": "mask", "token_type_ids": "types", "prefix_mask": "types"}
-    return {name: rows.arrays[parts.get(name, name)] for name in program.arguments}
+    return {name: rows.arrays[name if name in rows.arrays else parts[name]] for name in program.arguments}
 
 
 def _computed(run: Run, found: Mapping[str, Program], sessions: Sessions, rows: TestBatch) -> Iterator[Arrays]:
