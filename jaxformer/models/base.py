@@ -149,6 +149,8 @@ class Model(nn.Module):
     """Whether the model classifies text: its logits have one entry per label, for each text or for each token (see
     `Classifier.pooling`).
     """
+    is_speller: ClassVar[bool] = False
+    """Whether the model predicts a character or a blank for each frame of a sound (CTC)."""
 
     if TYPE_CHECKING:
         # Linen's own declaration also returns the collections that a call changes, which no model has.

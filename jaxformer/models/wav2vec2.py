@@ -37,6 +37,8 @@ class Wav2Vec2Ctc(SpeechEncoder):
     have the same paths as those of `Wav2Vec2` and `Hubert`.
     """
 
+    is_speller: ClassVar[bool] = True
+
     vocab: int | None = 32
     """Vocabulary size, including the blank. It must be at least the number of tokens of the tokenizer. If None, a
     training run sets it to the tokenizer's number of tokens.

@@ -42,7 +42,7 @@ class Ctc(Objective[Wav2Vec2Ctc]):
         fields.at_least("objective.scored", self.scored, 0)
 
     def check_model(self, model: Model) -> None:
-        if model.output_vocab is None:
+        if not model.is_speller:
             raise self.wrong_model(model, "a Wav2Vec2Ctc")
 
     def check(self, model: Wav2Vec2Ctc, row: Mapping[str, Any]) -> None:
