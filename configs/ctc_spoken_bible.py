@@ -6,7 +6,7 @@
 
 The data set is read aloud when it is prepared (`apt-get install espeak-ng`, `pip install 'jaxformer[audio]'`): ten
 hours of verses of up to 100 characters for training, in one voice. Sounds have 8,000 samples per second, half as many
-as those of wav2vec 2.0, and a frame is computed every 25 ms. A language model is trained on texts, here on the verses
+as those of wav2vec 2.0, and a frame is computed every 20 ms. A language model is trained on texts, here on the verses
 of the training chapters:
 
     import jaxformer as jf
@@ -18,12 +18,12 @@ Not run yet.
 
 import jaxformer as jf
 
-FRAMING = jf.data.Framing(kernels=(10, 8, 3, 3, 2), strides=(5, 5, 2, 2, 2))
+FRAMING = jf.data.Framing(kernels=(10, 5, 3, 3, 2), strides=(4, 5, 2, 2, 2))
 
 experiment = jf.Experiment(
     model=jf.models.Wav2Vec2Ctc(
         jf.models.speech_stack(144, 6, 4, norm_position="before", dropout=0.0, attention_dropout=0.0),
-        widths=(64, 128, 128, 144, 144),
+        widths=(32, 96, 128, 144, 144),
         framing=FRAMING,
         convolution_norm="layer",
         position_taps=32,
@@ -35,7 +35,7 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("spoken_bible/web-10h-short", split="train"),
         validation=jf.data.Tfds("spoken_bible/web-10h-short", split="validation"),
         task=jf.data.SpelledSpeech(
-            audio=jf.data.WaveformField(seconds=8, rate=8000),
+            audio=jf.data.WaveformField(seconds=7, rate=8000),
             framing=FRAMING,
             text=jf.data.CharacterField(length=128),
         ),
@@ -43,8 +43,8 @@ experiment = jf.Experiment(
         workers=1,
     ),
     tokenizer=jf.tokenizers.Characters(),
-    optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=1.5e-3, warmup=200, decay="cosine")),
-    steps=3000,
+    optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=1.5e-3, warmup=150, decay="cosine")),
+    steps=2400,
     evaluation=jf.Evaluation(every=300, batches=12),
     checkpoint=jf.Checkpoint(every=300, best="wer"),
 )

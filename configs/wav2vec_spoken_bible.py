@@ -3,7 +3,7 @@
     python train.py configs/wav2vec_spoken_bible.py --workdir runs/wav2vec_spoken_bible
     python train.py configs/wav2vec_spoken_bible_finetune.py --workdir runs/wav2vec_spoken_bible_finetune
 
-The encoder is that of `ctc_spoken_bible`. Half of the frames are masked, in spans of 250 ms, and the model chooses the
+The encoder is that of `ctc_spoken_bible`. Half of the frames are masked, in spans of 200 ms, and the model chooses the
 quantized frame among 50 others of the same sound. The second command fine-tunes it with a tenth of the transcripts.
 
 Not run yet.
@@ -11,12 +11,12 @@ Not run yet.
 
 import jaxformer as jf
 
-FRAMING = jf.data.Framing(kernels=(10, 8, 3, 3, 2), strides=(5, 5, 2, 2, 2))
+FRAMING = jf.data.Framing(kernels=(10, 5, 3, 3, 2), strides=(4, 5, 2, 2, 2))
 
 experiment = jf.Experiment(
     model=jf.models.Wav2Vec2(
         jf.models.speech_stack(144, 6, 4, norm_position="before"),
-        widths=(64, 128, 128, 144, 144),
+        widths=(32, 96, 128, 144, 144),
         framing=FRAMING,
         convolution_norm="layer",
         position_taps=32,
@@ -29,7 +29,7 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("spoken_bible/web-10h-short", split="train"),
         validation=jf.data.Tfds("spoken_bible/web-10h-short", split="validation"),
         task=jf.data.MaskedSpeech(
-            audio=jf.data.WaveformField(seconds=8, rate=8000, crop="random"), framing=FRAMING, negatives=50
+            audio=jf.data.WaveformField(seconds=7, rate=8000, crop="random"), framing=FRAMING, negatives=50
         ),
         batch=16,
         workers=1,

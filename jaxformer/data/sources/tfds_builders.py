@@ -11,6 +11,7 @@ import os
 import pkgutil
 import re
 import socket
+import sys
 import types
 import urllib.parse
 import urllib.request
@@ -227,7 +228,7 @@ def _prepare(builder: Any, name: str) -> None:
     # Without a network, TFDS would retry each file for 200 seconds.
     downloader.MAX_RETRIES = retries if _in_reach(builder.url_infos or ()) else 0
     try:
-        with _archives_without_tensorflow():
+        with _without_tensorflow():
             builder.download_and_prepare(file_format=FORMAT, download_config=config)
     except InputError:
         raise
@@ -240,22 +241,25 @@ def _prepare(builder: Any, name: str) -> None:
 
 
 @contextlib.contextmanager
-def _archives_without_tensorflow() -> Iterator[None]:
-    """Context manager that lets TFDS open archives with Python's `open` if TensorFlow is not installed. TFDS would
-    otherwise open them with TensorFlow.
+def _without_tensorflow() -> Iterator[None]:
+    """Context manager that lets TFDS open archives with Python's `open`, and keep all examples of a split in memory
+    until they are written, if TensorFlow is not installed. TFDS would otherwise open archives, and the files to which
+    it moves more than a gigabyte of examples, with TensorFlow.
     """
+    from tensorflow_datasets.core import shuffle
     from tensorflow_datasets.core.download import extractor
 
     if importlib.util.find_spec("tensorflow"):
         yield
         return
-    before = extractor.tf
+    before, most = extractor.tf, shuffle.MAX_MEM_BUFFER_SIZE
+    shuffle.MAX_MEM_BUFFER_SIZE = sys.maxsize
     gfile, compat = types.SimpleNamespace(GFile=open), types.SimpleNamespace(as_text=str)
     extractor.tf = types.SimpleNamespace(io=types.SimpleNamespace(gfile=gfile), compat=compat)
     try:
         yield
     finally:
-        extractor.tf = before
+        extractor.tf, shuffle.MAX_MEM_BUFFER_SIZE = before, most
 
 
 def _elsewhere(name: str, with_beam: bool) -> str:

@@ -44,7 +44,7 @@ class Mfcc:
         centered = samples[self.framing.window // 2 :]
         centered = np.pad(centered, (0, max(0, frames * self.framing.hop - len(centered))))
         log_mel = LogMel(self.mels, self.rate, self.framing.window, self.framing.hop)(centered)[:frames]
-        features = scipy.fft.dct(log_mel, norm="ortho", axis=1)[:, :COEFFICIENTS]
+        features = np.asarray(scipy.fft.dct(log_mel, norm="ortho", axis=1))[:, :COEFFICIENTS]
         parts = [features]
         for _ in range(2):
             parts.append(np.gradient(parts[-1], axis=0) if frames > 1 else np.zeros_like(features))

@@ -76,7 +76,7 @@ def compare_spellings(sides: Sides) -> Iterator[Line]:
         answers = sides.predict(paths)
     ours = [samples[mask > 0] for samples, mask in zip(arrays["samples"], arrays["sample_mask"], strict=True)]
     theirs = [one.input_values[0].numpy() for one in given]
-    yield line("features", f"{len(paths)} sounds", np.concatenate(ours), np.concatenate(theirs))
+    yield line("features", f"{len(paths)} sounds", list(np.concatenate(ours)), list(np.concatenate(theirs)))
     texts = []
     for one in given:
         with torch.no_grad():
