@@ -70,7 +70,9 @@ if TYPE_CHECKING:
     from jaxformer.data.transforms.clusters import Mfcc as Mfcc
     from jaxformer.data.transforms.clusters import fit_clusters as fit_clusters
     from jaxformer.data.transforms.framing import Framing as Framing
+    from jaxformer.data.transforms.griffin_lim import griffin_lim as griffin_lim
     from jaxformer.data.transforms.image import Augmentation as Augmentation
+    from jaxformer.data.transforms.log_mel import SPOKEN as SPOKEN
     from jaxformer.data.transforms.log_mel import LogMel as LogMel
     from jaxformer.data.transforms.scale_jitter import ScaleJitter as ScaleJitter
     from jaxformer.data.transforms.span_masking import SpanMasking as SpanMasking
@@ -118,9 +120,10 @@ else:
             "data.tasks.waveforms": ("ClusteredSpeech", "MaskedSpeech", "SpelledSpeech"),
             "data.transforms.clusters": ("Clusters", "Mfcc", "fit_clusters"),
             "data.transforms.framing": ("Framing",),
+            "data.transforms.griffin_lim": ("griffin_lim",),
             "data.transforms.image": ("Augmentation",),
             "data.transforms.scale_jitter": ("ScaleJitter",),
-            "data.transforms.log_mel": ("LogMel",),
+            "data.transforms.log_mel": ("SPOKEN", "LogMel"),
             "data.transforms.span_masking": ("SpanMasking",),
             "data.transforms.text": ("TextAugmentation",),
         },

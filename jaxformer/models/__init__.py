@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jaxformer.models.detr import Detr as Detr
     from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from jaxformer.models.gpt import Gpt as Gpt
+    from jaxformer.models.hifi_gan import HifiGan as HifiGan
     from jaxformer.models.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
     from jaxformer.models.segformer import SegFormer as SegFormer
     from jaxformer.models.segformer import segformer_stage as segformer_stage
@@ -45,6 +46,7 @@ else:
             "models.detr": ("Detr",),
             "models.encoder_decoder": ("EncoderDecoder",),
             "models.gpt": ("Gpt",),
+            "models.hifi_gan": ("HifiGan",),
             "models.masked_autoencoder": ("MaskedAutoencoder",),
             "models.segformer": ("SegFormer", "segformer_stage"),
             "models.segmenter": ("Segmenter",),

@@ -152,6 +152,10 @@ class Model(nn.Module):
     is_speller: ClassVar[bool] = False
     """Whether the model predicts a character or a blank for each frame of a sound (CTC)."""
 
+    is_vocoder: ClassVar[bool] = False
+    """Whether the model converts log-mel spectrograms to sounds, so that models which predict spectrograms can use it.
+    """
+
     if TYPE_CHECKING:
         # Linen's own declaration also returns the collections that a call changes, which no model has.
         def apply(

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from small_whisper import RATE, sound
 
-from jaxformer.data.transforms.log_mel import LogMel, mel_filters
+from jaxformer.data.transforms.log_mel import SPOKEN, LogMel, mel_filters
+from jaxformer.errors import InputError
 
 SOUNDS = {
     "speech-like": sound(2.3),
@@ -44,3 +45,24 @@ def test_parts_of_a_long_sound_are_computed_alike(monkeypatch):
     monkeypatch.setattr("jaxformer.data.transforms.log_mel.PART", 13)
     np.testing.assert_allclose(LogMel()(samples), whole, atol=1e-6)
     assert len(whole) == LogMel().frames(1.7) == 170
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SOUNDS)
+def test_features_for_synthesis_are_those_of_transformers(name):
+    transformers = pytest.importorskip("transformers")
+    samples = SOUNDS[name]
+    if len(samples) <= SPOKEN.window // 2:  # transformers cannot mirror it.
+        assert SPOKEN(samples).shape == (3, 80)
+        return
+    extract = transformers.SpeechT5FeatureExtractor()
+    (expected,) = extract(audio_target=samples, sampling_rate=RATE, return_tensors="np")["input_values"]
+    found = SPOKEN(samples)
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    assert len(found) == SPOKEN.frames(len(samples) / RATE)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1.0, np.abs(expected).max()))
+
+
+def test_bands_must_have_a_width():
+    with pytest.raises(InputError, match=r"lowest=8000\.0: expected 0 or more, below log_mel\.highest=8000\.0"):
+        LogMel(lowest=8000.0)
