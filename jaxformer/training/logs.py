@@ -84,7 +84,7 @@ class Meter:
         return states.compute() | {
             "learning_rate": float(self._experiment.optimizer.schedule(self._experiment.steps)(good - 1)),
             "skipped_steps": int(state.skipped),
-            f"{self._unit}{PER_SECOND}": speed,
+            f"{self._unit.replace(' ', '_')}{PER_SECOND}": speed,
             **self._utilization(speed / self._in_step, state),
         }
 
@@ -304,7 +304,7 @@ def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
         f"loss {values['loss']:.4f}",
         f"lr {values['learning_rate']:.2e}",
         f"grad norm {values['gradient_norm']:.3g}",
-        f"{speed:,.0f} {name.removesuffix(PER_SECOND)}/s",
+        f"{speed:,.0f} {name.removesuffix(PER_SECOND).replace('_', ' ')}/s",
     ]
     if UTILIZATION in values:
         parts.append(f"{values[UTILIZATION]:.0%} of peak")

@@ -12,7 +12,7 @@ import tiny
 import jaxformer as jf
 from jaxformer import digests
 from jaxformer.runs.history import read_history
-from jaxformer.training.logs import Logs, summary
+from jaxformer.training.logs import Logs, summary, train_summary
 
 TRAIN = {"loss", "masked_lm_loss", "masked_lm_accuracy", "masked_lm_perplexity", "next_sentence_loss"}
 TRAIN |= {"next_sentence_accuracy", "gradient_norm", "learning_rate", "skipped_steps", "tokens_per_second"}
@@ -139,6 +139,12 @@ def test_a_quiet_run_prints_nothing_and_still_writes(tmp_path, capsys):
         logs.write(1, "train", values(1.0))
     assert capsys.readouterr().out == ""
     assert [line["step"] for line in tiny.metrics(tmp_path)] == [1]
+
+
+def test_a_unit_of_several_words_is_one_word_in_files_only():
+    values = {"loss": 1.0, "learning_rate": 1e-3, "gradient_norm": 2.0, "skipped_steps": 0.0}
+    values["seconds_of_audio_per_second"] = 66.4
+    assert "  66 seconds of audio/s" in train_summary(values, None)
 
 
 def test_a_summary_is_one_line():
