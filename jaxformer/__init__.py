@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from jaxformer.config import Log as Log
     from jaxformer.config import load as load
     from jaxformer.decoding.ctc import CtcSearch as CtcSearch
+    from jaxformer.decoding.flow import Sampling as Sampling
     from jaxformer.decoding.ngrams import Ngrams as Ngrams
     from jaxformer.decoding.settings import Decoding as Decoding
     from jaxformer.decoding.transcribing import Transcribing as Transcribing
@@ -62,6 +63,7 @@ else:
             "classes": ("allow",),
             "config": ("Checkpoint", "Evaluation", "Experiment", "Log", "load"),
             "decoding.ctc": ("CtcSearch",),
+            "decoding.flow": ("Sampling",),
             "decoding.ngrams": ("Ngrams",),
             "decoding.settings": ("Decoding",),
             "decoding.transcribing": ("Transcribing",),

@@ -36,8 +36,12 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="save the answers to this path, texts as JSON and transcripts as its ending says, such as .srt or .vtt",
+        help="save the answers to this path, texts as JSON, transcripts as its ending says, such as .srt or .vtt, and "
+        "images to a folder, a .png or a .html page",
     )
+    drawing = parser.add_argument_group("for models that generate images")
+    drawing.add_argument("--rank-by", "--rank_by", metavar="RUN", help="a run of a CLIP by which images are ordered")
+    drawing.add_argument("--keep", type=int, metavar="N", help="with --rank-by, keep only the best N images per text")
     add_step(parser)
     writing = parser.add_argument_group("for models that generate text; the defaults are those of the run's config")
     hearing = parser.add_argument_group("for models that transcribe sounds")
@@ -59,6 +63,8 @@ def predict(arguments: list[str]) -> None:
     run = run_commands.opened(options.run, step=options.step).with_decoding(**said).with_transcribing(**heard)
     if options.among and options.num_samples > 1:
         raise InputError(f"--num_samples {options.num_samples}: --among samples no answers; leave one of them out")
+    if options.keep is not None and not options.rank_by:
+        raise InputError(f"--keep {options.keep}: needs a run that ranks images; set --rank-by")
     plain = not (options.json or options.out or options.among or options.num_samples > 1)
     if len(texts) == 1 and plain and run.streams:
         for piece in run.stream(texts[0]):
@@ -127,7 +133,13 @@ def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> lis
     texts, num_samples = options.texts, options.num_samples
     asked = [*texts, *filter(None, lines)]
     found = run.rank(asked, options.among) if options.among else run.predict(asked, num_samples)
-    answers = iter(found if num_samples > 1 else [[answer] for answer in found])
+    several = found if num_samples > 1 else [[answer] for answer in found]
+    if options.rank_by:
+        from jaxformer.runs.reranking import reranked
+
+        ranker = run_commands.opened(options.rank_by)
+        several = [reranked(answers, ranker, options.keep) for answers in several]
+    answers = iter(several)
     order = [True] * len(texts) + list(map(bool, lines))
     return [answer for given in order for answer in (next(answers) if given else [None] * num_samples)]
 

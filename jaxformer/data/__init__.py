@@ -45,6 +45,8 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.composed import FieldTask as FieldTask
     from jaxformer.data.tasks.dialogue import Dialogue as Dialogue
     from jaxformer.data.tasks.dialogue import DialogueTemplate as DialogueTemplate
+    from jaxformer.data.tasks.drawing import ImagesFromLabels as ImagesFromLabels
+    from jaxformer.data.tasks.drawing import ImagesFromText as ImagesFromText
     from jaxformer.data.tasks.image_text import ImageTextPairs as ImageTextPairs
     from jaxformer.data.tasks.images import ImageTask as ImageTask
     from jaxformer.data.tasks.images import LabelledImages as LabelledImages
@@ -105,6 +107,7 @@ else:
             "data.tasks.clips": ("ClipTask", "LabelledClips", "MaskedTubes"),
             "data.tasks.dialogue": ("Dialogue", "DialogueTemplate"),
             "data.tasks.composed": ("FieldTask",),
+            "data.tasks.drawing": ("ImagesFromLabels", "ImagesFromText"),
             "data.tasks.image_text": ("ImageTextPairs",),
             "data.tasks.images": ("ImageTask", "LabelledImages", "MaskedPatches"),
             "data.tasks.masked_lm": ("MaskedSentencePairs",),

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING
 from jaxformer import namespaces
 
 if TYPE_CHECKING:
+    from jaxformer.layers.adaptive import AdaGate as AdaGate
+    from jaxformer.layers.adaptive import AdaLayerNorm as AdaLayerNorm
     from jaxformer.layers.attention import Attention as Attention
     from jaxformer.layers.attention_pooling import AttentionPooling as AttentionPooling
     from jaxformer.layers.backbones import PatchBackbone as PatchBackbone
@@ -34,6 +36,7 @@ else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
+            "layers.adaptive": ("AdaGate", "AdaLayerNorm"),
             "layers.attention": ("Attention",),
             "layers.attention_pooling": ("AttentionPooling",),
             "layers.backbones": ("PatchBackbone", "ResNet"),

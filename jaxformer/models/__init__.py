@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from jaxformer.models.clip import ImageTower as ImageTower
     from jaxformer.models.clip import TextTower as TextTower
     from jaxformer.models.clip import siglip as siglip
+    from jaxformer.models.dalle import Dalle as Dalle
     from jaxformer.models.detr import Detr as Detr
+    from jaxformer.models.discrete_vae import DiscreteVae as DiscreteVae
+    from jaxformer.models.dit import Dit as Dit
+    from jaxformer.models.dit import dit_stack as dit_stack
     from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from jaxformer.models.gpt import Gpt as Gpt
     from jaxformer.models.hifi_gan import HifiGan as HifiGan
@@ -43,7 +47,10 @@ else:
             "models.bert": ("Bert",),
             "models.classifier": ("Classifier",),
             "models.clip": ("Clip", "ImageTower", "TextTower", "siglip"),
+            "models.dalle": ("Dalle",),
             "models.detr": ("Detr",),
+            "models.discrete_vae": ("DiscreteVae",),
+            "models.dit": ("Dit", "dit_stack"),
             "models.encoder_decoder": ("EncoderDecoder",),
             "models.gpt": ("Gpt",),
             "models.hifi_gan": ("HifiGan",),

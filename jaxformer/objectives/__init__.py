@@ -9,10 +9,13 @@ if TYPE_CHECKING:
     from jaxformer.objectives.causal_lm import CausalLM as CausalLM
     from jaxformer.objectives.classification import Classification as Classification
     from jaxformer.objectives.ctc import Ctc as Ctc
+    from jaxformer.objectives.discrete_autoencoding import DiscreteAutoencoding as DiscreteAutoencoding
     from jaxformer.objectives.extractive_summarization import ExtractiveSummarization as ExtractiveSummarization
+    from jaxformer.objectives.flow_matching import FlowMatching as FlowMatching
     from jaxformer.objectives.image_classification import ImageClassification as ImageClassification
     from jaxformer.objectives.image_embedding import ImageEmbedding as ImageEmbedding
     from jaxformer.objectives.image_text import ImageTextContrastive as ImageTextContrastive
+    from jaxformer.objectives.image_tokens import ImageTokens as ImageTokens
     from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding as MaskedAutoencoding
     from jaxformer.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxformer.objectives.object_detection import ObjectDetection as ObjectDetection
@@ -35,10 +38,13 @@ else:
             "objectives.causal_lm": ("CausalLM",),
             "objectives.classification": ("Classification",),
             "objectives.ctc": ("Ctc",),
+            "objectives.discrete_autoencoding": ("DiscreteAutoencoding",),
             "objectives.extractive_summarization": ("ExtractiveSummarization",),
+            "objectives.flow_matching": ("FlowMatching",),
             "objectives.image_classification": ("ImageClassification",),
             "objectives.image_embedding": ("ImageEmbedding",),
             "objectives.image_text": ("ImageTextContrastive",),
+            "objectives.image_tokens": ("ImageTokens",),
             "objectives.masked_autoencoding": ("MaskedAutoencoding",),
             "objectives.masked_lm": ("MaskedLM",),
             "objectives.object_detection": ("ObjectDetection",),

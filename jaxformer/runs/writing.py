@@ -21,6 +21,7 @@ from jaxformer.runs.folder import EXPERIMENT, TOKENIZER, Claim, claim, write_at_
 MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
     *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
+    *("objective.sampling", "objective.guidance", "objective.pictures"),
 )
 """Fields of the experiment that may change when a run is resumed, because the parameters trained so far remain
 valid.

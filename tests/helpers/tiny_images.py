@@ -44,10 +44,13 @@ def shrunk(experiment: Experiment) -> dict:
 
 def shrunk_towers(experiment: Experiment) -> dict:
     """The same for a model of images and texts."""
-    towers = ("vision", "text")
-    small = {f"model.{tower}.transformer.{field}": size for tower in towers for field, size in SIZES.items()}
-    small |= {"model.vision.image": 8, "model.vision.patch": 4, "data.task.image.size": 8}
-    small |= {"model.text.vocab": 300, "tokenizer.vocab": 60}
+    stacks = [path.replace("/", ".") for path in experiment.model.stacks()]
+    small = {f"model.{stack}.{field}": size for stack in stacks for field, size in SIZES.items()}
+    parts = [name for name in ("vision", "vae") if hasattr(experiment.model, name)]
+    of_images = ".".join(["model", *parts])
+    small |= {f"{of_images}.image": 8, f"{of_images}.patch": 4, "data.task.image.size": 8}
+    of_text = "model.text" if hasattr(experiment.model, "text") else "model"
+    small |= {f"{of_text}.vocab": 300, "tokenizer.vocab": 60}
     return small | {"data.batch": 8, "data.workers": 0, "steps": 2, "mesh": Mesh(1), "init": None}
 
 

@@ -7,7 +7,9 @@ import jax
 import numpy as np
 import pytest
 from small_bert import small_bert, small_transformer
+from small_dalle import DALLE, VAE
 from small_detr import DETR, WITH_RESNET, YOLOS
+from small_dit import OF_CLASSES, OF_TEXTS
 from small_segmentation import LINEAR, MASKED, SEGFORMER
 from small_speech import FRAMING, SIZES
 from small_speech import STACK as SPEECH
@@ -46,6 +48,10 @@ MODELS = {
     "detr": DETR,
     "detr of a resnet": WITH_RESNET,
     "yolos": YOLOS,
+    "dalle": DALLE,
+    "discrete autoencoder": VAE,
+    "dit of classes": OF_CLASSES,
+    "dit of texts": OF_TEXTS,
     "segmenter": MASKED,
     "segmenter with a linear decoder": LINEAR,
     "segformer": SEGFORMER,

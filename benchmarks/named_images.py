@@ -1,0 +1,70 @@
+"""Whether a CLIP recognizes the names of generated images, for names that no model was trained on.
+
+    python train.py configs/clip_emoji.py --workdir runs/clip
+    python train.py configs/dit_emoji.py --workdir runs/dit_emoji
+    python benchmarks/named_images.py runs/dit_emoji runs/clip --grid grid.png
+
+Draws names from the run's held-out data, generates an image for each, and counts how often the right name is among the
+five that the CLIP finds the most similar. The same is counted for the held-out images themselves, and by chance it is
+5 / names. The grid shows the generated images of the first 64 names.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+
+import jaxformer as jf
+from jaxformer.predictors.pictures import grid
+
+GOAL, FOUND, COLUMNS = 0.4, 5, 8
+"""Goal, number of most similar names that count, and number of columns of the grid."""
+
+
+def held_out(run: jf.Run, count: int, seed: int) -> dict[str, np.ndarray]:
+    """Names of the held-out data in random order, each with one of its images, uint8 [height, width, channels]."""
+    data = run.experiment.data
+    task, documents, found = data.task, data.validation.open(), {}
+    for index in np.random.default_rng(seed).permutation(len(documents)):
+        values = task.read(documents[int(index)])
+        if values["text"] not in found:
+            found[values["text"]] = task.image.prepare([values["image"]])[0].pixels
+        if len(found) == count:
+            break
+    return found
+
+
+def rate(clip: jf.Run, names: list[str], images: list[np.ndarray]) -> float:
+    """Share of the images whose own name is among the `FOUND` most similar names."""
+    vectors = clip.embed([*names, *images])
+    scores = vectors[len(names) :] @ vectors[: len(names)].T
+    better = (scores > np.diag(scores)[:, None]).sum(1)
+    return float((better < FOUND).mean())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run that generates images from texts")
+    parser.add_argument("clip", help="a run of a CLIP")
+    parser.add_argument("--names", type=int, default=50, help="number of held-out names")
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the names")
+    parser.add_argument("--grid", metavar="FILE", help="write a grid of the generated images to this file")
+    options = parser.parse_args()
+    run, clip = jf.open_run(options.run), jf.open_run(options.clip)
+    real = held_out(run, options.names, options.seed)
+    names = list(real)
+    images = [answer.images[0] for answer in run.predict(names)]
+    if options.grid:
+        shown = np.stack(images[: COLUMNS**2])
+        grid([shown[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS)]).save(Path(options.grid))
+    generated, of_real = rate(clip, names, images), rate(clip, names, list(real.values()))
+    print(f"right name among {FOUND} of {len(names)}: generated {generated:.1%}, real {of_real:.1%}")
+    result = {"benchmark": "named_images", "ratio": round(generated, 3), "real": round(of_real, 3), "goal": GOAL}
+    print(json.dumps(result | {"met": generated >= GOAL}))
+    return 0 if generated >= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
