@@ -137,7 +137,8 @@ class Formulas:
         self._experiment, self._topology, self._flops = experiment, topology, model_flops
         self._boxes = jax.tree.leaves(boxed_params(experiment), is_leaf=metadata.is_boxed)
         state = jax.eval_shape(lambda: create(experiment))
-        self._optimizer = _bytes((state.optimizer, state.average)) / _bytes(state.params)
+        kept = state.average if experiment.optimizer.offload else (state.optimizer, state.average)
+        self._optimizer = _bytes(kept) / _bytes(state.params)
         chips = [tuple(map(int, place)) for place in np.ndindex(topology.shape)]
         inside = [place for place in chips for _ in range(topology.chip.devices)]
         self._places: list[DeviceLocation] = [

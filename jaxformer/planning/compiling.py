@@ -10,8 +10,10 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.extend.mlir import ir
 
 from jaxformer.errors import InputError
+from jaxformer.parallel.host_memory import HOST
 from jaxformer.planning.hlo import Program
 from jaxformer.planning.targets import target_config
 from jaxformer.planning.topologies import DeviceLocation, Topology
@@ -32,6 +34,8 @@ VARIABLES = {
 # Without a GPU there is no autotuning, and Triton does not find tile sizes for some matrix products.
 OPTIONS: dict[str, dict[str, str | bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}, "tpu": {}}
 """Maps each platform to the compiler options that planning uses for it."""
+KIND, ALIASED = "mhlo.memory_kind", "tf.aliasing_output"
+"""Names of MLIR attributes: the memory of an argument or a result, and the result that reuses an argument's memory."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -139,14 +143,51 @@ def compile_for(topology: Topology, lowered: jax.stages.Lowered) -> Compiled:
         reports this.
     """
     began = time.monotonic()
+    if topology.chip.platform == "gpu":
+        place_in_host_memory(lowered)
     try:
         compiled = lowered.compile(OPTIONS[topology.chip.platform] or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         raise DoesNotFit(*memory_of(str(error), topology.chip.memory)) from error
-    memory: Any = compiled.memory_analysis()
-    return Compiled(Program.parse(compiled.as_text() or ""), memory.peak_memory_in_bytes, time.monotonic() - began)
+    program = Program.parse(compiled.as_text() or "")
+    return Compiled(program, device_peak(compiled.memory_analysis()), time.monotonic() - began)
+
+
+def place_in_host_memory(lowered: jax.stages.Lowered) -> None:
+    """Places the arguments of a program in host memory whose memory is reused for results in host memory.
+
+    JAX's descriptions of GPUs do not list their memories, so that shardings of arguments lose the memory. Results keep
+    it, because the program copies them there.
+    """
+    module: Any = lowered.compiler_ir("stablehlo")
+    with module.context:
+        main = next(one for one in module.body.operations if one.attributes["sym_name"].value == "main")
+        on_host = [_attribute(result, KIND) == HOST for result in main.attributes["res_attrs"]]
+        arguments = []
+        for argument in main.attributes["arg_attrs"]:
+            values = {one.name: one.attr for one in argument}
+            reused = _attribute(argument, ALIASED)
+            if reused is not None and on_host[reused]:
+                values[KIND] = ir.StringAttr.get(HOST)
+            arguments.append(ir.DictAttr.get(values))
+        main.attributes["arg_attrs"] = ir.ArrayAttr.get(arguments)
+
+
+def _attribute(attributes: Any, name: str) -> Any:
+    return attributes[name].value if name in attributes else None
+
+
+def device_peak(memory: Any) -> float:
+    """Returns the peak memory use in bytes per device of a compiled program. `memory` is the result of
+    `jax.stages.Compiled.memory_analysis`, whose own peak includes arrays in host memory.
+    """
+    on_host = memory.host_argument_size_in_bytes
+    if not on_host + memory.host_temp_size_in_bytes:
+        return memory.peak_memory_in_bytes
+    allocated = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return min(memory.peak_memory_in_bytes - on_host, allocated - memory.alias_size_in_bytes)
 
 
 def memory_of(message: str, capacity: float) -> tuple[float, float]:

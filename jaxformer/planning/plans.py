@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from jaxformer import config
 from jaxformer.config import Experiment
 from jaxformer.errors import InputError
-from jaxformer.parallel import sharding
+from jaxformer.parallel import host_memory, sharding
 from jaxformer.planning import compiling, operations, topologies, traffic
 from jaxformer.planning.compiling import Compiled, DoesNotFit
 from jaxformer.planning.notes import notes as sharding_notes
@@ -56,6 +56,10 @@ class Memory:
     """
     refused: bool = False
     """Whether the compiler rejects the program because it needs too much memory."""
+    host: float = 0.0
+    """Number of bytes per device of the part of the optimizer state that is stored in host memory
+    (`optimizer.offload`). Not included in `optimizer` and `peak`.
+    """
 
     @property
     def fits(self) -> bool:
@@ -227,6 +231,11 @@ def _with_program(base: Plan, compiled: Compiled, mesh: jax.sharding.Mesh) -> Pl
     collectives = traffic.collectives(program, topology, places)
     moved = traffic.memory_bytes(program)
     notes = sharding_notes(base.experiment, topology, mesh, collectives)
+    if base.memory.host:
+        notes.append(
+            "each step copies the optimizer state from host memory and back, which is not part of the times: "
+            f"{base.memory.host / 1e9:.2f} GB a device each way"
+        )
     if loops := program.unknown_loops():
         notes.append(f"{loops} loop(s) of unknown length are counted once")
     return dataclasses.replace(
@@ -246,9 +255,11 @@ def state_memory(experiment: Experiment, topology: Topology, mesh: jax.sharding.
     """
     state, chip = abstract_state(experiment, mesh), topology.chip
     usable = chip.memory * (MOST if chip.platform == "gpu" else 1.0)
-    params = device_bytes(state.params)
-    optimizer = device_bytes((state.optimizer, state.average))
-    return Memory(chip.memory, usable, params, optimizer, device_bytes(abstract_batch(experiment, mesh)), peak=0.0)
+    params, batch = device_bytes(state.params), device_bytes(abstract_batch(experiment, mesh))
+    # Shardings do not say it for GPUs that are not attached (see `compiling.place_in_host_memory`).
+    host = device_bytes(host_memory.offloaded(state.optimizer)) if experiment.optimizer.offload else 0.0
+    optimizer = device_bytes((state.optimizer, state.average)) - host
+    return Memory(chip.memory, usable, params, optimizer, batch, peak=0.0, host=host)
 
 
 def device_bytes(tree: Any) -> float:

@@ -36,6 +36,8 @@ def print_plan(plan: Plan, console: Console) -> None:
     if memory.peak > memory.params and not memory.refused:
         shares["activations and temporaries"] = memory.rest
     console.print("  " + " · ".join(f"{label} {bytes_text(size)}" for label, size in shares.items()))
+    if memory.host:
+        console.print(f"  in host memory, for each device: optimizer {bytes_text(memory.host)}")
     again = plan.flops / plan.model_flops - 1
     more = f"; {again:.0%} more in the program, much of it computed again" if again > 0.005 else ""
     console.print(f"operations: {operations_text(plan.model_flops)} a step{more}")
@@ -164,6 +166,7 @@ def plan_json(plan: Plan) -> dict[str, Any]:
             "parameters": memory.params,
             "optimizer": memory.optimizer,
             "batch": memory.batch,
+            "in_host_memory": memory.host,
             "activations_and_temporaries": None if memory.refused else memory.rest,
         },
         "operations_a_step": {"model": plan.model_flops, "program": plan.flops},

@@ -22,6 +22,7 @@ MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
     *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
     *("objective.sampling", "objective.guidance", "objective.pictures"),
+    "optimizer.offload",
 )
 """Fields of the experiment that may change when a run is resumed, because the parameters trained so far remain
 valid.

@@ -19,7 +19,7 @@ from jaxformer.data.pipeline import loader
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.metrics.means import Mean
-from jaxformer.parallel import sharding
+from jaxformer.parallel import host_memory, sharding
 from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display, phase
 from jaxformer.runs import data_record, writing
@@ -67,19 +67,24 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
     finite = jnp.isfinite(norm)
     transform = experiment.optimizer.transform(experiment.steps, parameter_info(experiment))
 
+    offload = experiment.optimizer.offload
+
     def update(params, optimizer, average):
+        optimizer = host_memory.to_device(optimizer) if offload else optimizer
         updates, optimizer = transform.update(gradient, optimizer, params)
+        optimizer = host_memory.to_host(optimizer) if offload else optimizer
         params = optax.apply_updates(params, updates)
         decay = experiment.optimizer.ema
         if decay is not None:
             average = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, average, params)
         return params, optimizer, average
 
+    def keep(params, optimizer, average):
+        return params, host_memory.to_host(optimizer) if offload else optimizer, average
+
     # A condition, not a choice between two results, lets the donated arrays be updated in place.
     trained, frozen = split_frozen(experiment, state.params)
-    trained, optimizer, average = jax.lax.cond(
-        finite, update, lambda *before: before, trained, state.optimizer, state.average
-    )
+    trained, optimizer, average = jax.lax.cond(finite, update, keep, trained, state.optimizer, state.average)
     skipped = 1 - finite.astype(jnp.int32)
     after = TrainState(
         step=state.step + 1,
@@ -196,6 +201,8 @@ def fit(
     check_experts(experiment, mesh)
     check_positions(experiment, mesh)
     check_pipeline(experiment, mesh)
+    if experiment.optimizer.offload:
+        host_memory.check(mesh, "optimizer.offload=True")
     experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
 

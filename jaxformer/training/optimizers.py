@@ -101,6 +101,10 @@ class Optimizer:
     """Learning rate of each block, divided by that of the next block towards the output (Clark et al. 2020). Heads have
     the full learning rate, embeddings the lowest.
     """
+    offload: bool = False
+    """Whether the optimizer state, such as Adam's moments, is stored in host memory between updates. Each update copies
+    it to the device and back, which takes time, but it does not occupy device memory together with the activations.
+    """
 
     def __post_init__(self):
         fields.check(self)

@@ -4,6 +4,7 @@ Some parameters may be frozen (`optimizer.freeze`, `lora`): they have no gradien
 average. With LoRA, the parameters of a run are the model's parameters and the adapters; `model_params` merges them.
 """
 
+import dataclasses
 from typing import Any
 
 import flax.linen as nn
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.lanes import empty_batch
 from jaxformer.errors import InputError
-from jaxformer.parallel import metadata, sharding
+from jaxformer.parallel import host_memory, metadata, sharding
 from jaxformer.parallel.parameter_shards import state_shardings
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
 
@@ -31,7 +32,7 @@ class TrainState:
     params: Any
     """Parameters of the run, float32, including frozen parameters."""
     optimizer: Any
-    """State of the Optax optimizer for the trained parameters."""
+    """State of the Optax optimizer for the trained parameters. With `optimizer.offload`, in host memory."""
     average: Any
     """Moving average of the trained parameters. None if the run does not compute one (`optimizer.ema`)."""
     skipped: jax.Array
@@ -129,7 +130,10 @@ def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainStat
     """
     boxed = jax.eval_shape(lambda: create(experiment))
     with sharding.use_config(experiment.mesh):
-        return _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
+        state = _with_shardings(nn.unbox(boxed), state_shardings(boxed, mesh))
+    if not experiment.optimizer.offload:
+        return state
+    return dataclasses.replace(state, optimizer=host_memory.in_host_memory(state.optimizer))
 
 
 def abstract_params(experiment: Experiment, mesh: jax.sharding.Mesh) -> Any:

@@ -90,7 +90,11 @@ def test_the_state_of_a_device_is_its_share_of_all_arrays():
     whole = sum(4 * leaf.size for leaf in jax.tree.leaves(abstract_state(experiment, mesh).params))
     assert whole / 8 <= memory.params < whole / 7, "all but a few small arrays is split"
     assert memory.optimizer == pytest.approx(2 * memory.params, rel=0.01), "Adam has two moments"
-    assert memory.batch > 0 and memory.capacity == 16 * GIB
+    assert memory.batch > 0 and memory.capacity == 16 * GIB and memory.host == 0
+    offloaded = config.override(experiment, {"optimizer.offload": True})
+    other = plans.state_memory(offloaded, topologies.parse("v5e:2x4"), mesh)
+    assert other.host + other.optimizer == memory.optimizer and other.optimizer < 100, "all but the counts of updates"
+    assert (other.params, other.batch) == (memory.params, memory.batch)
 
 
 def test_messages_of_the_compiler_are_read():
@@ -150,6 +154,15 @@ def test_a_plan_is_printed_for_people(made):
     assert "500 ms if all of it overlaps, 1.00 s if nothing does: 131,072–262,144 tokens/s, MFU 19–38%" in shown
     assert "1,000 steps: 8.3–16.7 minutes, 2–4 device-hours, at 2.00 an hour 4–9" in shown
     assert "note: of interest" in shown and "compared with a chip yet" in shown
+
+
+def test_an_optimizer_state_in_host_memory_is_listed_apart_from_the_device(made):
+    memory = dataclasses.replace(made.memory, optimizer=0.0, host=2 * GIB, peak=29 * GIB)
+    plan = dataclasses.replace(made, memory=memory)
+    shown = printed(plan)
+    assert "parameters 1.00 GiB · optimizer 0.0 KiB" in shown and "activations and temporaries 28.0 GiB" in shown
+    assert "in host memory, for each device: optimizer 2.00 GiB" in shown
+    assert report.plan_json(plan)["bytes_a_device"]["in_host_memory"] == 2 * GIB
 
 
 def test_a_plan_is_json_for_programs(made):

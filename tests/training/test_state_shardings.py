@@ -34,6 +34,7 @@ VARIANTS = {
     "micro-batches": {"optimizer.accumulate": 2, "data.batch": 16},
     "frozen": {"optimizer.freeze": ("embeddings/",), "optimizer.ema": 0.9},
     "LoRA": {"lora": Lora(rank=2), "optimizer.ema": 0.9},
+    "offload": {"optimizer.offload": True},
 }
 COMPILED = list(zip(MESHES, ["average", "LoRA", "micro-batches"], strict=True))
 """Each mesh with a variant whose step is compiled."""
