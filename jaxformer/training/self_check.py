@@ -1,9 +1,9 @@
 """Compares the fast implementations that a run uses with plain ones, on small inputs, before its first step.
 
-The fast implementations are attention kernels, attention that is sharded over a mesh, and expert layers that are
-sharded over a mesh. An error in one of them would raise no exception, but the model would learn less. So the output and
-the gradients of each are compared once on each kind of device. The names of the passed checks are stored in the folder
-of the compilation cache.
+The fast implementations are attention kernels, attention that is sharded over a mesh, expert layers that are sharded
+over a mesh, and pipelines. An error in one of them would raise no exception, but the model would learn less. So the
+output and the gradients of each are compared once on each kind of device. The names of the passed checks are stored in
+the folder of the compilation cache.
 """
 
 import contextlib
@@ -28,8 +28,10 @@ from jaxformer.layers.cache import KeyValue
 from jaxformer.layers.dispatch import Kernels, Routes
 from jaxformer.layers.linear import compute_dtype
 from jaxformer.layers.masks import Mask
+from jaxformer.layers.pipeline import Schedule
 from jaxformer.parallel import processes, sharding, start
 from jaxformer.progress import phase
+from jaxformer.training import pipeline_check
 
 FOLDER = "self_checks"
 """Name of the subfolder of the compilation cache in which the names of passed checks are stored."""
@@ -67,8 +69,10 @@ class Check:
     """Arrays with a batch axis of size `ROWS`, keyed by name: the inputs of both implementations, and under the key
     `cotangent` the gradient with respect to their output, from which the backward pass starts.
     """
-    shared: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
-    """Input arrays that all batch rows share, such as parameters, keyed by name."""
+    shared: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    """Input arrays that all batch rows share, such as parameters, or trees of them, keyed by name."""
+    parts: int = 1
+    """Number of parts into which the fast implementation divides the batch, in addition to the mesh."""
 
 
 _passed: set[tuple[str, str]] = set()
@@ -113,6 +117,9 @@ def checks(experiment: Experiment, mesh: jax.sharding.Mesh) -> Iterator[Check]:
             if hasattr(kind.mlp, "experts") and (mesh.size > 1 or platform != "cpu"):
                 several.append(_expert_check(mesh, stack, kind.mlp, where))
             found |= {check.name: check for check in several}
+        if mesh.shape["pipeline"] > 1:
+            check = _pipeline_check(experiment, mesh, stack)
+            found[check.name] = check
     yield from found.values()
 
 
@@ -122,7 +129,7 @@ def difference(check: Check, experiment: Experiment, mesh: jax.sharding.Mesh) ->
     """
     expected = jax.device_get(jax.jit(functools.partial(_values, check.plain))(check.rows, check.shared))
     with sharding.use(mesh, experiment.mesh):
-        copies = _copies(mesh)
+        copies = _copies(mesh, check.parts)
 
         def compare(rows, shared, expected):
             rows, of_rows = jax.tree.map(lambda array: _repeat(array, copies), (rows, expected[0]))
@@ -135,11 +142,11 @@ def difference(check: Check, experiment: Experiment, mesh: jax.sharding.Mesh) ->
         return float(compiled(check.rows, check.shared, expected))
 
 
-def _copies(mesh: jax.sharding.Mesh) -> int:
+def _copies(mesh: jax.sharding.Mesh, parts: int = 1) -> int:
     """Returns how often to repeat the `ROWS` batch rows, so that the batch size is divisible by the number of parts
-    into which the mesh splits a batch.
+    into which the mesh splits a batch, times `parts`.
     """
-    return int(np.lcm(ROWS, sharding.num_parts(mesh, "batch"))) // ROWS
+    return int(np.lcm(ROWS, sharding.num_parts(mesh, "batch") * parts)) // ROWS
 
 
 def _repeat(array: jax.Array, copies: int) -> jax.Array:
@@ -305,6 +312,27 @@ def _experts(mlp, dtype: Any, fast: bool, arrays: Arrays) -> jax.Array:
     if mlp.capacity is None:
         return dispatch.dropless(x, routes, given)
     return dispatch.limited(x, routes, given, capacity=mlp.experts / mlp.top_k)[0]
+
+
+def _pipeline_check(experiment: Experiment, mesh: jax.sharding.Mesh, stack) -> Check:
+    """Returns the check of the pipeline that runs a stack on the mesh of the run. It compares small blocks that run in
+    this pipeline with the same blocks in a loop.
+    """
+    schedule = Schedule.of(mesh, experiment.mesh)
+    small = pipeline_check.small_stack(stack, schedule, mesh)
+    sizes = sharding.mesh_text(mesh.shape, "one device")
+    numbers = f"micro-batches {schedule.micro_batches}, repeats {schedule.repeats}, period {len(stack.kinds)}"
+    compute = functools.partial(pipeline_check.output, small)
+    return Check(
+        f"pipeline ({numbers}, remat {stack.remat}, {sizes})",
+        "mesh.pipeline=1",
+        fast=compute,
+        plain=compute,  # Without the mesh, the blocks run in a loop.
+        rows=pipeline_check.random_rows(small, ROWS),
+        shared={"params": pipeline_check.random_params(small)},
+        # The stages are among the parts into which the mesh splits a batch.
+        parts=schedule.micro_batches // schedule.stages,
+    )
 
 
 def _normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:

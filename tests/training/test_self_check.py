@@ -10,7 +10,7 @@ import tiny
 
 from jaxformer import cli
 from jaxformer.errors import InputError
-from jaxformer.layers import grouped, kernels
+from jaxformer.layers import grouped, kernels, pipeline
 from jaxformer.layers.attention import AttendOptions, attend
 from jaxformer.layers.cache import KeyValue
 from jaxformer.layers.experts import ExpertMlp
@@ -112,3 +112,57 @@ def test_experts_on_a_mesh_are_compared_with_all_experts_of_all_tokens(capacity,
     monkeypatch.setattr(grouped, "move", lambda x, source, target: move(x[::-1], source, target))
     with pytest.raises(InputError, match=r"self-check: experts \(4, 2 a token, .* differs from the plain computation"):
         check(experiment)
+
+
+PIPELINE = Mesh(1, fsdp=2, tensor=2, pipeline=2, pipeline_microbatches=4, pipeline_repeats=2)
+
+
+def in_stages(tiny_config, **fields):
+    return tiny.load(tiny_config, model__transformer__depth=4, mesh=PIPELINE, **fields)
+
+
+@pytest.mark.slow
+def test_a_pipeline_is_compared_with_a_loop_over_blocks(tiny_config, cache, monkeypatch):
+    monkeypatch.setattr(self_check, "_passed", set())
+    check(in_stages(tiny_config, model__transformer__remat="full"))
+    (file,) = cache.iterdir()
+    mesh = "pipeline 2 × fsdp 2 × tensor 2"
+    expected = f"pipeline (micro-batches 4, repeats 2, period 1, remat full, {mesh})"
+    assert json.loads(file.read_text())["passed"] == [expected]
+
+
+def without_order(blocks, stage, schedule):
+    """Each stage computes its blocks in reverse order."""
+    return jax.tree.map(lambda array: array[:, ::-1], exchanged(blocks, stage, schedule))
+
+
+def with_wrong_masks(arrays, axis, ring):
+    """Vectors travel, but masks and positions stay with their stage."""
+    return (permuted(arrays[0], axis, ring), arrays[1]) if isinstance(arrays, tuple) else permuted(arrays, axis, ring)
+
+
+exchanged, permuted = pipeline._exchange_stage_parameters, jax.lax.ppermute
+BROKEN = {
+    "order": (pipeline, "_exchange_stage_parameters", without_order),
+    "masks": (jax.lax, "ppermute", with_wrong_masks),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_pipeline_is_refused(name, tiny_config, monkeypatch):
+    module, function, broken = BROKEN[name]
+    monkeypatch.setattr(self_check, "_passed", set())
+    monkeypatch.setattr(module, function, broken)
+    message = r"^self-check: pipeline \(.*\) on cpu differs from .* by \d+%, expected .*: set mesh.pipeline=1, or train"
+    with pytest.raises(InputError, match=message):
+        check(in_stages(tiny_config))
+
+
+def test_the_check_of_a_pipeline_has_rows_for_all_of_its_micro_batches(tiny_config):
+    """Blocks that cannot run in a pipeline would be compared with themselves."""
+    experiment, mesh = in_stages(tiny_config), sharding.make_mesh(PIPELINE)
+    (found,) = self_check.checks(experiment, mesh)
+    rows = self_check.ROWS * self_check._copies(mesh, found.parts)
+    assert rows % (sharding.num_parts(mesh, "batch") // 2 * 4) == 0
+    assert not list(self_check.checks(tiny.load(tiny_config, mesh=Mesh(2)), sharding.make_mesh(Mesh(2))))
