@@ -1,44 +1,32 @@
 """Lists the candidates that a planning search compares: combinations of a mesh, a rematerialisation policy and a number
 of micro-batches.
-
-`Formulas` estimates the memory and time of each combination before any of them is compiled.
 """
 
 import dataclasses
+import itertools
 import math
-from collections.abc import Iterator, Mapping
-from typing import Any
-
-import jax
-import numpy as np
-from jax.sharding import AbstractMesh
+from collections.abc import Iterator
 
 from jaxformer.config import Experiment
 from jaxformer.layers.pipeline import Schedule
-from jaxformer.parallel import metadata, sharding
-from jaxformer.planning.roofline import Roofline
-from jaxformer.planning.topologies import DeviceLocation, Topology
-from jaxformer.training.state import boxed_params, create
-from jaxformer.training.utilization import PEAK_FLOPS
+from jaxformer.parallel import sharding
+from jaxformer.planning.topologies import Topology
+from jaxformer.training.state import TOKEN_ARRAYS
 
 REMAT = ("none", "dots", "full")
 """Rematerialisation policies, in order of decreasing memory use."""
-RECOMPUTED_FRACTION = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
-"""Additional FLOPs that each rematerialisation policy spends on recomputation in the backward pass, as a fraction of
-the model's FLOPs per step. The policy `dots` recomputes only the matrix products of attention.
-"""
 MICRO_BATCHES = (1, 2, 4, 8, 16)
 """Numbers of micro-batches per step that a search tries."""
 MAX_TENSOR = 16
 """Maximum size of the mesh axis `tensor` that a search tries. On GPUs, the size is also at most the number of GPUs per
 node.
 """
-FIXED = ("pipeline", "expert", "sequence")
-"""Mesh axes whose sizes a search does not change."""
-COMPUTE, GRADIENT = 2, 4
-"""Number of bytes per element of activations (`COMPUTE`, bfloat16), and of parameters and gradients (`GRADIENT`,
-float32).
+MIN_POSITIONS = 1024
+"""Minimum number of token positions per device in the meshes with an axis `sequence` that a search tries. Shorter rows
+are better split otherwise, because attention communicates in every layer.
 """
+ALWAYS = ("data", "fsdp", "tensor")
+"""Mesh axes that the flags of a candidate always contain."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +47,23 @@ class Candidate:
         """
         axes = {name: getattr(self.mesh, name) for name in sharding.AXIS_NAMES}
         micro = f"{self.micro} micro-batch{'es' if self.micro > 1 else ''}"
-        return f"{sharding.mesh_text(axes)}, remat {self.remat}, {micro}"
+        schedule, stages = self.schedule, ""
+        if schedule.stages > 1:
+            repeats = f", {schedule.repeats} repeats" if schedule.repeats > 1 else ""
+            stages = f" (pipeline: {schedule.micro_batches} micro-batches{repeats})"
+        return f"{sharding.mesh_text(axes)}{stages}, remat {self.remat}, {micro}"
+
+    @property
+    def schedule(self) -> Schedule:
+        """Schedule of the pipeline. It has one stage if the mesh has no pipeline."""
+        stages = max(1, self.mesh.pipeline)
+        return Schedule(stages, self.mesh.pipeline_microbatches or stages, self.mesh.pipeline_repeats)
+
+    @property
+    def waiting(self) -> float:
+        """Time of a step relative to that of a pipeline whose stages never wait: 1 without a pipeline."""
+        schedule = self.schedule
+        return schedule.ticks / (schedule.micro_batches * schedule.repeats)
 
     def applied(self, experiment: Experiment) -> Experiment:
         """Returns a copy of the experiment that uses the mesh, the rematerialisation policy and the number of
@@ -76,9 +80,12 @@ class Candidate:
         """Returns the command line flags of `jaxformer train` that run the experiment with the mesh, policy and number
         of micro-batches of this candidate.
         """
-        values = {f"mesh.{name}": getattr(self.mesh, name) for name in ("data", "fsdp", "tensor")}
-        for name in ("slices", *FIXED):
-            if getattr(self.mesh, name) > 1:
+        given, values = experiment.mesh, {f"mesh.{name}": getattr(self.mesh, name) for name in ALWAYS}
+        for name in sharding.AXIS_NAMES:
+            if name not in ALWAYS and (getattr(self.mesh, name) > 1 or getattr(given, name) != 1):
+                values[f"mesh.{name}"] = getattr(self.mesh, name)
+        for name, usual in (("pipeline_microbatches", None), ("pipeline_repeats", 1)):
+            if getattr(self.mesh, name) != usual or getattr(given, name) != usual:
                 values[f"mesh.{name}"] = getattr(self.mesh, name)
         for path in experiment.model.stacks():
             values[f"model.{path.replace('/', '.')}.remat"] = self.remat
@@ -89,192 +96,57 @@ class Candidate:
         """Returns True if this candidate certainly needs at least as much memory as `other`, so that it does not fit in
         memory if `other` does not.
 
-        This is the case if both have the same size of the mesh axis `tensor`, and `other` has at least the same size of
-        the axis `fsdp`, at least as much recomputation and at least as many micro-batches.
+        This is the case if both have the same size of the mesh axes `tensor`, `sequence`, `expert` and `pipeline`, and
+        `other` has at least the same size of the axis `fsdp`, at least as much recomputation and at least as many
+        micro-batches, in the pipeline too.
         """
+        same = all(
+            getattr(self.mesh, name) == getattr(other.mesh, name)
+            for name in ("tensor", "sequence", "expert", "pipeline", "pipeline_repeats")
+        )
         return (
-            self.mesh.tensor == other.mesh.tensor
+            same
             and self.mesh.fsdp <= other.mesh.fsdp
             and REMAT.index(self.remat) <= REMAT.index(other.remat)
             and self.micro <= other.micro
+            and self.schedule.micro_batches <= other.schedule.micro_batches
         )
 
 
 def candidates(experiment: Experiment, topology: Topology) -> Iterator[Candidate]:
-    """Yields all candidates for running the experiment on a topology: meshes in which the sizes of `fsdp` and `tensor`
-    are powers of two and `data` has the remaining devices, each with every rematerialisation policy and every number of
-    micro-batches.
+    """Yields all candidates for running the experiment on a topology: each mesh of `meshes` with every
+    rematerialisation policy and every number of micro-batches.
     """
-    tpu = topology.chip.platform == "tpu"
+    for mesh, remat, micro in itertools.product(meshes(experiment, topology), REMAT, MICRO_BATCHES):
+        yield Candidate(mesh, remat, micro)
+
+
+def meshes(experiment: Experiment, topology: Topology) -> Iterator[sharding.Mesh]:
+    """Yields all meshes that a search considers for an experiment on a topology.
+
+    The sizes of all axes but `data` and `slices` are powers of two, and `data` has the remaining devices. Axes that the
+    experiment cannot use have size 1: `expert` without experts, `sequence` if rows are short (see `MIN_POSITIONS`).
+    `sequence` and `pipeline` are never used together, because this is not implemented.
+    """
+    tpu, stacks, row = topology.chip.platform == "tpu", experiment.model.stacks().values(), experiment.data.task.row
     slices = topology.slices_or_nodes if tpu else 1
-    fixed = {name: max(1, getattr(experiment.mesh, name)) for name in FIXED}
-    others = math.prod(fixed.values())
-    inside = topology.size // (slices * others)
-    max_tensor = MAX_TENSOR if tpu else min(MAX_TENSOR, topology.chip.gpus_per_node)
-    for tensor in (size for size in powers(inside) if size <= max_tensor):
-        for fsdp in powers(inside // tensor):
-            if inside % (tensor * fsdp):
-                continue
-            data = inside // (tensor * fsdp)
-            mesh = dataclasses.replace(experiment.mesh, slices=slices, data=data, fsdp=fsdp, tensor=tensor, **fixed)
-            for remat in REMAT:
-                for micro in MICRO_BATCHES:
-                    yield Candidate(mesh, remat, micro)
+    inside = topology.size // slices
+    experts = [kind.mlp.experts for stack in stacks for kind in stack.kinds if hasattr(kind.mlp, "experts")]
+    longest = max((row[name].capacity for name in TOKEN_ARRAYS if name in row), default=0)
+    limits = {
+        "fsdp": inside,
+        "tensor": MAX_TENSOR if tpu else min(MAX_TENSOR, topology.chip.gpus_per_node),
+        "sequence": longest // MIN_POSITIONS,
+        "expert": min(experts, default=1),
+        "pipeline": min((stack.depth for stack in stacks), default=1),
+    }
+    for several in itertools.product(*(powers(max(1, min(limit, inside))) for limit in limits.values())):
+        sizes, used = dict(zip(limits, several, strict=True)), math.prod(several)
+        if inside % used or (sizes["sequence"] > 1 and sizes["pipeline"] > 1):
+            continue
+        yield sharding.Mesh(data=inside // used, slices=slices, rules=experiment.mesh.rules, **sizes)
 
 
 def powers(limit: int) -> list[int]:
     """Returns the powers of two from 1 to `limit`, inclusive."""
     return [2**exponent for exponent in range(limit.bit_length()) if 2**exponent <= limit]
-
-
-class Formulas:
-    """Estimates the memory use and the step time of candidates by formulas, without compiling them.
-
-    The estimates only determine which candidates are compiled, and in which order.
-    """
-
-    def __init__(self, experiment: Experiment, topology: Topology, model_flops: float):
-        self._experiment, self._topology, self._flops = experiment, topology, model_flops
-        self._boxes = jax.tree.leaves(boxed_params(experiment), is_leaf=metadata.is_boxed)
-        state = jax.eval_shape(lambda: create(experiment))
-        kept = state.average if experiment.optimizer.offload else (state.optimizer, state.average)
-        self._optimizer = _bytes(kept) / _bytes(state.params)
-        chips = [tuple(map(int, place)) for place in np.ndindex(topology.shape)]
-        inside = [place for place in chips for _ in range(topology.chip.devices)]
-        self._places: list[DeviceLocation] = [
-            (unit, place) for unit in range(topology.slices_or_nodes) for place in inside
-        ]
-
-    def problem(self, candidate: Candidate) -> str | None:
-        """Returns the reason why a candidate cannot run: the batch cannot be divided into equal parts for its mesh and
-        micro-batches, or a mesh axis does not divide the array axis that it should shard. Returns None if the candidate
-        can run.
-        """
-        mesh, batch = candidate.mesh, self._experiment.data.batch
-        parts = _batch_parts(mesh)
-        if batch % (parts * candidate.micro):
-            micro = f" × {candidate.micro} micro-batches" if candidate.micro > 1 else ""
-            return f"the batch of {batch:,} does not divide into {parts} shares{micro}"
-        sizes = {"tensor": mesh.tensor, "fsdp": mesh.fsdp}
-        rules = {**sharding.RULES, **dict(mesh.rules)}
-        for box in self._boxes:
-            for letter, size in zip(box.letters, box.value.shape, strict=True):
-                name = sharding.AXES[letter]
-                for axis in rules[name]:
-                    if name in ("heads", "mlp", "embed") and size % sizes.get(axis, 1):
-                        return f"{axis} {sizes[axis]} does not divide the {name} of {size:,}"
-        return None
-
-    def state_bytes(self, candidate: Candidate) -> float:
-        """Returns the number of bytes of parameters and optimizer state per device. The part of the parameters is
-        exact.
-        """
-        return self._elements(candidate.mesh, sharding.AXIS_NAMES) * GRADIENT * (1 + self._optimizer)
-
-    def activation_bytes(self, candidate: Candidate) -> float:
-        """Returns a lower bound for the number of bytes per device of the activations that are stored for the backward
-        pass.
-
-        With the rematerialisation policy `full`, only the input of each block is stored. With other policies, the
-        outputs of the matrix products of attention and MLP are stored too. All stored activations are split over the
-        mesh axes `sequence` and `tensor`.
-        """
-        split, row = candidate.mesh.tensor * candidate.mesh.sequence, self._experiment.data.task.row
-        tokens = min([row[name].capacity for name in ("tokens", "inputs") if name in row], default=0) or self._in_row
-        total = 0.0
-        for stack in self._experiment.model.stacks().values():
-            kept = float(stack.width)
-            if candidate.remat != "full":
-                groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
-                inner = (stack.heads + 2 * groups) * head_dim + stack.mlp.flops(stack.width) / (4 * stack.width)
-                kept += stack.width + inner
-            total += COMPUTE * stack.depth * tokens * kept / split
-        return total * self._rows(candidate) / candidate.micro
-
-    def roofline(self, candidate: Candidate) -> Roofline:
-        """Returns the estimated times of the parts of a step (matrix products and communication). The time for reading
-        and writing device memory is not estimated and set to 0.
-        """
-        mesh, chip = candidate.mesh, self._topology.chip
-        gathered = COMPUTE * self._elements(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
-        kept = GRADIENT * self._elements(mesh, sharding.AXIS_NAMES)
-        # Parameters are gathered in the forward and in the backward pass, and gradients are reduced.
-        # A pipeline gathers the parameters of a part of its blocks in each tick.
-        schedule = Schedule(
-            max(1, mesh.pipeline), mesh.pipeline_microbatches or max(1, mesh.pipeline), mesh.pipeline_repeats
-        )
-        passes = schedule.ticks / schedule.repeats
-        sent = {"fsdp": 3 * gathered * candidate.micro * passes, "data": 2 * kept * candidate.micro}
-        sent["slices"] = sent["data"]
-        sent["tensor"] = 2 * self._activations(candidate)
-        sent["sequence"] = sent["fsdp"] / mesh.fsdp + self._keys(candidate)
-        fast = slow = 0.0
-        for axis, amount in sent.items():
-            reach = self._topology.reach(self._group(mesh, axis))
-            fast += amount * (reach.within - 1) / reach.within / (chip.links * reach.share)
-            slow += amount * (reach.slices_or_nodes - 1) / reach.slices_or_nodes / reach.within / chip.network
-        waiting = passes / schedule.micro_batches
-        operations = self._flops * (1 + RECOMPUTED_FRACTION[candidate.remat]) / self._topology.size * waiting
-        return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
-
-    def _elements(self, mesh: sharding.Mesh, axes: tuple[str, ...]) -> float:
-        """Returns the number of parameter elements per device if the parameters are sharded only over the mesh axes in
-        `axes`.
-        """
-        sizes = {name: getattr(mesh, name) if name in axes else 1 for name in sharding.AXIS_NAMES}
-        abstract = AbstractMesh(tuple(sizes.values()), tuple(sizes))
-        total = 0.0
-        with sharding.use_config(mesh):
-            for box in self._boxes:
-                spec = sharding.partition_spec(box.letters, box.value.shape, abstract)
-                total += box.value.size / math.prod(sizes[name] for name in sharding.names(spec))
-        return total
-
-    def _activations(self, candidate: Candidate) -> float:
-        """Returns the number of bytes of activations per device that are summed over the mesh axis `tensor` in one
-        step.
-        """
-        layers = 6 if candidate.remat == "full" else 4  # Two sums per pass: forward, backward and recomputation.
-        stacks = self._experiment.model.stacks().values()
-        width = sum(stack.width * stack.depth for stack in stacks)
-        return layers * COMPUTE * self._rows(candidate) * self._in_row * width / candidate.mesh.sequence
-
-    def _keys(self, candidate: Candidate) -> float:
-        """Returns the number of bytes of keys, values and their gradients that each device sends along the mesh axis
-        `sequence` in one step.
-        """
-        total = 0.0
-        for stack in self._experiment.model.stacks().values():
-            groups, head_dim = stack.attention.sizes(stack.heads, stack.width)
-            total += stack.depth * 2 * groups * head_dim / candidate.mesh.tensor
-        # In the forward and in the backward pass, where gradients in float32 follow them.
-        return (2 * COMPUTE + GRADIENT) * self._rows(candidate) * self._in_row * total
-
-    @property
-    def _in_row(self) -> int:
-        """Number of tokens per row, or of patches per image."""
-        return max(self._experiment.data.task.unit[1], getattr(self._experiment.model, "patches", 0))
-
-    def _rows(self, candidate: Candidate) -> float:
-        """Returns the number of batch rows per device."""
-        return self._experiment.data.batch / _batch_parts(candidate.mesh)
-
-    def _group(self, mesh: sharding.Mesh, axis: str) -> list[DeviceLocation]:
-        """Returns the locations of a group of devices that communicate along a mesh axis: the devices that have index 0
-        on all other axes.
-
-        Assumes that the mesh lists the devices in the order of their indices.
-        """
-        sizes: Mapping[str, int] = mesh.sizes(self._topology.size)
-        numbers = np.arange(self._topology.size).reshape(tuple(sizes.values()))
-        first = np.moveaxis(numbers, list(sizes).index(axis), -1).reshape(-1, sizes[axis])[0]
-        return [self._places[number] for number in first]
-
-
-def _batch_parts(mesh: sharding.Mesh) -> int:
-    """Returns the number of parts into which a mesh splits a batch."""
-    return math.prod(getattr(mesh, name) for name in sharding.RULES["batch"])
-
-
-def _bytes(tree: Any) -> int:
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

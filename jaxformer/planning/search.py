@@ -14,7 +14,8 @@ from jaxformer.config import Experiment
 from jaxformer.errors import InputError
 from jaxformer.parallel import sharding
 from jaxformer.planning import compiling, plans, topologies
-from jaxformer.planning.candidates import Candidate, Formulas, candidates
+from jaxformer.planning.candidates import Candidate, candidates
+from jaxformer.planning.formulas import Formulas
 from jaxformer.planning.plans import Plan
 from jaxformer.planning.report import gib, seconds_text, verdict
 from jaxformer.planning.roofline import Roofline
@@ -132,7 +133,7 @@ def _order(experiment: Experiment, topology: Topology, formulas: Formulas) -> tu
     and those that cannot run or do not fit in memory, with the reason.
     """
     ordered, lost = [], []
-    for candidate in candidates(experiment, topology):
+    for candidate in map(formulas.scheduled, candidates(experiment, topology)):
         problem = formulas.problem(candidate) or _too_large(candidate, topology, formulas)
         if problem:
             lost.append(Ranked(candidate, None, None, problem))
@@ -174,11 +175,11 @@ def rank(tried: Sequence[Ranked], waiting: Sequence[Ranked], lost: Sequence[Rank
         not_compiled = "was not compiled; --compiled says how many are"
         return (*lost, *(dataclasses.replace(one, loses=not_compiled) for one in waiting))
     best = in_order[0]
-    slower = [dataclasses.replace(one, loses=_slower(one.estimate, best.estimate)) for one in in_order[1:]]
+    slower = [dataclasses.replace(one, loses=_slower(one, best)) for one in in_order[1:]]
     # Estimates by formulas are compared with each other only, because they differ from estimates by compiled programs.
-    first = min((one.estimate for one in waiting if one.estimate), key=lambda found: found.middle, default=None)
+    first = min(waiting, key=_middle, default=None)
     guesses = [
-        dataclasses.replace(one, loses=f"not compiled: by formulas {_slower(one.estimate, first) or 'the next to try'}")
+        dataclasses.replace(one, loses=f"not compiled: by formulas {_slower(one, first) or 'the next to try'}")
         for one in waiting
     ]
     return (best, *slower, *guesses, *lost)
@@ -188,17 +189,20 @@ def _middle(one: Ranked) -> float:
     return one.estimate.middle if one.estimate else float("inf")
 
 
-def _slower(found: Roofline | None, best: Roofline | None) -> str:
-    """Describes how many times slower a step is than the fastest one, and which part of the step (such as
+def _slower(one: Ranked, best: Ranked | None) -> str:
+    """Describes how many times slower a candidate is than the fastest one, and which part of the step (such as
     communication) causes it. Empty if an estimate is missing, or both are the same.
     """
-    if found is None or best is None or found is best:
+    if best is None or one is best or one.estimate is None or best.estimate is None:
         return ""
-    more = {part: getattr(found, part) - getattr(best, part) for part in PARTS}
+    found, fastest = one.estimate, best.estimate
+    more = {part: getattr(found, part) - getattr(fastest, part) for part in PARTS}
     part = max(more, key=lambda name: more[name])
     names = {"products": "more computed again", "memory": "more memory traffic", "fast": "more communication"}
+    if one.candidate.waiting > best.candidate.waiting:
+        names["products"] = "stages of the pipeline wait longer"
     reason = names.get(part, "more communication between slices or nodes")
-    times = f"{found.middle / best.middle:.2f} times the time"
+    times = f"{found.middle / fastest.middle:.2f} times the time"
     if more[part] <= 0:
         return times
-    return f"{times}: {reason}, {seconds_text(getattr(found, part))} against {seconds_text(getattr(best, part))}"
+    return f"{times}: {reason}, {seconds_text(getattr(found, part))} against {seconds_text(getattr(fastest, part))}"
