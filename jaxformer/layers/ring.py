@@ -4,11 +4,15 @@ Each device has a block of the queries, keys and values of its sequences. Blocks
 ring of devices, and each device accumulates the attention of its queries to every block that arrives, with a running
 maximum as in FlashAttention (Dao et al. 2022). So no device holds all keys of a sequence, and scores are computed for a
 limited number of queries at a time. The backward pass sends the blocks around again, together with their gradients.
+
+Under a causal mask, a device would skip all blocks of later positions, and the device with the last positions would
+compute the longest. So devices first exchange half blocks, such that each has one from the start and one from the end
+of the sequence (Grattafiori et al. 2024, §3.3.2), and computes the same number of scores as the others.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,7 +40,8 @@ def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float
       key_bgsk: keys, [b, g, s, k]. s may differ from t, as in cross-attention.
       value_bgsk: values, [b, g, s, k].
       mask: mask, or None for full attention. A device skips blocks of keys that a causal mask or a window hides from
-        all its queries. If the mask is causal and has a window, it does not receive them either.
+        all its queries. If the mask is causal and has a window, it does not receive them either. If the mask is causal
+        and has no window, all devices compute the same number of scores (see `RingLayout.balanced`).
       bias: bias to add to the scores, float32 [h, t, s] or [b, h, t, s], or None.
       scale: factor by which the products of queries and keys are multiplied.
 
@@ -56,8 +61,12 @@ def ring(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, bias, scale: float
     steps = num_devices
     if in_order and window is not None:
         steps = min(num_devices, 1 + -(-(window - 1) // blocks[0]))
-    layout = RingLayout(names, num_devices, steps, spec[0], spec[2], groups, in_order, window, scale)
-    return _attend(layout, query_bthk, key_bgsk, value_bgsk, bias, mask)
+    balanced = in_order and window is None and bias is None and blocks[0] % 2 == 0
+    layout = RingLayout(names, num_devices, steps, spec[0], spec[2], groups, in_order, window, balanced, scale)
+    if mask is None or not balanced:
+        return _attend(layout, query_bthk, key_bgsk, value_bgsk, bias, mask)
+    query_bthk, key_bgsk, value_bgsk, mask = layout.exchange(query_bthk, key_bgsk, value_bgsk, mask)
+    return layout.restore(_attend(layout, query_bthk, key_bgsk, value_bgsk, None, mask))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -71,34 +80,38 @@ def _forward(layout: RingLayout, query, key, value, bias, mask):
     """
 
     def local(query, key, value, bias, mask):
-        def update(sums, block, bias, mask):
+        length = key.shape[2] // layout.chunks
+
+        def update(sums, _, of_queries, block, starts):
             key, value = block
 
             def chunk(_, part):
                 return None, _added(part, key, value, layout.scale)
 
-            parts = {"sums": sums, "query": query, "bias": _queries_first(bias), "mask": _of_queries(mask)}
-            chunked = functools.partial(_with_mask, chunk, mask)
-            return _in_chunks(chunked, None, parts)[1]
+            bias_of_block = _queries_first(_columns(bias, starts, length))
+            parts = {"sums": sums, "bias": bias_of_block, **of_queries}
+            chunked = functools.partial(_with_mask, chunk, _keys_of(mask, starts, length))
+            return _in_chunks(chunked, None, parts)[1], ()
 
-        def step(sums, number, block):
-            source, length = layout.source(number), key.shape[2]
-            seen = _keys_of(mask, source * length, length)
-            columns = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, source * length, length, axis=3)
-            return layout.where_seen(source, length, update, sums, block, columns, seen)
+        of_queries = {"query": query, "mask": _of_queries(mask)}
 
         def body(carry, number):
             sums, block = carry
             passed = layout.sent(block)  # Travels while this block is computed.
-            return (step(sums, number, block), passed), None
+            sums, _ = layout.where_seen(number, length, update, (sums, ()), (of_queries, block))
+            return (sums, passed), None
 
         start = {
             "mixed": jnp.zeros(query.shape, jnp.float32),
             "largest": jnp.full(query.shape[:3], -jnp.inf, jnp.float32),
             "total": jnp.zeros(query.shape[:3], jnp.float32),
         }
-        (sums, block), _ = jax.lax.scan(body, (start, (key, value)), jnp.arange(layout.steps - 1))
-        sums = step(sums, layout.steps - 1, block)
+        block = key, value
+        passed = layout.sent(block) if layout.steps > 1 else block
+        sums, _ = update(start, (), of_queries, block, layout.starts(layout.source(0), length))
+        if layout.steps > 1:
+            (sums, block), _ = jax.lax.scan(body, (sums, passed), jnp.arange(1, layout.steps - 1))
+            sums, _ = layout.where_seen(layout.steps - 1, length, update, (sums, ()), (of_queries, block))
         output = (sums["mixed"] / sums["total"][..., None]).astype(value.dtype)
         return output, sums["largest"], sums["total"]
 
@@ -112,30 +125,35 @@ def _backward(layout: RingLayout, kept, cotangent):
     (query, key, value, bias, mask), output, largest, total = kept
 
     def local(query, key, value, bias, mask, kept):
-        def update(gradients, block, bias, mask):
+        length = key.shape[2] // layout.chunks
+
+        def update(dquery, of_block, of_queries, block, starts):
             key, value = block
 
             def chunk(of_block, part):
                 part, gradient = _gradients(part, key, value, layout.scale)
                 return jax.tree.map(jnp.add, of_block, gradient), part
 
-            parts = {"query": query, "bias": _queries_first(bias), "mask": _of_queries(mask), **kept}
-            parts["dquery"] = gradients["query"]
-            chunked = functools.partial(_with_mask, chunk, mask)
-            of_block, parts = _in_chunks(chunked, gradients["block"], parts)
-            return {"query": parts["dquery"], "block": of_block, "bias": _queries_last(parts["dbias"])}
+            bias_of_block = _queries_first(_columns(bias, starts, length))
+            parts = {"dquery": dquery, "bias": bias_of_block, **of_queries}
+            chunked = functools.partial(_with_mask, chunk, _keys_of(mask, starts, length))
+            dblock, parts = _in_chunks(chunked, of_block["block"], parts)
+            return parts["dquery"], {"block": dblock, "bias": _queries_last(parts["dbias"])}
 
-        def step(dquery, dbias, number, block, dblock):
-            source, length = layout.source(number), key.shape[2]
-            first = source * length
-            seen = _keys_of(mask, first, length)
-            columns = None if bias is None else jax.lax.dynamic_slice_in_dim(bias, first, length, axis=3)
-            none = None if columns is None else jnp.zeros(columns.shape, jnp.float32)
-            gradients = {"query": dquery, "block": dblock, "bias": none}
-            gradients = layout.where_seen(source, length, update, gradients, block, columns, seen)
+        of_queries = {"query": query, "mask": _of_queries(mask), **kept}
+
+        def step(dquery, dbias, number, block, dblock, own=False):
+            """Adds the gradients of one block of keys: in step 0 that of this device (`own`), which no mask hides."""
+            starts = layout.starts(layout.source(number), length)
+            none = None if bias is None else jnp.zeros((*bias.shape[:3], length), jnp.float32)
+            carry, fixed = (dquery, {"block": dblock, "bias": none}), (of_queries, block)
+            if own:
+                dquery, of_block = update(*carry, *fixed, starts)
+            else:
+                dquery, of_block = layout.where_seen(number, length, update, carry, fixed)
             if dbias is not None:
-                dbias = jax.lax.dynamic_update_slice_in_dim(dbias, gradients["bias"], first, axis=3)
-            return gradients["query"], dbias, gradients["block"]
+                dbias = jax.lax.dynamic_update_slice_in_dim(dbias, of_block["bias"], starts[0], axis=3)
+            return dquery, dbias, of_block["block"]
 
         def body(carry, number):
             dquery, dbias, block, dblock = carry
@@ -144,12 +162,14 @@ def _backward(layout: RingLayout, kept, cotangent):
             return (dquery, dbias, passed, layout.sent(dblock)), None
 
         zeros = tuple(jnp.zeros(array.shape, jnp.float32) for array in (query, key, value))
-        dbias = None if bias is None else jnp.zeros(bias.shape, jnp.float32)
-        carry = zeros[0], dbias, (key, value), zeros[1:]
-        (dquery, dbias, block, dblock), _ = jax.lax.scan(body, carry, jnp.arange(layout.steps - 1))
-        dquery, dbias, dblock = step(dquery, dbias, layout.steps - 1, block, dblock)
-        if layout.steps > 1:  # The gradients return to the devices of their keys.
-            dblock = layout.sent(dblock, 1 - layout.steps)
+        dbias, block = None if bias is None else jnp.zeros(bias.shape, jnp.float32), (key, value)
+        passed = layout.sent(block) if layout.steps > 1 else block
+        dquery, dbias, dblock = step(zeros[0], dbias, 0, block, zeros[1:], own=True)
+        if layout.steps > 1:
+            carry = dquery, dbias, passed, layout.sent(dblock)
+            (dquery, dbias, block, dblock), _ = jax.lax.scan(body, carry, jnp.arange(1, layout.steps - 1))
+            dquery, dbias, dblock = step(dquery, dbias, layout.steps - 1, block, dblock)
+            dblock = layout.sent(dblock, 1 - layout.steps)  # The gradients return to the devices of their keys.
         if shared:
             dbias = jax.lax.psum(dbias, shared)
         dkey, dvalue = dblock
@@ -295,15 +315,24 @@ def _of_queries(mask: Mask | None) -> dict[str, jax.Array | None]:
     return {} if mask is None else {name: getattr(mask, name) for name in OF_QUERIES}
 
 
-def _keys_of(mask: Mask | None, first: jax.Array, length: int) -> Mask | None:
-    """Returns the mask for a slice of the keys: `length` keys, starting with the key whose index is `first`. None if
+def _keys_of(mask: Mask | None, starts: Sequence[jax.Array], length: int) -> Mask | None:
+    """Returns the mask for some of the keys: slices of `length` keys, which start at the indices `starts`. None if
     there is no mask.
     """
     if mask is None:
         return None
     arrays = {name: getattr(mask, name) for name in OF_KEYS}
-    cut = jax.tree.map(lambda array: jax.lax.dynamic_slice_in_dim(array, first, length, axis=1), arrays)
-    return dataclasses.replace(mask, **cut)
+    return dataclasses.replace(mask, **jax.tree.map(lambda array: _slices(array, starts, length, axis=1), arrays))
+
+
+def _columns(bias: jax.Array | None, starts: Sequence[jax.Array], length: int) -> jax.Array | None:
+    """Returns the bias for the same slices of keys as `_keys_of`. None if there is no bias."""
+    return None if bias is None else _slices(bias, starts, length, axis=3)
+
+
+def _slices(array: jax.Array, starts: Sequence[jax.Array], length: int, axis: int) -> jax.Array:
+    several = [jax.lax.dynamic_slice_in_dim(array, start, length, axis) for start in starts]
+    return several[0] if len(several) == 1 else jnp.concatenate(several, axis)
 
 
 def _queries_first(bias_bhts: jax.Array | None) -> jax.Array | None:

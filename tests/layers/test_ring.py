@@ -1,5 +1,7 @@
 """Ring attention equals attention on one device, in values and gradients."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -30,10 +32,10 @@ MASKS = {
 }
 
 
-def arrays(keys=LENGTH, groups=HEADS, bias=None):
+def arrays(keys=LENGTH, groups=HEADS, bias=None, queries=LENGTH):
     rng = np.random.default_rng(0)
     shapes = {
-        "query": (ROWS, LENGTH, HEADS, SIZE),
+        "query": (ROWS, queries, HEADS, SIZE),
         "key": (ROWS, groups, keys, SIZE),
         "value": (ROWS, groups, keys, SIZE),
     }
@@ -73,6 +75,35 @@ def test_a_ring_computes_every_mask(name, shape):
     assert_equal(arrays(keys, groups=2), MASKS[name], shape)
 
 
+@pytest.mark.parametrize(("mask", "expected"), [("causal", [40] * 4), ("causal with a bias", [16, 32, 48, 64])])
+def test_under_a_causal_mask_all_devices_compute_the_same_number_of_scores(mask, expected, monkeypatch):
+    """Half of the scores of each block that a device receives. A bias stays with the order of the positions."""
+    computed_scores, counts = ring._scores, np.zeros(4, int)
+
+    def count(device, number):
+        counts[device] += number
+
+    def counted(part, key, scale):
+        scores = computed_scores(part, key, scale)
+        size = scores.shape[-2] * scores.shape[-1]
+        jax.debug.callback(functools.partial(count, number=size), jax.lax.axis_index("sequence"))
+        return scores
+
+    monkeypatch.setattr(ring, "_scores", counted)
+    shape, given = Mesh(1, sequence=4), arrays(bias=(HEADS, LENGTH, LENGTH) if "bias" in mask else None)
+    options = AttendOptions(MASKS["causal"], given.get("bias"))
+    with sharding.use(sharding.make_mesh(shape), shape):
+        keys = KeyValue(given["key"], given["value"])
+        jax.jit(attend)(given["query"], keys, options).block_until_ready()
+        jax.effects_barrier()
+    assert counts.tolist() == expected
+
+
+def test_blocks_of_an_odd_length_are_not_halved():
+    mask = Mask.causal(12, jnp.asarray([[1] * 5 + [2] * 7, [1] * 10 + [0] * 2]))
+    assert_equal(arrays(12, queries=12), mask, Mesh(1, sequence=4))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["auto", "blocks"])
 @pytest.mark.parametrize("bias", [(HEADS, LENGTH, LENGTH), (ROWS, HEADS, LENGTH, LENGTH)], ids=["shared", "by row"])
@@ -92,6 +123,7 @@ def test_long_blocks_are_computed_in_chunks(monkeypatch):
     monkeypatch.setattr(ring, "BLOCK", 4)
     for name in ("packed", "causal window", "none"):
         assert_equal(arrays(bias=(HEADS, LENGTH, LENGTH)), MASKS[name], Mesh(1, sequence=2))
+    assert_equal(arrays(groups=2), MASKS["packed"], Mesh(1, sequence=2))
 
 
 @pytest.mark.slow
