@@ -2,6 +2,7 @@
 attention on TPU, and cuDNN flash attention on GPU.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal
@@ -31,6 +32,10 @@ computed in plain JAX, because a kernel would save little.
 SAVED = "attention"
 """Checkpoint name (see `jax.ad_checkpoint.checkpoint_name`) of the arrays that splash attention saves for the backward
 pass.
+"""
+MATRIX = 2**26
+"""Maximum number of entries (queries times keys) of a mask for cuDNN, each of which takes two bytes for each batch
+row. If batch rows contain several segments and the mask would be larger, attention is computed in plain JAX.
 """
 TILES = (512, 384, 256, 128)
 """Numbers of queries or keys that splash attention can process as one block, largest first. It uses the largest one
@@ -230,12 +235,12 @@ def _padded(length: int) -> int:
 
 
 def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, otherwise: Callable[[], jax.Array]):
-    """Computes attention with cuDNN if each batch row contains only one text (segment) followed by padding, and
-    otherwise by calling `otherwise`.
+    """Computes attention with cuDNN.
 
-    cuDNN takes the length of each row. For several segments per row, it would need the mask as a matrix, which takes
-    more memory than attention in blocks. The segments are checked on the device when the program runs. The output at
-    padding positions is arbitrary.
+    If each batch row contains only one text (segment) followed by padding, cuDNN takes the length of each row.
+    Otherwise, it takes the mask of the segments as a matrix, which the backward pass computes again. If this matrix
+    would be too large (see `MATRIX`), `otherwise` is called instead. The segments are checked on the device when the
+    program runs. The output at padding positions is arbitrary.
 
     Args:
       query_bthk: queries, [batch, queries, heads, head_dim].
@@ -249,15 +254,22 @@ def cudnn(query_bthk, key_bgsk, value_bgsk, mask: Mask | None, scale: float, oth
       Attention output, [batch, queries, heads, head_dim].
     """
     segments = _segments(mask)
+    arrays = query_bthk, key_bgsk, value_bgsk, segments
 
-    def by_kernel():
-        return _on_mesh(flash(mask, scale), query_bthk, key_bgsk, value_bgsk, segments)
+    def by_lengths():
+        return _on_mesh(flash(mask, scale), *arrays)
 
-    return by_kernel() if segments is None else jax.lax.cond(_is_one_segment(*segments), by_kernel, otherwise)
+    def by_matrix():
+        return jax.checkpoint(functools.partial(_on_mesh, flash(mask, scale, packed=True)))(*arrays)
+
+    if segments is None:
+        return by_lengths()
+    small = query_bthk.shape[1] * key_bgsk.shape[2] <= MATRIX
+    return jax.lax.cond(_is_one_segment(*segments), by_lengths, by_matrix if small else otherwise)
 
 
 def flash(
-    mask: Mask | None, scale: float, implementation: Literal["xla", "cudnn"] = "cudnn"
+    mask: Mask | None, scale: float, implementation: Literal["xla", "cudnn"] = "cudnn", packed: bool = False
 ) -> Callable[..., jax.Array]:
     """Returns a function (query, key, value, segments, kernel=None) that computes attention with
     `jax.nn.dot_product_attention`. `segments` is a pair of those of the queries and of the keys, or None. `kernel` is
@@ -267,14 +279,19 @@ def flash(
       mask: attention mask. Only its property of being causal or not is used.
       scale: factor by which the products of queries and keys are multiplied.
       implementation: implementation that `jax.nn.dot_product_attention` uses.
+      packed: whether rows may contain several segments, so that the mask of the segments is passed on as a matrix.
+        Otherwise, only the number of tokens of each row is passed on.
     """
 
     def attend(query, key, value, segments, kernel=None):
         del kernel
         rows, queries, keys = query.shape[0], query.shape[1], key.shape[2]
         odd = queries % 2, keys % 2  # The gradient of JAX's cuDNN attention does not support odd lengths.
-        of_queries = of_keys = None
-        if segments is not None:
+        of_queries = of_keys = allowed = None
+        if packed:
+            ids = (_pad(array, 1, by) for array, by in zip(segments, odd, strict=True))
+            allowed = Mask.of_segments(*ids).dense()
+        elif segments is not None:
             of_queries, of_keys = (jnp.sum(ids != 0, axis=1, dtype=jnp.int32) for ids in segments)
         elif any(odd):
             of_queries, of_keys = (jnp.full(rows, length, jnp.int32) for length in (queries, keys))
@@ -282,6 +299,7 @@ def flash(
             _pad(query, 1, odd[0]),
             _pad(key.swapaxes(1, 2), 1, odd[1]),
             _pad(value.swapaxes(1, 2), 1, odd[1]),
+            mask=allowed,
             scale=scale,
             is_causal=mask is not None and mask.in_order,
             implementation=implementation,

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -156,12 +157,20 @@ class Formulas:
         and writing device memory is not estimated and set to 0.
         """
         chip, fast, slow = self._topology.chip, 0.0, 0.0
-        for axis, amount in self.sent(candidate).items():
-            reach = self._reach(candidate.mesh, axis)
-            fast += amount * (reach.within - 1) / reach.within / (chip.links * reach.share)
-            slow += amount * (reach.slices_or_nodes - 1) / reach.slices_or_nodes / reach.within / chip.network
+        for reach, inside, outside in self._networks(candidate):
+            fast += inside / (chip.links * reach.share)
+            slow += outside / chip.network
         operations = self._flops * (1 + RECOMPUTED_FRACTION[candidate.remat]) / self._topology.size * candidate.waiting
         return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
+
+    def _networks(self, candidate: Candidate) -> Iterator[tuple[Reach, float, float]]:
+        """Yields for each mesh axis how the devices along it are connected, and the number of bytes that each device
+        sends to them in a step, over the fast and over the slow network.
+        """
+        for axis, amount in self.sent(candidate).items():
+            reach = self._reach(candidate.mesh, axis)
+            inside = amount * (reach.within - 1) / reach.within
+            yield reach, inside, amount * (reach.slices_or_nodes - 1) / reach.slices_or_nodes / reach.within
 
     def sent(self, candidate: Candidate) -> dict[str, float]:
         """Returns the number of bytes that pass through each device in a step along each mesh axis. If n devices

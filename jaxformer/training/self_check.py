@@ -84,7 +84,7 @@ def run(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
     already passed on this kind of device.
 
     Raises:
-      InputError: In all processes, if a fast implementation differs.
+      InputError: In all processes, if a fast implementation differs, or does not run.
     """
     device = mesh.devices.flat[0].device_kind
     needed = list(checks(experiment, mesh))
@@ -94,11 +94,16 @@ def run(experiment: Experiment, mesh: jax.sharding.Mesh) -> None:
         return
     with phase("comparing fast implementations with plain ones"):
         for check in missing:
-            found = difference(check, experiment, mesh)
+            otherwise = f"set {check.fallback_setting}, or train with --no-self-check"
+            try:
+                found = difference(check, experiment, mesh)
+            except jax.errors.JaxRuntimeError as error:
+                problem = str(error).splitlines()[0]
+                raise InputError(f"self-check: {check.name} fails on {device} ({problem}): {otherwise}") from error
             if not found <= MOST:
                 raise InputError(
                     f"self-check: {check.name} on {device} differs from the plain computation by {found:.0%}, expected "
-                    f"at most {MOST:.0%}: set {check.fallback_setting}, or train with --no-self-check"
+                    f"at most {MOST:.0%}: {otherwise}"
                 )
             _passed.add((device, check.name))
     if jax.process_index() == 0:
@@ -215,14 +220,17 @@ def _attention_checks(experiment: Experiment, mesh, stack, attention, where: str
             continue
         window = f", window {attention.window}" if attention.window else ""
         sizes = sharding.mesh_text(mesh.shape, "one device")
-        kind = "causal" if causal else "full"
-        yield Check(
-            f"{way} attention ({heads} heads of {size}, {kept} of keys, {kind}{window}, {jnp.dtype(dtype)}, {sizes})",
-            f"{where}.attention.kernel=blocks",
-            functools.partial(_attend, attention.kernel, dtype, causal, attention.window),
-            functools.partial(_attend, "blocks", jnp.float32, causal, attention.window),
-            _attention_rows((length, heads, kept, size), alone=way == "cudnn"),
-        )
+        kind = ("causal" if causal else "full") + window
+        shape = f"{heads} heads of {size}, {kept} of keys"
+        for alone in (True, False) if way == "cudnn" else (False,):  # cuDNN gets rows of one segment in another way.
+            of_rows = ", one segment" if alone else ""
+            yield Check(
+                f"{way} attention ({shape}, {kind}{of_rows}, {jnp.dtype(dtype)}, {sizes})",
+                f"{where}.attention.kernel=blocks",
+                functools.partial(_attend, attention.kernel, dtype, causal, attention.window),
+                functools.partial(_attend, "blocks", jnp.float32, causal, attention.window),
+                _attention_rows((length, heads, kept, size), alone),
+            )
 
 
 def _attend(kernel: kernels.Kernel, dtype: Any, causal: bool, window: int | None, arrays: Arrays) -> jax.Array:

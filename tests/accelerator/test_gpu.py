@@ -31,19 +31,23 @@ def arrays(queries, keys):
     return [jnp.asarray(rng.normal(size=shape), jnp.bfloat16) for shape in shapes]
 
 
-def segments(length):
-    """Returns one row of a single segment, and one whose last third is padding."""
+def segments(length, several):
+    """Returns one row of a single segment, or of several, and one whose last third is padding."""
     ids = np.ones((ROWS, length), np.int32)
+    if several:
+        ids[0] += np.arange(length) // 100
     ids[1, 2 * length // 3 :] = 0
     return ids
 
 
 @pytest.mark.parametrize("length", [256, 512, 257])
-@pytest.mark.parametrize("masked", ["everywhere", "padded", "causal", "causal and padded"])
+@pytest.mark.parametrize(
+    "masked", ["everywhere", "padded", "packed", "causal", "causal and padded", "causal and packed"]
+)
 def test_cudnn_attention_equals_attention_by_blocks(masked, length):
-    ids = segments(length) if "padded" in masked else None
+    ids = segments(length, "packed" in masked) if "pa" in masked else None
     mask = Mask.causal(length, ids) if "causal" in masked else None
-    if masked == "padded":
+    if masked in ("padded", "packed"):
         mask = Mask.of_segments(ids, ids)
     real = 1.0 if ids is None else jnp.asarray(ids > 0)[..., None, None]
     query, key, value, cotangent = arrays(length, length)

@@ -162,14 +162,44 @@ class TestFlash:
             ([1, 1, 1, 0], [0, 0, 0, 0], False),
         ],
     )
-    def test_rows_of_more_than_a_segment_and_its_padding_go_otherwise(self, queries, keys, taken, monkeypatch):
+    def test_large_rows_of_more_than_a_segment_and_its_padding_go_otherwise(self, queries, keys, taken, monkeypatch):
         monkeypatch.setattr(kernels, "flash", functools.partial(kernels.flash, implementation="xla"))
+        monkeypatch.setattr(kernels, "MATRIX", 15)
         arrays = inputs(4, rows=2)
         mask = Mask.of_segments(np.array([[5] * 4, queries]), np.array([[5] * 4, keys]))
         otherwise = functools.partial(jnp.full, arrays["query"].shape, 7.0)
         arrays = [arrays[name] for name in ("query", "key", "value")]
         output = jax.jit(lambda *arrays: kernels.cudnn(*arrays, mask, SCALE, otherwise))(*arrays)
         assert (output != 7).all() if taken else (output == 7).all()
+
+    @pytest.mark.parametrize("causal", [True, False])
+    @pytest.mark.parametrize("length", [256, 201])
+    def test_rows_of_several_segments_use_the_kernel_too(self, length, causal, monkeypatch):
+        monkeypatch.setattr(kernels, "flash", functools.partial(kernels.flash, implementation="xla"))
+        segments = np.stack([np.arange(length) // 70 + 1, np.arange(length) // 100])  # The second begins with padding.
+        mask = Mask.causal(length, segments) if causal else Mask.of_segments(segments, segments)
+        real, arrays = (segments > 0)[..., None, None], inputs(length, heads=4, groups=2, rows=2)
+        assert_equal(
+            lambda query, key, value: real * kernels.cudnn(query, key, value, mask, SCALE, otherwise=None),
+            lambda query, key, value: real * by_blocks(mask, query, key, value),
+            arrays,
+        )
+
+    def test_the_matrix_of_the_mask_is_not_kept_for_the_backward_pass(self, monkeypatch):
+        flash = kernels.flash
+
+        def only_packed(mask, scale, packed=False):
+            return flash(mask, scale, "xla", packed) if packed else lambda query, *others: query
+
+        monkeypatch.setattr(kernels, "flash", only_packed)
+        segments, arrays = np.arange(256)[None] // 100, inputs(256, heads=1, groups=1)
+        mask = Mask.causal(256, segments)
+
+        def of_query(query):
+            return kernels.cudnn(query, arrays["key"], arrays["value"], mask, SCALE, otherwise=None)
+
+        kept = jax.eval_shape(lambda query: jax.vjp(of_query, query)[1], arrays["query"])
+        assert max(leaf.size for leaf in jax.tree.leaves(kept)) < 256 * 256
 
 
 def sizes(queries=512, keys=512, size=64, dtype=jnp.bfloat16):
