@@ -26,7 +26,7 @@ from jaxformer.data.tasks.tagging import TagTokens
 from jaxformer.data.tokenizers import ByteLevelBpe, WordPiece
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
-from jaxformer.training.loop import check_tokenizer
+from jaxformer.training.preparation import check_tokenizer
 from jaxformer.training.state import abstract_state
 
 CONFIGS = sorted((tiny.ROOT / "configs").glob("*.py"))

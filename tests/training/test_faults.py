@@ -158,8 +158,8 @@ def test_a_failure_while_setting_up_leaves_no_folder(tiny_config, tmp_path, monk
         raise MemoryError
 
     folder = tmp_path / "deep" / "run"
-    for name in ("check_tokenizer", "Checkpoints", "restore_or_init", "Evaluations"):
+    for name in ("preparation.check_tokenizer", "loop.Checkpoints", "loop.restore_or_init", "preparation.Evaluations"):
         with monkeypatch.context() as patch, pytest.raises(MemoryError):
-            patch.setattr(f"jaxformer.training.loop.{name}", fail)
+            patch.setattr(f"jaxformer.training.{name}", fail)
             cli.main(["train", str(tiny_config), "--workdir", str(folder)])
         assert not (tmp_path / "deep").exists()
