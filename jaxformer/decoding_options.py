@@ -1,4 +1,4 @@
-"""Command line options for text generation and speech transcription."""
+"""Command line options for text generation, speech transcription and image generation."""
 
 
 def _ids(word: str) -> tuple[int, ...]:
@@ -70,6 +70,16 @@ SEARCH = {
 }
 """Maps the field names of `CtcSearch` that are command line options to (function that parses the value, help text).
 `num_beams` is also one of `Decoding`.
+"""
+
+SAMPLING = {
+    "guidance": (float, "above 1 makes images follow their text or class more closely"),
+    "pictures": (int, "number of images per text or class"),
+    "steps": (int, "number of steps from noise to an image"),
+    "method": (str, "heun, or euler, which evaluates the model once instead of twice per step"),
+}
+"""Maps the field names of `Sampling` that are command line options to (function that parses the value, help text).
+`seed` is also one of `Decoding`.
 """
 
 TRANSCRIBING = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from jaxformer import run_commands, storage
 from jaxformer.command_arguments import Parser, add_step
-from jaxformer.decoding_options import DECODING, SEARCH, TRANSCRIBING
+from jaxformer.decoding_options import DECODING, SAMPLING, SEARCH, TRANSCRIBING
 from jaxformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def predict(arguments: list[str]) -> None:
     add_step(parser)
     writing = parser.add_argument_group("for models that generate text; the defaults are those of the run's config")
     hearing = parser.add_argument_group("for models that transcribe sounds")
-    for group, settings in ((writing, DECODING), (hearing, TRANSCRIBING), (hearing, SEARCH)):
+    for group, settings in ((writing, DECODING), (hearing, TRANSCRIBING), (hearing, SEARCH), (drawing, SAMPLING)):
         for name, (kind, meaning) in settings.items():
             names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
             group.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
@@ -56,9 +56,8 @@ def predict(arguments: list[str]) -> None:
     texts = options.texts + lines
     if not texts:
         raise InputError("predict: no text; give one after the run, or a file with --input")
-    said = {
-        name: value for name in (*DECODING, *SEARCH, *TRANSCRIBING) if (value := getattr(options, name)) is not None
-    }
+    known = (*DECODING, *SEARCH, *SAMPLING, *TRANSCRIBING)
+    said = {name: value for name in known if (value := getattr(options, name)) is not None}
     heard = {name: said.pop(name) for name in TRANSCRIBING if name in said}
     run = run_commands.opened(options.run, step=options.step).with_decoding(**said).with_transcribing(**heard)
     if options.among and options.num_samples > 1:

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from jaxformer.decoding.ctc import CtcSearch
+from jaxformer.decoding.flow import Sampling
 from jaxformer.decoding.scoring import Score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.decoding.transcribing import Transcribing
@@ -72,7 +73,7 @@ class Answer(abc.ABC):
 class Predictor(abc.ABC, Generic[ModelT]):
     """Computes answers to requests: texts, pairs of texts or images, as returned by `Task.prepare_requests`.
 
-    Subclasses with further abilities also inherit from interfaces: `Generates`, `Streams`, `Transcribes`,
+    Subclasses with further abilities also inherit from interfaces: `Generates`, `Draws`, `Streams`, `Transcribes`,
     `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must be called inside a `with sharding.use(...)`
     block with the mesh of the parameters.
     """
@@ -101,6 +102,13 @@ class Predictor(abc.ABC, Generic[ModelT]):
         training log. Empty by default.
         """
         return []
+
+
+class Draws(abc.ABC):
+    """Interface of predictors that generate images with a flow model."""
+
+    sampling: Sampling
+    """Settings for generating images, such as the number of steps."""
 
 
 class Generates(abc.ABC):

@@ -12,7 +12,7 @@ import numpy as np
 from jaxformer.data.tasks import layouts
 from jaxformer.decoding.flow import Sampling, guided, integrate
 from jaxformer.models.dit import Dit
-from jaxformer.predictors.base import Predictor
+from jaxformer.predictors.base import Draws, Predictor
 from jaxformer.predictors.pictures import Pictures
 
 ROWS = 16
@@ -25,7 +25,7 @@ Predicts = Literal["velocity", "image"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class FlowImages(Predictor[Dit]):
+class FlowImages(Predictor[Dit], Draws):
     """Predictor that generates images with a flow model. A request is a text, or the name of a class."""
 
     sampling: Sampling = Sampling()

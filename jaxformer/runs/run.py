@@ -36,6 +36,7 @@ from jaxformer.models.base import Model
 from jaxformer.objectives.base import Objective
 from jaxformer.parallel import sharding
 from jaxformer.predictors.base import (
+    Draws,
     Generates,
     Predictor,
     RanksCandidates,
@@ -255,13 +256,16 @@ class Run:
 
     def with_decoding(self, **settings: Any) -> "Run":
         """Returns a copy of the run with other `Decoding` settings: `run.with_decoding(temperature=0,
-        max_new_tokens=200)`. For a recognizer of speech with CTC, they are `CtcSearch` settings.
+        max_new_tokens=200)`. For a recognizer of speech with CTC, they are `CtcSearch` settings, and for a flow model
+        of images `Sampling` settings.
 
         Raises:
           InputError: If a setting does not exist, or the run's model does not generate text.
         """
         if isinstance(self.predictor, Searches):
             return self._with("search", settings, True, "")
+        if isinstance(self.predictor, Draws):
+            return self._with("sampling", settings, True, "")
         return self._with("decoding", settings, isinstance(self.predictor, Generates), "does not generate text")
 
     def with_transcribing(self, **settings: Any) -> "Run":

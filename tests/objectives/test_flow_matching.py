@@ -6,6 +6,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 from small_bert import assert_trees_close, noisy_params, small_bert
 from small_clip import TOKENIZER
 from small_dit import COLORS, LABELS, OF_CLASSES, OF_TEXTS, batch_of, colored
@@ -127,6 +128,12 @@ def test_a_dit_learns_colors_and_predict_saves_them(tmp_path, monkeypatch, capsy
     capsys.readouterr()
     assert cli.main(["predict", "RUN", "red"]) == 0
     assert "red: 2 images of 8 × 8 pixels" in capsys.readouterr().out
+    settings = ["--guidance", "1", "--pictures", "3", "--steps", "2", "--method", "euler", "--seed", "5"]
+    assert cli.main(["predict", "RUN", "red", *settings, "--out", str(tmp_path / "grid.png")]) == 0
+    with Image.open(tmp_path / "grid.png") as drawn:
+        assert drawn.size == (3 * 8 + 2 * 2, 8)
+    assert cli.main(["predict", "RUN", "red", "--temperature", "1"]) == 2
+    assert "objective.sampling.temperature: no such field" in capsys.readouterr().err
     assert cli.main(["predict", "RUN", " "]) == 2
     assert "text 1: empty; expected a text to generate an image from" in capsys.readouterr().err
 
