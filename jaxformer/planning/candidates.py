@@ -126,7 +126,6 @@ def meshes(experiment: Experiment, topology: Topology) -> Iterator[sharding.Mesh
 
     The sizes of all axes but `data` and `slices` are powers of two, and `data` has the remaining devices. Axes that the
     experiment cannot use have size 1: `expert` without experts, `sequence` if rows are short (see `MIN_POSITIONS`).
-    `sequence` and `pipeline` are never used together, because this is not implemented.
     """
     tpu, stacks, row = topology.chip.platform == "tpu", experiment.model.stacks().values(), experiment.data.task.row
     slices = topology.slices_or_nodes if tpu else 1
@@ -142,7 +141,7 @@ def meshes(experiment: Experiment, topology: Topology) -> Iterator[sharding.Mesh
     }
     for several in itertools.product(*(powers(max(1, min(limit, inside))) for limit in limits.values())):
         sizes, used = dict(zip(limits, several, strict=True)), math.prod(several)
-        if inside % used or (sizes["sequence"] > 1 and sizes["pipeline"] > 1):
+        if inside % used:
             continue
         yield sharding.Mesh(data=inside // used, slices=slices, rules=experiment.mesh.rules, **sizes)
 

@@ -35,7 +35,7 @@ REPEATS = (1, 2, 4)
 ENDS = 4
 """How often arrays of the size of a pipeline's output pass through each device, in addition to the passes from stage to
 stage: the input and the gradient of the output are gathered, and the output and the gradient of the input are summed
-and scattered. In compiled steps of GPT-2 with four stages, it is 3 times on TPU v5e, and 4 or 6 times on H100.
+and scattered. In compiled steps of GPT-2 with four stages, it is 3 or 4 times on TPU v5e, and 4 or 6 on H100.
 """
 
 

@@ -36,8 +36,6 @@ def check_pipeline(experiment: Experiment, mesh: jax.sharding.Mesh | jax.shardin
             if value != usual:
                 raise InputError(f"mesh.{field}={value}: mesh.pipeline is 1; expected {usual}")
         return
-    if mesh.shape["sequence"] > 1:
-        raise InputError(f"mesh.sequence={mesh.shape['sequence']}: not implemented with mesh.pipeline; expected 1")
     if micro_batches % stages:
         multiple = math.ceil(micro_batches / stages) * stages
         raise InputError(

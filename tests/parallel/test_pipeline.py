@@ -151,6 +151,13 @@ def test_every_product_of_axes_gives_the_same_loss_and_gradients(shape):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpt", "bert", "t5", "vit"])
+def test_a_ring_runs_inside_a_stage(name):
+    """Devices of a stage share the positions of its rows."""
+    assert_same(name, Mesh(1, pipeline=2, sequence=2))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bert", "t5"])
 def test_micro_batches_that_pass_several_times_give_the_same(name):
     assert_same(name, CIRCULAR)
@@ -303,7 +310,6 @@ def test_decoding_on_a_pipeline_runs_the_blocks_one_after_the_other():
             {"mesh": Mesh(2, 2, pipeline=2, pipeline_microbatches=4)},
             r"data.batch=8 does not divide into mesh.data=2 × mesh.fsdp=2 × 4 micro-batches of the pipeline; 16 would",
         ),
-        ({"mesh": Mesh(1, pipeline=2, sequence=2)}, "mesh.sequence=2: not implemented with mesh.pipeline; expected 1"),
         ({"mesh": Mesh(2, pipeline_repeats=2)}, "mesh.pipeline_repeats=2: mesh.pipeline is 1; expected 1"),
         ({"mesh": Mesh(2, pipeline_microbatches=4)}, "mesh.pipeline_microbatches=4: mesh.pipeline is 1; expected None"),
     ],
