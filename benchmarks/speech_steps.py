@@ -3,7 +3,7 @@
     pip install '.[torch]' && python benchmarks/speech_steps.py [ROW ...]
 
 Whisper has the sizes of the paper's tiny model and reads windows of 30 seconds. The recognizer is the wav2vec 2.0 of
-`configs/ctc_spoken_bible.py`, on sounds of seven seconds. Both are without dropout, with AdamW and clipping, in
+`configs/ctc_spoken_bible.py`, on sounds of six seconds. Both are without dropout, with AdamW and clipping, in
 float32. PyTorch's side is the class of transformers, eager and through torch.compile, which also computes the losses.
 Each side has a process of its own, and they take turns.
 """

