@@ -67,8 +67,8 @@ def test_an_export_is_what_was_imported(theirs, imported):
 @pytest.mark.slow
 def test_a_recognizer_is_exported_as_programs(theirs, imported):
     """Both programs take waveforms of any length. The export to ONNX compares its outputs with those here."""
-    if "hubert" in str(theirs):
-        pytest.skip("its programs are those of wav2vec 2.0")
+    if not theirs.parent.name.startswith("base"):
+        pytest.skip("its operations are those of wav2vec 2.0 base")
     pytest.importorskip("onnxruntime")
     run = jf.open_run(imported)
     assert jf.export_onnx(run, theirs.parent / "onnx").startswith("outputs differ by")
@@ -123,9 +123,8 @@ def test_a_setting_is_supported_or_refused(name, field, value, said, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["base", "large"])
-def test_pretraining_has_the_same_results(kind, tmp_path):
-    theirs = small_speech.saved(tmp_path / "theirs", kind, "ForPreTraining")
+def test_pretraining_has_the_same_results(tmp_path):
+    theirs = small_speech.saved(tmp_path / "theirs", "base", "ForPreTraining")
     jf.import_run(theirs, tmp_path / "run")
     certificate = json.loads((tmp_path / "run" / JSON).read_text())
     lines = {}
