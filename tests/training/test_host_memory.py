@@ -20,8 +20,8 @@ from jaxformer.training.state import abstract_batch, abstract_state, init_state
 SHAPE = Mesh(1, 4, 2)
 
 
-def offloaded(tiny_config, **fields):
-    return tiny.load(tiny_config, optimizer__offload=True, model__transformer__heads=4, mesh=SHAPE, **fields)
+def offloaded(tiny_config, mesh=SHAPE, **fields):
+    return tiny.load(tiny_config, optimizer__offload=True, model__transformer__heads=4, mesh=mesh, **fields)
 
 
 def kinds(tree):
@@ -42,7 +42,8 @@ def test_only_the_optimizer_state_is_in_host_memory(tiny_config):
 
 @pytest.mark.slow
 def test_the_step_equals_one_on_the_device_and_returns_the_state_where_it_was(tiny_config):
-    experiment, mesh = offloaded(tiny_config), sharding.make_mesh(SHAPE)
+    shape = Mesh(1, 2)
+    experiment, mesh = offloaded(tiny_config, shape), sharding.make_mesh(shape)
     abstract = abstract_state(experiment, mesh)
     before = init_state(experiment, abstract)
     on_device = config.override(experiment, {"optimizer.offload": False})
