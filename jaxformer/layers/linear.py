@@ -62,8 +62,8 @@ class Linear(nn.Module):
             raise ValueError(f"{self.equation!r}: expected an equation such as 'btd,dhk->bthk'")
         rows = int(np.prod(self.shape[:contracted]))
         # The standard deviation is BERT's 0.02 at its width of 768, scaled to other input sizes.
-        init = truncated_normal(self.init_scale * (3 * rows) ** -0.5)
-        kernel = self.param("kernel", metadata.with_axes(init, kernel_axes, contracted), tuple(self.shape))
+        init = metadata.with_axes(truncated_normal(self.init_scale * (3 * rows) ** -0.5), kernel_axes, contracted)
+        kernel = metadata.parameter(self, "kernel", init, tuple(self.shape))
         dtype = compute_dtype(self.dtype)
         tokens, features = x.shape[: x.ndim - contracted], self.shape[contracted:]
         # One matrix product over all tokens: with separate batch and position axes, XLA on CPU turns the gradient of
@@ -72,7 +72,8 @@ class Linear(nn.Module):
         leading = tokens if sharding.current_num_parts("residual_position") > 1 else (-1,)
         y = products.multiply(x.astype(dtype).reshape(*leading, rows), kernel.reshape(rows, -1), self.dtype)
         if self.bias:
-            bias = self.param("bias", metadata.with_axes(nn.initializers.zeros, kept), tuple(features))
+            zeros = metadata.with_axes(nn.initializers.zeros, kept)
+            bias = metadata.parameter(self, "bias", zeros, tuple(features))
             y = y + bias.astype(dtype).reshape(-1)
         return y.reshape(*tokens, *features)
 

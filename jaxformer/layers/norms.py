@@ -23,12 +23,12 @@ class LayerNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         width = x.shape[-1]
-        scale = self.param("scale", metadata.with_axes(nn.initializers.ones, "d"), (width,))
+        scale = metadata.parameter(self, "scale", metadata.with_axes(nn.initializers.ones, "d"), (width,))
         wide = x.astype(jnp.float32)
         centred = wide - wide.mean(-1, keepdims=True)
         y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + self.epsilon) * scale
         if self.bias:
-            y = y + self.param("bias", metadata.with_axes(nn.initializers.zeros, "d"), (width,))
+            y = y + metadata.parameter(self, "bias", metadata.with_axes(nn.initializers.zeros, "d"), (width,))
         return y.astype(x.dtype)
 
 
@@ -46,7 +46,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.initializers.zeros if self.zero_centered else nn.initializers.ones
-        scale = self.param("scale", metadata.with_axes(init, self.axis), (x.shape[-1],))
+        scale = metadata.parameter(self, "scale", metadata.with_axes(init, self.axis), (x.shape[-1],))
         if self.zero_centered:
             scale = 1 + scale
         wide = x.astype(jnp.float32)

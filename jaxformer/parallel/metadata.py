@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import flax.errors
 import flax.linen as nn
 import flax.struct
 import jax
@@ -117,6 +118,24 @@ def with_axes(init: nn.initializers.Initializer, letters: str, contracted: int =
         parameters.
     """
     return lambda *args: Boxed(init(*args), letters, contracted)
+
+
+def parameter(module: nn.Module, name: str, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a parameter of a module, which is created if it does not exist yet: `module.param(name, init, shape)`,
+    but faster.
+
+    Flax traces the initializer of a parameter that exists, to learn the shape that it should have. In small models this
+    takes a fifth of the time of tracing. The shape is known here.
+
+    Raises:
+      ScopeParamShapeError: If the parameter exists and has another shape.
+    """
+    if not module.has_variable("params", name):
+        return module.param(name, init, shape)
+    value = nn.unbox(module.get_variable("params", name))
+    if value.shape != shape:
+        raise flax.errors.ScopeParamShapeError(name, "/" + "/".join(module.path), value.shape, shape)
+    return value
 
 
 def parameter_info(boxed: Any) -> dict[str, ParameterInfo]:

@@ -31,6 +31,10 @@ from jaxformer.training.checkpoint_digests import METRICS, Handler, check_digest
 from jaxformer.training.damage import unless_damaged
 
 COMMITTED = ocp.options.AtomicityMode.COMMIT_FILE
+LEAST_SLICE = 2**20
+"""Size in bytes of the slices of a replicated array that the devices write together, at least. Smaller arrays are
+written by one device, because XLA compiles a program for each slice of each shape.
+"""
 
 
 class _Manager(ocp.CheckpointManager):
@@ -257,8 +261,10 @@ def _preserved(settings: Checkpoint, best: BestMetric | None) -> policies.Preser
 
 def _registry() -> ocp.handlers.CheckpointHandlerRegistry:
     """Returns Orbax handlers that save and restore trees of any name, without compression."""
+    arrays = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=LEAST_SLICE)
+    types = ocp.type_handlers.create_type_handler_registry((jax.Array, arrays))
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    registry.add(None, ocp.args.PyTreeSave, Handler(use_compression=False))
+    registry.add(None, ocp.args.PyTreeSave, Handler(use_compression=False, type_handler_registry=types))
     return registry
 
 

@@ -5,6 +5,7 @@ average. With LoRA, the parameters of a run are the model's parameters and the a
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.lanes import empty_batch
 from jaxformer.errors import InputError
+from jaxformer.models.base import Model
 from jaxformer.parallel import host_memory, metadata, sharding
 from jaxformer.parallel.parameter_shards import state_shardings
 from jaxformer.parameter_paths import found_in, frozen_mask, join, split
@@ -65,7 +67,13 @@ def init_params(experiment: Experiment, key: jax.Array) -> Any:
     rows = experiment.data.task.row
     batch = {name: jnp.zeros((1, feature.capacity, *feature.shape), feature.dtype) for name, feature in rows.items()}
     # Omits segments and positions, which the data pipeline adds, because no parameter shape depends on them.
-    return experiment.model.init(key, **experiment.objective.inputs(batch))["params"]
+    return _init_model(experiment.model, key, experiment.objective.inputs(batch))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init_model(model: Model, key: jax.Array, inputs: dict[str, Any]) -> Any:
+    """Jitted, so that a model is traced once, although several functions here need its parameters or their shapes."""
+    return model.init(key, **inputs)["params"]
 
 
 def split_frozen(experiment: Experiment, params: Any) -> tuple[Any, Any]:
