@@ -39,16 +39,39 @@ def small_bert(vocab=VOCAB, max_length=LENGTH, **fields) -> Bert:
 def noisy_params(module: nn.Module, *inputs, seed=0, **options):
     """Random parameters around 0, or 1 for scales; none at a special value, which would hide mistakes.
 
-    `inputs` are those of a call, and `options` its keyword arguments that are not arrays.
+    `inputs` are those of a call, and `options` its keyword arguments.
     """
-    init = functools.partial(module.init, **options)
-    shapes = nn.unbox(jax.eval_shape(init, jax.random.key(0), *inputs))["params"]
+    static, arrays = _split(options)
+    shapes = nn.unbox(jax.eval_shape(functools.partial(_init, module, static), *inputs, **arrays))["params"]
     rng = np.random.default_rng(seed)
 
     def draw(path, leaf):
         return jnp.asarray(rng.normal(path[-1].key == "scale", 0.2, leaf.shape), jnp.float32)
 
     return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _init(module, static, *inputs, **arrays):
+    """Jitted, so that a module is traced once, however often its parameters are drawn."""
+    return module.init(jax.random.key(0), *inputs, **arrays, **dict(static))
+
+
+def applied(module: nn.Module, params, *inputs, **options):
+    """The output of a module, compiled as a whole, which takes a part of the time of one operation after the other."""
+    static, arrays = _split(options)
+    return _apply(module, static, params, *inputs, **arrays)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(module, static, params, *inputs, **arrays):
+    return module.apply({"params": params}, *inputs, **arrays, **dict(static))
+
+
+def _split(options):
+    """Arguments that determine a program, as a tuple of pairs, and arrays."""
+    static = {name: value for name, value in options.items() if isinstance(value, bool | int | str)}
+    return tuple(static.items()), {name: value for name, value in options.items() if name not in static}
 
 
 def bert_params(model: Bert, seed=0):

@@ -9,6 +9,7 @@ import torch
 import transformers
 from hf_models import POSITIONS, VOCAB, redrawn
 from safetensors.torch import save_file
+from small_bert import applied
 from small_writer import PIECES
 
 from jaxformer.errors import InputError
@@ -79,7 +80,7 @@ def test_the_two_are_one_model(base, tmp_path, settings, scales):
         base.get_submodule(module).weight.data += scale * b @ a
     _, expected = hidden(base)
     assert np.abs(expected - before).max() > 0.1
-    ours = imported.model.apply({"params": imported.params}, tokens)
+    ours = applied(imported.model, imported.params, tokens)
     np.testing.assert_allclose(ours.logits, expected, atol=2e-5)
 
 
@@ -93,7 +94,7 @@ def test_maps_of_gpt2_have_their_inputs_first(tmp_path):
     for module, (a, b) in pairs.items():
         model.get_submodule(module).weight.data += 3 * (b @ a).T
     tokens, expected = hidden(model)
-    np.testing.assert_allclose(imported.model.apply({"params": imported.params}, tokens).logits, expected, atol=2e-5)
+    np.testing.assert_allclose(applied(imported.model, imported.params, tokens).logits, expected, atol=2e-5)
 
 
 @pytest.mark.slow
@@ -114,9 +115,7 @@ def test_a_classifier_on_a_pretrained_base(base, tmp_path):
     export_run(tmp_path / "run", tmp_path / "merged", certificate=False)
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
     tokens, expected = hidden(theirs)
-    np.testing.assert_allclose(
-        run.model.apply({"params": run.params}, tokens).logits[:, 0], expected, rtol=1e-4, atol=1e-4
-    )
+    np.testing.assert_allclose(applied(run.model, run.params, tokens).logits[:, 0], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -194,6 +193,6 @@ def test_what_peft_saves(kind, tmp_path):
     ).eval()
     imported = load(open_folder(tmp_path / "adapter"))
     tokens, expected = hidden(again)
-    ours = imported.model.apply({"params": imported.params}, tokens).logits
+    ours = applied(imported.model, imported.params, tokens).logits
     ours = ours[:, 0] if kind == "classifier" else ours
     np.testing.assert_allclose(ours, expected, atol=2e-5)

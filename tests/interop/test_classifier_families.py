@@ -6,6 +6,7 @@ import torch
 import transformers
 from hf_models import NO_TOKENS, POSITIONS, VOCAB, redrawn, saved
 from safetensors.numpy import load_file
+from small_bert import applied
 
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.adapters import open_folder
@@ -56,7 +57,7 @@ def test_logits_are_transformers_and_tensors_and_labels_survive_the_round_trip(f
     tokens = np.where(np.arange(9) < lengths[:, None], tokens, config.pad_token_id)
     expected = logits(theirs, tokens, lengths)
     segments = (np.arange(9) < lengths[:, None]).astype(np.int32)
-    actual = np.asarray(imported.model.apply({"params": imported.params}, tokens, segments).logits)
+    actual = np.asarray(applied(imported.model, imported.params, tokens, segments).logits)
     if expected.ndim == 2:
         np.testing.assert_allclose(actual[:, 0], expected, atol=1e-5)
     else:

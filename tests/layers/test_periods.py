@@ -1,11 +1,13 @@
 """Stacks whose blocks take turns: windows, positions and parameters of their own, and what a stack returns of each."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_bert import noisy_params
+from small_bert import applied, noisy_params
 from small_bert import small_transformer as small
 
 from jaxformer.errors import InputError
@@ -54,14 +56,15 @@ def test_windowed_attention_in_parts_equals_dense(causal):
     stack = small(depth=1, attention=Attention(window=70), norm_position="before")
     params = noisy_params(stack, x)
     inputs = BlockInputs(mask=Mask.causal(400) if causal else None)
-    parts = stack.apply({"params": params}, x, inputs)
-    whole = stack.apply({"params": params}, x, inputs.replace(return_attention=True))
+    parts = applied(stack, params, x, inputs)
+    whole = applied(stack, params, x, inputs.replace(return_attention=True))
     np.testing.assert_allclose(parts.hidden, whole.hidden, atol=1e-5)
     index = np.arange(400)
     near = np.abs(index[:, None] - index) < 70
     assert not np.asarray(whole.attention)[..., ~near].any()
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def by_hand(stack, params, x, mask):
     """The blocks one after the other, each built alone."""
     for number, own in enumerate(unstacked(params["blocks"])):
@@ -92,10 +95,10 @@ def test_period_runs_each_kind_in_turn(depth, mlp, unroll):
     params, mask = noisy_params(stack, X), Mask.causal(12, SEGMENTS)
     if mlp is None:
         assert set(params["blocks"]) == {"attention", "attention_norm", "mlp", "mlp_norm"}
-    output = stack.apply({"params": params}, X, BlockInputs(mask=mask))
+    output = applied(stack, params, X, BlockInputs(mask=mask))
     np.testing.assert_allclose(output.hidden, by_hand(stack, params, X, mask), atol=2e-5)
     at = np.array([[0, 11, 4], [9, 9, 2]])
-    some = stack.apply({"params": params}, X, BlockInputs(mask=mask, at=at)).hidden
+    some = applied(stack, params, X, BlockInputs(mask=mask, at=at)).hidden
     np.testing.assert_allclose(some, np.take_along_axis(np.asarray(output.hidden), at[..., None], 1), atol=2e-5)
 
 
@@ -104,7 +107,7 @@ def test_remat_of_a_period_changes_nothing():
     def gradient(**fields):
         stack = small(depth=5, period=(Variant(), LOCAL), **FIELDS, **fields)
         params = noisy_params(stack, X)
-        return jax.grad(lambda params: jnp.sum(jnp.sin(stack.apply({"params": params}, X).hidden)))(params)
+        return jax.jit(jax.grad(lambda params: jnp.sum(jnp.sin(applied(stack, params, X).hidden))))(params)
 
     plain, recomputed = gradient(), gradient(remat="full", unroll=1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), plain, recomputed)
@@ -113,12 +116,12 @@ def test_remat_of_a_period_changes_nothing():
 @pytest.mark.slow
 def test_auxiliary_means_of_all_blocks_are_added():
     some = small(depth=3, period=(Variant(mlp=CountingMlp()), Variant()), **FIELDS)
-    assert some.apply({"params": noisy_params(some, X)}, X).means["load"].weight == 2 * X.size
+    assert applied(some, noisy_params(some, X), X).means["load"].weight == 2 * X.size
     every = small(depth=3, mlp=CountingMlp(), **FIELDS)
     params = noisy_params(every, X)
-    means = every.apply({"params": params}, X).means
+    means = applied(every, params, X).means
     assert means["load"].weight == 3 * X.size
-    at = every.apply({"params": params}, X, BlockInputs(at=np.array([[0, 1], [2, 3]]))).means
+    at = applied(every, params, X, BlockInputs(at=np.array([[0, 1], [2, 3]]))).means
     assert at["load"].weight == 2 * X.size + 2 * 2 * 16
 
 
@@ -126,11 +129,11 @@ def test_auxiliary_means_of_all_blocks_are_added():
 def test_output_of_every_layer_is_returned_where_it_is_asked_for():
     stack = small(depth=3, norm_position="after")
     params = noisy_params(stack, X)
-    output = stack.apply({"params": params}, X, BlockInputs(return_layers=True))
+    output = applied(stack, params, X, BlockInputs(return_layers=True))
     assert output.layers.shape == (3, 2, 12, 16)
     np.testing.assert_array_equal(output.layers[-1], output.hidden)
     first = small(depth=1, norm_position="after")
-    one = first.apply({"params": {"blocks": jax.tree.map(lambda leaf: leaf[:1], params["blocks"])}}, X)
+    one = applied(first, {"blocks": jax.tree.map(lambda leaf: leaf[:1], params["blocks"])}, X)
     np.testing.assert_allclose(output.layers[0], one.hidden, atol=1e-6)
 
 
@@ -146,16 +149,16 @@ def test_norms_on_both_sides_of_each_layer():
     x = X + norm("attention_post_norm", attention)
     x = x + norm("mlp_post_norm", Mlp().apply({"params": own["mlp"]}, norm("mlp_norm", x))[0])
     expected = LayerNorm().apply({"params": params["norm"]}, x)
-    np.testing.assert_allclose(stack.apply({"params": params}, X).hidden, expected, atol=1e-5)
+    np.testing.assert_allclose(applied(stack, params, X).hidden, expected, atol=1e-5)
 
 
 def test_first_block_can_read_its_input_without_a_norm():
     stack = small(depth=2, first_norm=False, norm_position="before")
     params = noisy_params(stack, X)
     params["blocks"]["attention_norm"]["scale"] = params["blocks"]["attention_norm"]["scale"].at[0].set(np.nan)
-    assert np.isfinite(stack.apply({"params": params}, X).hidden).all()
+    assert np.isfinite(applied(stack, params, X).hidden).all()
     params["blocks"]["attention_norm"]["scale"] = params["blocks"]["attention_norm"]["scale"].at[1].set(np.nan)
-    assert np.isnan(stack.apply({"params": params}, X).hidden).all()
+    assert np.isnan(applied(stack, params, X).hidden).all()
 
 
 def test_added_positions_reach_queries_and_keys_and_no_values():
@@ -176,7 +179,7 @@ def decode(stack, params, chunks, room):
     cache = stack.new_cache(rows, length).replace(segments=jnp.ones((rows, length), jnp.int32))
     outputs, start = [], 0
     for number, count in enumerate(chunks):
-        output = stack.apply({"params": params}, X[:, start : start + count], BlockInputs(), cache)
+        output = applied(stack, params, X[:, start : start + count], BlockInputs(), cache)
         outputs.append(output.hidden)
         cache, start = output.cache, start + count
         if number == 0:
@@ -190,7 +193,7 @@ def decode(stack, params, chunks, room):
 def test_decoding_with_a_window_sized_cache_is_the_full_pass(chunks):
     stack = small(depth=5, period=(LOCAL, LOCAL, Variant()), **FIELDS)
     params = noisy_params(stack, X)
-    expected = stack.apply({"params": params}, X, BlockInputs(mask=Mask.causal(12))).hidden
+    expected = applied(stack, params, X, BlockInputs(mask=Mask.causal(12))).hidden
     actual, cache = decode(stack, params, chunks, 12 - chunks[0])
     np.testing.assert_allclose(actual, expected, atol=1e-5)
     assert [layer.keys.key.shape[2] for layer in cache.layers] == [3, 3, 12, 3, 3]

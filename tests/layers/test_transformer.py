@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from small_bert import assert_trees_close, noisy_params
+from small_bert import applied, assert_trees_close, noisy_params
 from small_bert import small_transformer as small
 
 from jaxformer.errors import InputError
@@ -31,7 +31,7 @@ KEY = jax.random.key(3)
 
 
 def apply(transformer, params, x=X, mask=MASK, rngs=None, **inputs):
-    return transformer.apply({"params": params}, x, BlockInputs(mask=mask, **inputs), rngs=rngs)
+    return applied(transformer, params, x, BlockInputs(mask=mask, **inputs), rngs=rngs)
 
 
 @pytest.mark.parametrize("norm", [LayerNorm(), RMSNorm()], ids=lambda norm: type(norm).__name__)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_bert import LENGTH, VOCAB, assert_trees_close, bert_params, lay_out, random_examples, small_bert
+from small_bert import LENGTH, VOCAB, applied, assert_trees_close, bert_params, lay_out, random_examples, small_bert
 
 from jaxformer.metrics.means import merge
 from jaxformer.objectives.masked_lm import MaskedLM
@@ -96,7 +96,7 @@ def test_a_segments_outputs_have_no_gradient_in_another_segments_embeddings():
 def test_predictions_at_some_positions_are_those_of_all_positions():
     """The last block leaves out what no head reads; nothing else may change by it, attention asked for or not."""
     batch = lay_out([EXAMPLES])
-    everywhere = MODEL.apply({"params": PARAMS}, **(OBJECTIVE.inputs(batch) | {"masked_positions": None}))
+    everywhere = applied(MODEL, PARAMS, **(OBJECTIVE.inputs(batch) | {"masked_positions": None}))
     expected = np.take_along_axis(np.asarray(everywhere.logits), batch["masked_positions"][..., None], 1)
     for return_attention in (False, True):
         output, logits = run(PARAMS, batch, return_attention=return_attention)

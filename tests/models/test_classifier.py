@@ -1,12 +1,13 @@
 """The classifier's head: what it reads of each example of a row, and what it refuses."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_bert import assert_trees_close, noisy_params, small_bert, small_transformer
+from small_bert import applied, assert_trees_close, noisy_params, small_bert, small_transformer
 
 from jaxformer.errors import InputError
 from jaxformer.layers.mlp import HeadLayer
@@ -36,9 +37,9 @@ PARTS = {"bert": ("pooler", "first", "mean", "last"), "gpt": ("first", "mean", "
 def test_packed_examples_have_the_logits_that_they_have_alone(backbone, reads):
     model = Classifier(BACKBONES[backbone], LABELS, reads)
     params = noisy_params(model, ROWS)
-    packed = model.apply({"params": params}, ROWS, SEGMENTS, POSITIONS, cls_positions=np.array([[0, 4]])).logits
+    packed = applied(model, params, ROWS, SEGMENTS, POSITIONS, cls_positions=np.array([[0, 4]])).logits
     for example, (start, stop) in enumerate([(0, 4), (4, 6)]):
-        alone = model.apply({"params": params}, ROWS[:, start:stop]).logits
+        alone = applied(model, params, ROWS[:, start:stop]).logits
         np.testing.assert_allclose(packed[0, example], alone[0, 0], atol=1e-5)
     assert np.abs(packed[0, 0] - packed[0, 1]).max() > 1e-3
 
@@ -46,8 +47,8 @@ def test_packed_examples_have_the_logits_that_they_have_alone(backbone, reads):
 def test_each_token_is_classified_by_its_own_vector():
     model = Classifier(bert(), LABELS, "none")
     params = noisy_params(model, ROWS)
-    output = model.apply({"params": params}, ROWS, SEGMENTS, POSITIONS)
-    hidden = model.backbone.apply({"params": params["backbone"]}, ROWS, SEGMENTS, POSITIONS).hidden
+    output = applied(model, params, ROWS, SEGMENTS, POSITIONS)
+    hidden = applied(model.backbone, params["backbone"], ROWS, SEGMENTS, POSITIONS).hidden
     expected = hidden @ params["head"]["kernel"] + params["head"]["bias"]
     np.testing.assert_allclose(output.logits, expected, atol=1e-5)
     assert output.logits.dtype == jnp.float32
@@ -58,11 +59,9 @@ def test_a_layer_before_the_head_reads_pooled_vectors():
     model = Classifier(BACKBONES["bert"], LABELS, "mean", transform=layer)
     params = noisy_params(model, ROWS)
     assert {*params["transform"]["dense"]} == {"kernel"} and {*params["transform"]["norm"]} == {"scale", "bias"}
-    output = model.apply({"params": params}, ROWS, SEGMENTS, POSITIONS)
+    output = applied(model, params, ROWS, SEGMENTS, POSITIONS)
     plain = Classifier(BACKBONES["bert"], LABELS, "mean")
-    pooled = plain.apply(
-        {"params": {"backbone": params["backbone"], "head": params["head"]}}, ROWS, SEGMENTS, POSITIONS
-    )
+    pooled = applied(plain, {"backbone": params["backbone"], "head": params["head"]}, ROWS, SEGMENTS, POSITIONS)
     vectors = jax.nn.gelu(pooled.vectors @ params["transform"]["dense"]["kernel"], approximate=False)
     vectors = LayerNorm(1e-5).apply({"params": params["transform"]["norm"]}, vectors)
     np.testing.assert_allclose(output.vectors, vectors, atol=1e-5)
@@ -94,10 +93,12 @@ def test_that_layer_starts_from_the_one_of_a_masked_lm_head():
 def test_it_drops_out_only_in_training():
     model = Classifier(bert(), LABELS, dropout=0.5)
     params = noisy_params(model, ROWS)
-    outputs = [
-        model.apply({"params": params}, ROWS, train=train, rngs={"dropout": jax.random.key(seed)}).logits
-        for train, seed in [(False, 0), (False, 1), (True, 0), (True, 1)]
-    ]
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(train, key):
+        return model.apply({"params": params}, ROWS, train=train, rngs={"dropout": key}).logits
+
+    outputs = [logits(train, jax.random.key(seed)) for train in (False, True) for seed in (0, 1)]
     assert (outputs[0] == outputs[1]).all() and (outputs[2] != outputs[3]).any()
 
 

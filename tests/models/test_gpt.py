@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_bert import noisy_params, small_transformer
+from small_bert import applied, noisy_params, small_transformer
 
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.masks import Mask
@@ -196,10 +196,10 @@ def test_scaled_embeddings_are_larger_by_the_square_root_of_the_width():
     scaled = params | {
         "embeddings": {"token": params["embeddings"]["token"] / np.float32(model.transformer.width**0.5)}
     }
-    expected = model.apply({"params": params}, TOKENS).hidden
-    actual = model.copy(scale_embeddings=True).apply({"params": scaled}, TOKENS).hidden
+    expected = applied(model, params, TOKENS).hidden
+    actual = applied(model.copy(scale_embeddings=True), scaled, TOKENS).hidden
     np.testing.assert_allclose(actual, expected, atol=1e-6)
-    assert np.abs(model.apply({"params": scaled}, TOKENS).hidden - expected).max() > 0.1
+    assert np.abs(applied(model, scaled, TOKENS).hidden - expected).max() > 0.1
 
 
 @pytest.mark.slow

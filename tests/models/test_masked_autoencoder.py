@@ -4,7 +4,8 @@ import re
 import jax
 import numpy as np
 import pytest
-from small_vit import AUTOENCODER, IMAGES, apply, noisy
+from small_bert import applied
+from small_vit import AUTOENCODER, IMAGES, noisy
 
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.parameters import flat
@@ -18,14 +19,14 @@ NOISE = np.random.default_rng(2).random((4, 9)).astype(np.float32)
 @pytest.mark.slow
 def test_the_patches_with_the_least_noise_are_seen_and_no_others():
     params, hidden = noisy(AUTOENCODER), NOISE.argsort(1)[:, 3:]
-    output = apply(AUTOENCODER, params, IMAGES, NOISE)
+    output = applied(AUTOENCODER, params, IMAGES, NOISE)
     expected = np.zeros((4, 9))
     np.put_along_axis(expected, hidden, 1, axis=1)
     np.testing.assert_array_equal(output.masked, expected)
     other = np.array(patchify(IMAGES, 4))
     other[expected == 1] = 255 - other[expected == 1]
     changed = other.reshape(4, 3, 3, 4, 4, 1).swapaxes(2, 3).reshape(IMAGES.shape)
-    again = apply(AUTOENCODER, params, changed, NOISE)
+    again = applied(AUTOENCODER, params, changed, NOISE)
     np.testing.assert_array_equal(output.hidden, again.hidden)
     np.testing.assert_array_equal(output.pixels, again.pixels)
     np.testing.assert_array_equal(np.abs(output.targets - again.targets).max(-1) > 0, expected == 1)
@@ -33,7 +34,7 @@ def test_the_patches_with_the_least_noise_are_seen_and_no_others():
 
 def test_each_patch_is_painted_in_its_own_place():
     params = noisy(AUTOENCODER)
-    output = apply(AUTOENCODER, params, IMAGES, NOISE)
+    output = applied(AUTOENCODER, params, IMAGES, NOISE)
     assert output.pixels.shape == output.targets.shape == (4, 9, 16)
     # Hidden patches differ only by their positions.
     first, second = NOISE[0].argsort()[-2:]
@@ -42,7 +43,7 @@ def test_each_patch_is_painted_in_its_own_place():
     seen = NOISE.copy()
     ranks = NOISE.argsort(1)[:, :3]
     np.put_along_axis(seen, ranks[:, ::-1], np.take_along_axis(NOISE, ranks, 1), axis=1)
-    np.testing.assert_allclose(apply(AUTOENCODER, params, IMAGES, seen).pixels, output.pixels, atol=1e-5)
+    np.testing.assert_allclose(applied(AUTOENCODER, params, IMAGES, seen).pixels, output.pixels, atol=1e-5)
 
 
 def test_a_vit_has_its_encoders_parameters_at_the_same_paths():
@@ -56,9 +57,9 @@ def test_a_vit_has_its_encoders_parameters_at_the_same_paths():
 def test_all_patches_are_seen_as_a_vit_sees_them():
     whole = dataclasses.replace(AUTOENCODER, mask_rate=0.0, decoder=None)
     params = noisy(whole)
-    output = apply(whole, params, IMAGES)
+    output = applied(whole, params, IMAGES)
     vit = Vit(whole.transformer, image=12, patch=4, channels=1, position_embedding="sinusoidal")
-    np.testing.assert_allclose(output.hidden, apply(vit, params, IMAGES).hidden, atol=1e-5)
+    np.testing.assert_allclose(output.hidden, applied(vit, params, IMAGES).hidden, atol=1e-5)
     assert output.pixels is None and not jax.device_get(output.masked).any()
 
 

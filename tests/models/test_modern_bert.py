@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import tiny
-from small_bert import noisy_params, paths
+from small_bert import applied, noisy_params, paths
 from small_classifier import LABELS, PIECES, review_experiment, write_reviews
 from small_modern_bert import LOCAL, WINDOW, modern_bert, modern_classifier, modern_transformer
 
@@ -33,9 +33,9 @@ def seen(model) -> np.ndarray:
 
     def hidden(table):
         embeddings = params["embeddings"] | {"token": table}
-        return model.apply({"params": params | {"embeddings": embeddings}}, tokens).hidden[0].sum(-1)
+        return applied(model, params | {"embeddings": embeddings}, tokens).hidden[0].sum(-1)
 
-    jacobian = np.abs(jax.jacrev(hidden)(params["embeddings"]["token"])).max(-1)
+    jacobian = np.abs(jax.jit(jax.jacrev(hidden))(params["embeddings"]["token"])).max(-1)
     return jacobian[:, 1:25] > 0
 
 
@@ -54,9 +54,9 @@ def test_packed_examples_longer_than_the_window_get_what_they_get_alone():
     params = noisy_params(model, TOKENS)
     segments = np.repeat([[1, 2, 0]], [11, 10, 3], axis=1)
     positions = np.concatenate([np.arange(11), np.arange(10), np.zeros(3, int)])[None]
-    packed = model.apply({"params": params}, TOKENS[:1], segments, positions)
+    packed = applied(model, params, TOKENS[:1], segments, positions)
     for start, stop in ((0, 11), (11, 21)):
-        alone = model.apply({"params": params}, TOKENS[:1, start:stop])
+        alone = applied(model, params, TOKENS[:1, start:stop])
         np.testing.assert_allclose(packed.hidden[:, start:stop], alone.hidden, atol=1e-5)
         np.testing.assert_allclose(packed.logits[:, start:stop], alone.logits, atol=1e-5)
 
@@ -68,8 +68,8 @@ def test_predictions_at_some_positions_are_those_of_all_positions():
         model = modern_bert(depth=depth)
         params = noisy_params(model, TOKENS)
         at = np.array([[0, 7, 23], [5, 6, 12]])
-        some = model.apply({"params": params}, TOKENS, masked_positions=at)
-        every = model.apply({"params": params}, TOKENS)
+        some = applied(model, params, TOKENS, masked_positions=at)
+        every = applied(model, params, TOKENS)
         np.testing.assert_allclose(some.logits, np.take_along_axis(every.logits, at[..., None], 1), atol=1e-5)
 
 

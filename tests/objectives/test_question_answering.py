@@ -9,7 +9,7 @@ import torch
 import transformers
 from hf_weights import TOLERANCE, as_ours, redraw
 from reports import report, score_documents
-from small_bert import noisy_params, small_transformer
+from small_bert import applied, noisy_params, small_transformer
 
 from jaxformer.config import Checkpoint, Evaluation, Experiment, Log
 from jaxformer.data.examples import Visit
@@ -81,7 +81,7 @@ def test_logits_are_those_of_transformers(tokenizer):
     batch = batch_of([[0], [1], [2]], tokenizer)
     tokens, mask, types = (torch.from_numpy(batch[name]).long() for name in ("tokens", "segments", "token_types"))
     expected = theirs(input_ids=tokens, attention_mask=mask, token_type_ids=types)
-    logits = ours.apply({"params": {"backbone": params, "head": head}}, **ANYTIME.inputs(batch)).logits
+    logits = applied(ours, {"backbone": params, "head": head}, **ANYTIME.inputs(batch)).logits
     real = batch["segments"] > 0
     for number, scores in enumerate((expected.start_logits, expected.end_logits)):
         found = np.asarray(logits[..., number])[real]
@@ -91,7 +91,7 @@ def test_logits_are_those_of_transformers(tokenizer):
 @pytest.mark.slow
 def test_the_loss_is_that_of_the_tokens_where_answers_may_be(model, params, tokenizer):
     batch = batch_of([[0], [1]], tokenizer)
-    logits = np.asarray(model.apply({"params": params}, **ANYTIME.inputs(batch)).logits, np.float64)
+    logits = np.asarray(applied(model, params, **ANYTIME.inputs(batch)).logits, np.float64)
     losses = []
     for row in range(2):
         may = batch["spannable"][row] > 0
@@ -143,7 +143,7 @@ def test_the_best_span_of_all_windows_is_the_answer(model, params, tokenizer):
     spans, totals, offsets = [], [[], []], passage.offsets
     for window in windows:
         logits = np.asarray(
-            model.apply({"params": params}, window.tokens[None], token_types=window.token_types[None]).logits[0],
+            applied(model, params, window.tokens[None], token_types=window.token_types[None]).logits[0],
             np.float64,
         )
         for total, scores in zip(totals, logits.T, strict=True):

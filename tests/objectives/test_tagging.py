@@ -11,7 +11,7 @@ import torch
 import transformers
 from hf_weights import TOLERANCE, as_ours, redraw
 from reports import report
-from small_bert import noisy_params, small_transformer
+from small_bert import applied, noisy_params, small_transformer
 
 from jaxformer.data.examples import Visit
 from jaxformer.data.pipeline import lanes
@@ -108,7 +108,7 @@ def test_it_tags_words_and_signs_in_windows(model, params, tokenizer):
         f"{word}/{tag}" for word, tag in zip(answers[0].words, answers[0].tags, strict=True)
     )
     tokens = np.array([[tokenizer.cls_id, *tokenizer.encode("w1 w2x0 ."), tokenizer.sep_id]])
-    shares = jax.nn.softmax(model.apply({"params": params}, tokens).logits[0])
+    shares = jax.nn.softmax(applied(model, params, tokens).logits[0])
     for place, tag, share in zip((1, 2, 4), answers[0].tags, answers[0].probabilities, strict=True):
         assert tag == LABELS[int(shares[place].argmax())]
         assert share == pytest.approx(float(shares[place].max()), abs=1e-5)
@@ -117,7 +117,7 @@ def test_it_tags_words_and_signs_in_windows(model, params, tokenizer):
 
 def test_what_a_demonstration_shows(model, params, tokenizer):
     batch = batch_of([[0, 2], [1], []], tokenizer)
-    tags = np.argmax(model.apply({"params": params}, **Tagging().inputs(batch)).logits, -1)
+    tags = np.argmax(applied(model, params, **Tagging().inputs(batch)).logits, -1)
     lines = Tagging().predictor(model, params, tokenizer).demonstrate(batch)
     assert len(lines) == 2
     for line, row, sentence in zip(lines, (0, 1), SENTENCES[:2], strict=True):

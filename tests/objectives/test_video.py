@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_bert import applied
 from small_video import CLIPS, FACTORISED, VIDEO_AUTOENCODER, VIDEO_VIT, apply, noisy
 
 from jaxformer.data.fields.clip import ClipField
@@ -47,7 +48,7 @@ def test_the_loss_is_the_error_of_masked_tubes_alone():
     batch = {"clips": CLIPS, "noise": NOISE, "weights": weights}
 
     def both(params):
-        output = model.apply({"params": params}, CLIPS, NOISE)
+        output = applied(model, params, CLIPS, NOISE)
         return VideoMaskedAutoencoding(normalised=True)(model, params, batch)["loss"], output
 
     loss, output = jax.jit(both)(params)
