@@ -8,13 +8,14 @@ from jaxformer.drills import faults, processes
 from jaxformer.drills.command import DRILLS, planned
 from jaxformer.drills.scratch import EVERY, Scratch, small
 from jaxformer.errors import InputError
+from jaxformer.parallel.sharding import Mesh
 
 
 @pytest.fixture(scope="module")
 def scratch(tiny_config, tmp_path_factory):
     """A folder with an undisturbed run."""
     home = tmp_path_factory.mktemp("drill")
-    return Scratch(home / "runs", small(tiny.load(tiny_config)), home)
+    return Scratch(home / "runs", small(tiny.load(tiny_config, mesh=Mesh(1))), home)
 
 
 def survived(outcome, harmless=0):
@@ -64,8 +65,8 @@ def test_changed_data_is_noticed(scratch):
 
 @pytest.mark.slow
 def test_the_command_prints_a_table_and_removes_its_runs(tiny_config, tmp_path, capsys):
-    arguments = ["drill", str(tiny_config), "--only", "data", "--only", "foreign", "--workdir", str(tmp_path / "runs")]
-    assert cli.main(arguments) == 0
+    arguments = ["drill", str(tiny_config), "--only", "data", "--only", "foreign", "--mesh.data", "1"]
+    assert cli.main([*arguments, "--workdir", str(tmp_path / "runs")]) == 0
     table = capsys.readouterr().out
     assert "changed data" in table and "foreign files" in table and "lost steps" in table
     assert not (tmp_path / "runs" / "drill").exists()

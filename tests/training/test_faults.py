@@ -14,18 +14,18 @@ from jaxformer.runs.folder import STARTING
 STEPS = 24
 
 
+FLAGS = (*tiny.PACKED, "--optimizer.schedule.decay", "constant")
+"""A run that packs, whose schedule does not look at the number of steps: a shorter run is the beginning of a longer
+one. `jaxformer drill`, in tests/test_drills.py, kills and stops one that does neither.
+"""
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config, tmp_path_factory):
-    """The folder of a run from start to end; by whether it packs, made when first asked for."""
-    folders = {}
-
-    def get(*flags, devices=1):
-        if (flags, devices) not in folders:
-            folder = folders[flags, devices] = tmp_path_factory.mktemp("undisturbed") / "run"
-            tiny.finish(tiny.start(tiny_config, *flags, "--workdir", folder, devices=devices))
-        return folders[flags, devices]
-
-    return get
+    """The folder of a run from start to end."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    tiny.finish(tiny.start(tiny_config, *FLAGS, "--workdir", folder))
+    return folder
 
 
 def assert_same_run(folder, expected, **tolerance):
@@ -51,11 +51,10 @@ def kill(process):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("flags", [(), tiny.PACKED], ids=["plain", "packed"])
-def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(flags, undisturbed, tiny_config, tmp_path):
-    folder, chance = tmp_path / "run", random.Random(repr(flags))
+def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(undisturbed, tiny_config, tmp_path):
+    folder, chance = tmp_path / "run", random.Random(0)
     starts = [(100, folder.exists), (110, lambda: any((folder / STARTING).glob("tokenizer*")))]
-    for vocab, moment in [] if flags else starts:  # What packs begins in the same way.
+    for vocab, moment in starts:
         process = tiny.start(tiny_config, "--tokenizer.vocab", vocab, "--workdir", folder)
         tiny.wait_for(moment, process)
         kill(process)  # Its leftovers belong to another experiment, and must not be an obstacle.
@@ -65,11 +64,11 @@ def test_a_run_killed_at_random_moments_ends_as_if_it_had_not_been(flags, undist
         lambda after=chance.randint(8, STEPS - 1): tiny.step_reached(folder) >= after,
     ]
     for moment in moments:
-        process = tiny.start(tiny_config, *flags, "--workdir", folder)
+        process = tiny.start(tiny_config, *FLAGS, "--workdir", folder)
         tiny.wait_for(moment, process)
         kill(process)
-    tiny.finish(tiny.start(tiny_config, *flags, "--workdir", folder))
-    assert_same_run(folder, undisturbed(*flags))
+    tiny.finish(tiny.start(tiny_config, *FLAGS, "--workdir", folder))
+    assert_same_run(folder, undisturbed)
     assert not is_saving(folder)
 
 
@@ -83,15 +82,15 @@ def test_a_run_stopped_at_any_moment_saves_reports_it_and_resumes(undisturbed, t
         "evaluating": (lambda _: tiny.step_reached(folder) >= 12, signal.SIGTERM),
     }
     for name, (moment, number) in moments.items():
-        process = tiny.start(tiny_config, "--workdir", folder)
+        process = tiny.start(tiny_config, *FLAGS, "--workdir", folder)
         tiny.wait_for(functools.partial(moment, process), process)
         process.send_signal(number)
         text = tiny.finish(process, status=0)
         steps[name] = run.open_run(folder).step
         assert f"stopped by {number.name} at step {steps[name]}, saved" in text
     assert steps["preparing"] == 0 and steps["compiling"] <= 1 and 5 <= steps["training"] < steps["evaluating"] == 12
-    tiny.finish(tiny.start(tiny_config, "--workdir", folder))
-    assert_same_run(folder, undisturbed())
+    tiny.finish(tiny.start(tiny_config, *FLAGS, "--workdir", folder))
+    assert_same_run(folder, undisturbed)
 
 
 @pytest.mark.slow
@@ -114,18 +113,17 @@ def test_a_packed_run_resumes_on_fewer_devices_where_it_stopped(undisturbed, tin
     folder = tmp_path / "run"
     for devices, steps in [(8, 8), (4, 16), (2, STEPS)]:
         ends = ("--evaluation.every", "100", "--steps", steps)
-        tiny.finish(tiny.start(tiny_config, *tiny.PACKED, *CONSTANT, *ends, "--workdir", folder, devices=devices))
-    expected = undisturbed(*tiny.PACKED, *CONSTANT, "--evaluation.every", "100")
-    ours, theirs = tiny.saved(folder), tiny.saved(expected)
+        tiny.finish(tiny.start(tiny_config, *FLAGS, *ends, "--workdir", folder, devices=devices))
+    ours, theirs = tiny.saved(folder), tiny.saved(undisturbed)
     [lanes] = [path for path in ours if "lanes" in path]
     # The lanes' integers name each document visited and each example that waits: none is repeated or missing.
     assert ours[lanes].tolist() == theirs[lanes].tolist()
-    pairs = zip(tiny.metrics(folder), tiny.metrics(expected), strict=True)
+    pairs = zip(tiny.metrics(folder), tiny.metrics(undisturbed), strict=True)
     assert all(one["loss"] == pytest.approx(other["loss"], abs=1e-5) for one, other in pairs)
 
 
 @pytest.mark.slow
-def test_a_run_that_is_renamed_while_it_trains_ends_in_a_line_and_loses_nothing(undisturbed, tiny_config, tmp_path):
+def test_a_run_that_is_renamed_while_it_trains_ends_in_a_line_and_loses_nothing(tiny_config, tmp_path):
     moments = {
         "saving": lambda folder: is_saving(folder),
         "training": lambda folder: tiny.step_reached(folder) >= 30,
@@ -147,10 +145,6 @@ def test_a_run_that_is_renamed_while_it_trains_ends_in_a_line_and_loses_nothing(
     steps = tiny.step_reached(elsewhere) + 20
     tiny.finish(tiny.start(tiny_config, *flags, "--steps", steps, "--workdir", elsewhere))
     assert [line["step"] for line in tiny.metrics(elsewhere)] == list(range(1, steps + 1))
-
-
-CONSTANT = ("--optimizer.schedule.decay", "constant")
-"""A schedule that does not look at the number of steps, so that a shorter run is the beginning of a longer one."""
 
 
 def test_a_failure_while_setting_up_leaves_no_folder(tiny_config, tmp_path, monkeypatch):
