@@ -1,10 +1,12 @@
 """Config files by path and by name, and the one that `jaxformer new` writes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny
 
 import jaxformer as jf
 from jaxformer import cli
@@ -83,10 +85,10 @@ def test_the_new_config_trains_as_it_is(empty_folder):
     assert cli.main(["new", "mine"]) == 0
     few = ["--steps", "3", "--log.every", "1", "--optimizer.schedule.warmup", "1", "--evaluation.batches", "1"]
     command = [sys.executable, "-m", "jaxformer", "train", "mine.py", *few]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=os.environ | tiny.flags(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     run = jf.open_run("runs/mine")
-    assert run.step == 3 and run.predict("And it happened")
+    assert run.step == 3 and run.with_decoding(max_new_tokens=4).predict("And it happened")
 
 
 def test_the_version_is_printed(capsys):
