@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageSequence
 
 from jaxformer import storage
-from jaxformer.data.sources.pictures import ImageFolders, Undecodable, name_of
+from jaxformer.data.sources.pictures import ImageFolders, Undecodable, name_of, open_encoded
 from jaxformer.errors import InputError
 
 ANIMATIONS = (".apng", ".gif", ".png", ".webp")
@@ -165,7 +165,7 @@ def _frames(content: ClipLike) -> Iterator[Any]:
 
 
 def _image(content: str | os.PathLike | bytes) -> Image.Image:
-    return Image.open(io.BytesIO(content) if isinstance(content, bytes) else content)
+    return open_encoded(content)
 
 
 def _container(content: str | os.PathLike | bytes) -> Any:

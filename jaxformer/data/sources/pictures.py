@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -11,8 +12,10 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxformer import storage
+from jaxformer.data.sources.file_bytes import check_regular
 from jaxformer.data.sources.sources import Source
 from jaxformer.errors import InputError
+from jaxformer.limits import PIXELS
 
 ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """File name extensions of images, in lower case."""
@@ -121,7 +124,19 @@ def _opened(image: ImageLike) -> Image.Image:
         return _of_array(image)
     if isinstance(image, Image.Image):
         return image
-    return Image.open(image if isinstance(image, str | os.PathLike) else io.BytesIO(image))
+    return open_encoded(image)
+
+
+def open_encoded(image: str | os.PathLike | bytes) -> Image.Image:
+    """Opens an image file, or the content of one, and reads its header. Raises ValueError if it has more pixels than
+    `limits.PIXELS`, and OSError if it is not an image or not a regular file.
+    """
+    if not isinstance(image, bytes):
+        check_regular(os.fspath(image))
+    picture = Image.open(io.BytesIO(image) if isinstance(image, bytes) else image)
+    if problem := PIXELS.problem(math.prod(picture.size)):
+        raise ValueError(problem)
+    return picture
 
 
 def _of_array(array: np.ndarray) -> Image.Image:

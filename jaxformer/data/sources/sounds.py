@@ -16,6 +16,7 @@ from jaxformer.data.messages import Problems
 from jaxformer.data.sources import columns, files
 from jaxformer.data.sources.sources import Source
 from jaxformer.errors import InputError
+from jaxformer.limits import SAMPLES
 
 ENDINGS = (".aif", ".aiff", ".au", ".caf", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".w64", ".wav")
 """File name extensions of sounds, in lower case."""
@@ -78,7 +79,11 @@ def _decoded(sound: str | os.PathLike | bytes, name: str) -> tuple[np.ndarray, i
     content = sound if isinstance(sound, bytes) else _content(os.fspath(sound))
     try:
         with soundfile.SoundFile(io.BytesIO(content)) as file:
-            samples = file.read(dtype="float32")
+            if file.frames < 2**62 and (problem := SAMPLES.problem(file.frames * file.channels)):
+                raise Undecodable(f"{name}: {problem}")
+            samples = file.read(dtype="float32", frames=SAMPLES.value // file.channels + 1)
+            if problem := SAMPLES.problem(samples.size):
+                raise Undecodable(f"{name}: {problem}")
             problem = _missing(file, len(samples))
             if problem:
                 raise Undecodable(f"{name}: is truncated: {problem}")

@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxformer.data.tokenizers.template import Template, template_of
 from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer, without_spaces
+from jaxformer.limits import VOCABULARY
 
 ROLES = "special_tokens_map.json"
 """Name of the file next to tokenizer.json that maps roles, such as `eos_token`, to special tokens. The transformers
@@ -39,7 +40,8 @@ class JsonTokenizer(Tokenizer):
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         ids = self._tokenizer.get_vocab(with_added_tokens=True)
-        pieces = [""] * (max(ids.values(), default=-1) + 1)
+        VOCABULARY.check(size := max(ids.values(), default=-1) + 1, "its largest id")
+        pieces = [""] * size
         for piece, number in ids.items():
             pieces[number] = piece
         self._unknown = _unknown(self.config["model"])

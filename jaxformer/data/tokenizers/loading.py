@@ -1,6 +1,5 @@
 """Loads tokenizers from files."""
 
-import json
 import os
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -16,6 +15,7 @@ from jaxformer.data.tokenizers.sentence_piece import SPACE, SentencePieceTokeniz
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
+from jaxformer.limits import one_line, parse_json
 
 KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer, CharacterTokenizer)
 
@@ -77,11 +77,13 @@ def load_json(path: str, roles: Mapping[str, str] | None = None) -> JsonTokenize
     """
     text = read(path)
     try:
-        config = json.loads(text)
+        config = parse_json(text, "its content")
         kind = kind_of(config)
         tokenizer = kind(text.decode(), roles) if kind else None
-    except Exception as error:  # the library raises bare Exception
-        raise InputError(f"{path}: not a tokenizer.json ({training.reason(error)})") from error
+    except BaseException as error:  # The library raises bare Exception, and one that is not an Exception if it panics.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise InputError(f"{path}: not a tokenizer.json ({one_line(error)})") from error
     if tokenizer is None:
         raise InputError(
             f"{path}: a {config['model'].get('type')} model whose pieces are not those of WordPiece, SentencePiece "
@@ -125,4 +127,7 @@ def _roles(folder: str) -> dict[str, str]:
     path = os.path.join(folder, ROLES)
     if not storage.path(path).exists():
         return {}
-    return {key.removesuffix("_token"): name for key, name in json.loads(read(path)).items()}
+    roles = parse_json(read(path), path)
+    if not isinstance(roles, dict):
+        raise InputError(f"{path}: expected an object of special tokens by their role")
+    return {key.removesuffix("_token"): name for key, name in roles.items()}

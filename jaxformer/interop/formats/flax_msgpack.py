@@ -5,6 +5,7 @@ Flax stores an array as a msgpack extension of type 1, which contains the shape,
 stores the transposed kernel of a linear layer, and names kernels, scales and embeddings `weight`.
 """
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,6 +13,7 @@ from typing import Any, BinaryIO
 import ml_dtypes  # noqa: F401 (makes NumPy know bfloat16)
 import numpy as np
 
+from jaxformer import limits
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import LazyTensor, read_block
 
@@ -25,11 +27,18 @@ def open_flax(path: Path) -> dict[str, LazyTensor]:
     Raises:
       InputError: If the file is not a Flax checkpoint, or is truncated.
     """
+    limits.check_file(path)
+    try:
+        return _opened(path)
+    except InputError:
+        raise
+    except Exception as error:  # Invalid data may raise any exception, such as a list that is a key.
+        raise InputError(f"{path}: not a Flax checkpoint, or truncated: {limits.one_line(error)}") from error
+
+
+def _opened(path: Path) -> dict[str, LazyTensor]:
     with path.open("rb") as file:
-        try:
-            tree = _Walker(path, file).value()
-        except (struct.error, UnicodeDecodeError, TypeError, RecursionError) as error:
-            raise InputError(f"{path}: not a Flax checkpoint, or truncated") from error
+        tree = _Walker(path, file).value()
     if not isinstance(tree, dict):
         raise InputError(f"{path}: not a Flax checkpoint: it has no tree of arrays")
     tree = tree.get("params", tree)
@@ -46,10 +55,12 @@ class _Walker:
     """Parser of msgpack data. Arrays become `LazyTensor`s, which are read from the file when they are needed."""
 
     def __init__(self, path: Path, file: BinaryIO):
-        self._path, self._file, self._size = path, file, path.stat().st_size
+        self._path, self._file, self._size, self._entries = path, file, path.stat().st_size, 0
 
     def value(self) -> Any:
         code = self._number("B")
+        self._entries += 1
+        limits.ENTRIES.check(self._entries, str(self._path))
         if code < 0x80 or code >= 0xE0:
             return code if code < 0x80 else code - 0x100
         if code < 0x90:
@@ -101,7 +112,7 @@ class _Walker:
             dtype, shape = np.dtype(name), tuple(map(int, shape))
         except TypeError as error:
             raise InputError(f"{self._path}: an array of unknown dtype {name!r}") from error
-        if dtype.hasobject or int(np.prod(shape)) * dtype.itemsize != length:
+        if dtype.hasobject or min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != length:
             raise InputError(f"{self._path}: an array of {length:,} bytes, which does not fit {name} {list(shape)}")
         path = self._path
         return LazyTensor(dtype, shape, lambda: read_block(path, start, dtype, shape))
@@ -135,9 +146,11 @@ def _joined(tree: dict) -> LazyTensor:
     """
     shape = tuple(tree["shape"][key] for key in sorted(tree["shape"], key=int))
     chunks = [tree["chunks"][key] for key in sorted(tree["chunks"], key=int)]
+    if math.prod(shape) != sum(chunk.shape[0] for chunk in chunks):
+        raise ValueError(f"chunks that do not fit an array of shape {shape}")
 
     def read() -> np.ndarray:
-        array, first = np.empty(int(np.prod(shape)), chunks[0].dtype), 0
+        array, first = np.empty(math.prod(shape), chunks[0].dtype), 0
         for chunk in chunks:
             array[first : first + chunk.shape[0]] = chunk.read()
             first += chunk.shape[0]

@@ -5,6 +5,7 @@ in memory at once when it writes a file.
 """
 
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from jaxformer import limits
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import BFLOAT16, LazyTensor, read_block
 
@@ -35,34 +37,32 @@ TYPES = {
     "BOOL": np.dtype(bool),
 }
 NAMES = {dtype: name for name, dtype in TYPES.items()}
-LONGEST_HEADER = 100_000_000
-"""Maximum size of the header in bytes, as defined by the format."""
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """Opens the tensors of a safetensors file, keyed by name.
 
     Raises:
-      InputError: If the file is not a safetensors file, or is truncated.
+      InputError: If the file is not a safetensors file, is truncated, has tensors that overlap, or a header that is
+        larger than `limits.HEADER`.
     """
-    size = path.stat().st_size
+    size = limits.check_file(path)
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+        if size < 8 or length > size - 8:
             raise InputError(
                 f"{path}: its header claims {length:,} bytes, but the file has {size:,}; download it again"
             )
+        limits.HEADER.check(length, str(path))
         text = file.read(length)
-    try:
-        header = json.loads(text, object_pairs_hook=lambda pairs: _once(path, pairs))
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: not a safetensors file: its header is not JSON") from error
+    what = f"{path}: not a safetensors file: its header"
+    header = limits.parse_json(text, what, object_pairs_hook=lambda pairs: _once(path, pairs))
     if not isinstance(header, dict):
         raise InputError(f"{path}: not a safetensors file: its header is not an object")
     header.pop("__metadata__", None)
-    return {name: _described(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    found = {name: _described(path, name, entry, 8 + length, size) for name, entry in header.items()}
+    _check_overlaps(path, header)
+    return found
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[int, ...]]], arrays: Iterable) -> None:
@@ -97,7 +97,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, tuple[np.dtype, tuple[in
 
 def size_of(dtype: np.dtype, shape: tuple[int, ...]) -> int:
     """Returns the size of a tensor in bytes."""
-    return int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    return math.prod(shape) * dtype.itemsize
 
 
 def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -108,6 +108,15 @@ def _once(path: Path, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name in names if names.count(name) > 1)
         raise InputError(f"{path}: {twice} occurs twice in the header")
     return found
+
+
+def _check_overlaps(path: Path, header: Mapping[str, Any]) -> None:
+    """Raises InputError if two tensors contain the same bytes."""
+    last, end = "", 0
+    for (begin, stop), name in sorted((entry["data_offsets"], name) for name, entry in header.items()):
+        if begin < stop and begin < end:
+            raise InputError(f"{path}: {name} overlaps {last} at byte {begin:,}")
+        last, end = (name, stop) if stop > end else (last, end)
 
 
 def _described(path: Path, name: str, entry: Any, start: int, size: int) -> LazyTensor:

@@ -3,6 +3,7 @@ values are read later, so that only a few tensors are in memory at a time.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -39,7 +40,9 @@ def read_block(path: Path, offset: int, dtype: np.dtype, shape: tuple[int, ...])
     Raises:
       InputError: If the file is too short.
     """
-    count = int(np.prod(shape))
+    count = math.prod(shape)
+    if offset + count * dtype.itemsize > path.stat().st_size:  # Before the memory for it is allocated.
+        raise InputError(f"{path}: ends before byte {offset + count * dtype.itemsize:,}")
     array = np.fromfile(path, dtype, count, offset=offset)
     if len(array) != count:
         raise InputError(f"{path}: ends before byte {offset + count * dtype.itemsize:,}")

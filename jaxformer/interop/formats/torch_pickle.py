@@ -7,7 +7,9 @@ of pickles, followed by the values.
 
 import dataclasses
 import io
+import math
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from typing import IO, Any
 
 import numpy as np
 
+from jaxformer import limits
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import BFLOAT16, LazyTensor
 
@@ -64,6 +67,7 @@ def open_pytorch(path: Path) -> dict[str, LazyTensor]:
     Raises:
       InputError: If the file is not a PyTorch file, is truncated, or contains anything but tensors.
     """
+    limits.check_file(path)
     try:
         views, read = _open_zip(path) if zipfile.is_zipfile(path) else _open_legacy(path)
         if not isinstance(views, dict):
@@ -124,16 +128,30 @@ _Read = Callable[[_Storage, int, int], np.ndarray]
 """Function that reads `count` numbers of a storage, starting at index `first`: (storage, first, count) → array."""
 
 
+def _loaded(file: IO[bytes], path: Path) -> Any:
+    """Loads the pickle at the current position of a file, after a check of its numbers of stored objects: the unpickler
+    allocates memory for all numbers below the largest one.
+    """
+    start = file.tell()
+    for operation, argument, _ in pickletools.genops(file):
+        if operation.name in ("PUT", "BINPUT", "LONG_BINPUT") and isinstance(argument, int):
+            limits.ENTRIES.check(argument, str(path))
+    file.seek(start)
+    return _Tensors(file, path).load()
+
+
 def _open_zip(path: Path) -> tuple[Any, _Read]:
     with zipfile.ZipFile(path) as archive:
         names = [name for name in archive.namelist() if name.endswith("data.pkl")]
+        size = sum(entry.file_size for entry in archive.infolist())
+        limits.ENTRIES.check(len(archive.infolist()), str(path))
+        limits.EXPANSION.check(size // (path.stat().st_size + 1), str(path))
         if len(names) != 1:
             raise InputError(f"{path}: a zip file, but not a PyTorch file: it has no data.pkl")
         folder = names[0].removesuffix("data.pkl")
         if f"{folder}byteorder" in archive.namelist() and archive.read(f"{folder}byteorder") != b"little":
             raise InputError(f"{path}: its numbers are big-endian; expected little-endian")
-        with archive.open(names[0]) as file:
-            views = _Tensors(file, path).load()
+        views = _loaded(io.BytesIO(archive.read(names[0])), path)
 
     def read(storage: _Storage, first: int, count: int) -> np.ndarray:
         size = storage.dtype.itemsize
@@ -152,12 +170,12 @@ def _open_legacy(path: Path) -> tuple[Any, _Read]:
         if file.read(2) not in (b"\x80\x02", b"\x80\x03", b"\x80\x04"):
             raise InputError(f"{path}: not a PyTorch file")
         file.seek(0)
-        magic, protocol, system = (_Tensors(file, path).load() for _ in range(3))
+        magic, protocol, system = (_loaded(file, path) for _ in range(3))
         if (magic, protocol) != (MAGIC, PROTOCOL):
             raise InputError(f"{path}: a pickle, but not a PyTorch file")
         if not system["little_endian"]:
             raise InputError(f"{path}: its numbers are big-endian; expected little-endian")
-        views, keys = _Tensors(file, path).load(), _Tensors(file, path).load()
+        views, keys = _loaded(file, path), _loaded(file, path)
         storages = {view.storage.key: view.storage for view in views.values() if isinstance(view, _View)}
         starts, end = {}, path.stat().st_size
         for key in keys:
@@ -186,6 +204,8 @@ def _stored(path: Path, name: str, view: Any, read: _Read) -> LazyTensor:
     reach = 0 if empty else reach
     if view.offset + reach > view.storage.count:
         raise InputError(f"{path}: {name} reaches beyond its storage of {view.storage.count:,} numbers")
+    if math.prod(view.shape) > view.storage.count:
+        raise InputError(f"{path}: {name} has more numbers than its storage of {view.storage.count:,}")
 
     def load() -> np.ndarray:
         numbers = read(view.storage, view.offset, reach)
@@ -198,4 +218,4 @@ def _stored(path: Path, name: str, view: Any, read: _Read) -> LazyTensor:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return limits.one_line(error)

@@ -2,11 +2,14 @@
 the model's results.
 """
 
-from collections.abc import Mapping
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shown
 from jaxformer.interop.huggingface.generation_config import FIELDS
+from jaxformer.limits import LAYERS, one_line
 
 _HARMLESS = """
 architectures model_type is_encoder_decoder
@@ -39,6 +42,23 @@ are not supported.
 """
 
 
+@contextlib.contextmanager
+def config_errors(where: str) -> Iterator[None]:
+    """Context manager for code that builds a model from a config.json. Fields may have values of any type, so the code
+    may raise any error about a value, which becomes an InputError.
+
+    Args:
+      where: path of the file, for messages.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        said = f"{type(error).__name__}: {one_line(error)}"
+        raise InputError(f"{where}: a field has a value that cannot be used ({said})") from error
+
+
 class ConfigReader:
     """Reads a config.json field by field. At the end, `finish` rejects the config if it has fields that were not read.
 
@@ -68,6 +88,8 @@ class ConfigReader:
         value = self.get(name, default)
         if type(value) is not int or value < 1:
             raise self.error(name, value, "a whole number above 0")
+        if "layer" in name:
+            LAYERS.check(value, f"{self.where}: {name}")
         return value
 
     def number(self, name: str, default: float) -> float:
@@ -77,6 +99,8 @@ class ConfigReader:
         value = self.get(name, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.error(name, value, "a number")
+        if not math.isfinite(value) or ("eps" in name and not 0 <= value < 1):
+            raise self.error(name, value, "a small number, not below 0" if "eps" in name else "a finite number")
         return float(value)
 
     def flag(self, name: str, default: bool) -> bool:
@@ -139,9 +163,9 @@ class ConfigReader:
             if name not in self._read | HARMLESS | FIELDS and self._values[name] is not None
         ]
         if left:
-            shown = ", ".join(f"{name}={self._values[name]!r}"[:60] for name in left)
-            raise InputError(f"{self.where}: unsupported fields for this model family: {shown}")
+            fields = ", ".join(f"{name}={self._values[name]!r}"[:60] for name in left)
+            raise InputError(f"{self.where}: unsupported fields for this model family: {fields}")
 
     def error(self, name: str, value: Any, expected: str) -> InputError:
         """Creates the error for an unsupported value of a field. `expected` says which values are supported."""
-        return InputError(f"{self.where}: {name}={value!r} is not supported; expected {expected}")
+        return InputError(f"{self.where}: {name}={shown(value)} is not supported; expected {expected}")

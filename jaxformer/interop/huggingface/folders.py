@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 import os
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxformer import storage, strict_json
+from jaxformer import limits, storage, strict_json
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.flax_msgpack import open_flax
 from jaxformer.interop.formats.safetensors_file import open_safetensors, size_of, write_safetensors
@@ -85,10 +84,12 @@ def adapter_tensors(path: Path) -> dict[str, LazyTensor]:
 
 def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file. Raises InputError if the file cannot be read or does not contain an object."""
+    limits.JSON.check(limits.check_file(path), str(path))
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: expected JSON: {' '.join(str(error).split())}") from error
+        raise InputError(f"{path}: expected JSON: {limits.one_line(error)}") from error
+    value = limits.parse_json(text, str(path))
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object")
     return value

@@ -16,7 +16,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import FLOATS, DType
 from jaxformer.interop.huggingface import generation_config, parameters
 from jaxformer.interop.huggingface.adapters import open_folder
-from jaxformer.interop.huggingface.config_reader import HARMLESS, ConfigReader
+from jaxformer.interop.huggingface.config_reader import HARMLESS, ConfigReader, config_errors
 from jaxformer.interop.huggingface.families import bridge_of, family_of_config, family_of_model
 from jaxformer.interop.huggingface.families.family import Family
 from jaxformer.interop.huggingface.folders import (
@@ -100,10 +100,11 @@ def load(folder: Folder, dtype: DType = "float32", families: Sequence[Family] = 
     """Loads the model of an opened folder, with its parameters and metadata."""
     stored = _numpy_dtype(dtype)
     where = str(folder.path / CONFIG)
-    family, architecture = family_of_config(folder.config, folder.tensors, where, families)
-    reader = ConfigReader(folder.config, where)
-    model = family.build(reader, folder.tensors)
-    reader.finish()
+    with config_errors(where):
+        family, architecture = family_of_config(folder.config, folder.tensors, where, families)
+        reader = ConfigReader(folder.config, where)
+        model = family.build(reader, folder.tensors)
+        reader.finish()
     model = with_pixels(model, folder.path)
     shapes = parameters.abstract(model)
     table = family.table.layout(folder.tensors)

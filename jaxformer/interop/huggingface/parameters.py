@@ -4,6 +4,7 @@ that memory never contains the model twice.
 
 import collections
 import itertools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -82,15 +83,30 @@ def read(
     # Parameters without a stored tensor, such as the norm of a stack with one block and no first norm, are complete.
     done = {path: jax.device_put(arrays.pop(path)) for path in shapes if path not in waiting}
 
+    wrong: list[str] = []
+
     def fill(mapping, name):
-        for path, part in zip(mapping.paths, mapping.to_ours(stored[name].read()), strict=True):
+        tensor = stored[name].read()
+        if not _is_finite(tensor):
+            wrong.append(name)
+        for path, part in zip(mapping.paths, mapping.to_ours(tensor), strict=True):
             copy_into(arrays[path][(*mapping.index, ...)], part)
 
     with ThreadPoolExecutor(AT_ONCE) as others:
         for mapping, _ in zip(matched.mappings, others.map(fill, matched.mappings, matched.names), strict=True):
             waiting.subtract(mapping.paths)
             done |= {path: jax.device_put(arrays.pop(path)) for path in mapping.paths if not waiting[path]}
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        warnings.warn(f"{where}: {min(wrong)}{more}: has values that are NaN or infinite", stacklevel=2)
     return nested(done)
+
+
+def _is_finite(tensor: np.ndarray) -> bool:
+    """Returns whether all values of a tensor are finite. A sum is faster than a comparison of each value."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.sum(tensor, dtype=np.float32)
+    return bool(np.isfinite(total)) or bool(np.isfinite(tensor).all())
 
 
 def written(mappings: Sequence[TensorMapping], arrays: Mapping[str, Any], dtype: np.dtype) -> Iterator[np.ndarray]:
