@@ -51,6 +51,14 @@ def of(content: bytes) -> str:
     return f"xxh3:{xxhash.xxh3_64_hexdigest(content)}"
 
 
+def of_chunks(chunks: Iterable[bytes]) -> str:
+    """Returns the digest of content that is given in chunks, in the form of `of`."""
+    digest = xxhash.xxh3_64()
+    for chunk in chunks:
+        digest.update(chunk)
+    return f"xxh3:{digest.hexdigest()}"
+
+
 def of_file(path: Path, kind: str = "xxh3") -> Digest:
     """Reads a local file, or an object in a bucket, and returns its size and digest.
 

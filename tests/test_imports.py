@@ -126,10 +126,12 @@ def test_data_knows_nothing_of_models():
         "datasets",
         "classes",
         "digests",
+        "ending",
         "errors",
         "storage",
         "field_docs",
         "fields",
+        "limits",
         "namespaces",
         "progress",
     }

@@ -138,7 +138,7 @@ class _Altered(Sequence):
         files = list(whole())
         for number, (path, content) in enumerate(files):
             if self._how == "edited" and self._place >= 0 and number == self._place % len(files):
-                content = bytearray(content)
+                content = bytearray(bytes(content))
                 content[self._place % len(content)] ^= 1
             yield path, content
 

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 
 from jaxformer import config, digests, fields, storage
 from jaxformer.config import Experiment
+from jaxformer.data.messages import tolerating
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.loading import saved
 from jaxformer.differences import differences
@@ -20,7 +21,8 @@ from jaxformer.runs.folder import EXPERIMENT, TOKENIZER, Claim, claim, write_at_
 
 MAY_CHANGE = (
     *("steps", "mesh", "init", "fork", "fork_step", "evaluation", "evaluations", "checkpoint", "log"),
-    *("data.workers", "data.prefetch", "objective.decoding", "objective.scored", "objective.scores"),
+    *("data.workers", "data.prefetch", "data.timeout", "data.skip_bad_records"),
+    *("objective.decoding", "objective.scored", "objective.scores"),
     *("objective.sampling", "objective.guidance", "objective.pictures"),
     "optimizer.offload",
 )
@@ -71,7 +73,8 @@ def prepare_tokenizer(folder: Claim, experiment: Experiment) -> Tokenizer | None
             forked = storage.path(experiment.fork)
             read_experiment(forked, known=experiment)  # Raises InputError if the folder is not a run's.
             read_tokenizer(forked).save(str(folder.tokenizer))
-        experiment.tokenizer.build(experiment.data.train.open, str(folder.tokenizer))
+        with tolerating(experiment.data.skip_bad_records):
+            experiment.tokenizer.build(experiment.data.train.open, str(folder.tokenizer))
         if not folder.is_run:
             seal_tokenizer(folder.tokenizer)
     if jax.process_count() > 1:

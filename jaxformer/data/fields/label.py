@@ -13,7 +13,7 @@ from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.fields.base import Field
 from jaxformer.data.messages import listed
 from jaxformer.data.sources import columns
-from jaxformer.data.sources.sources import located, place
+from jaxformer.data.sources.sources import place, record, skippable
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.transforms.geometry import GeometricTransform
 from jaxformer.errors import FieldError, InputError, shown
@@ -109,9 +109,12 @@ class LabelField(Field[np.ndarray]):
         """
         ambiguous = indexed = None
         for index in range(len(documents)):
-            with located(documents, index):
-                items = self._items(documents[index], path)
+            items = None
+            with skippable(documents, index):
+                items = self._items(record(documents, index), path)
                 multi_hot(items, self.labels)
+            if items is None:
+                continue
             if not _is_multi_hot(items, len(self.labels)):
                 # An empty list counts as indices too: a multi-hot list would have zeros.
                 indexed = index if not any(isinstance(item, str) for item in items) else indexed
@@ -139,8 +142,8 @@ def check_classes(
     """
     found: set[int] = set()
     for index in first_spread(len(documents), first):
-        with located(documents, index):
-            found.add(label(documents[index]))
+        with skippable(documents, index):
+            found.add(label(record(documents, index)))
         if len(found) > 1:
             return
     for only in found:

@@ -20,7 +20,8 @@ import grain
 import numpy as np
 
 from jaxformer.data.examples import Example, Feature, Visit
-from jaxformer.data.sources.sources import components, located, random_index
+from jaxformer.data.messages import BadRecords
+from jaxformer.data.sources.sources import components, located, random_index, record
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError, under
@@ -49,8 +50,19 @@ class Reader:
         task: Task,
         tokenizer: Tokenizer | None,
         seed: int,
+        bad: BadRecords | None = None,
     ):
-        self._documents, self._order, self._seed = documents, order, seed
+        """Reads nothing yet.
+
+        Args:
+          documents: the opened source.
+          order: endless order of the documents.
+          task: makes examples of documents.
+          tokenizer: encodes documents. None if the task reads no text.
+          seed: random seed.
+          bad: records that could not be used. None if there may be none.
+        """
+        self._documents, self._order, self._seed, self._bad = documents, order, seed, bad or BadRecords(0)
         # A task that reads no text is not given a tokenizer, and does not use it.
         self._task, self._tokenizer = task, cast(Tokenizer, tokenizer)
         self._cache: collections.OrderedDict[int, Any] = collections.OrderedDict()
@@ -96,13 +108,25 @@ class Reader:
 
     def _read(self, index: int, rng: np.random.Generator) -> list[Example]:
         visit = Visit(self._tokenizer, rng, lambda rng: self._draw(index, rng))
-        return self._task.examples(self._document(index), visit)
+        document = self._usable(index)
+        return [] if document is None else self._task.examples(document, visit)
 
     def _draw(self, index: int, rng: np.random.Generator) -> Any:
-        other = index
-        while other == index:
+        other, document = index, None
+        while other == index or document is None:
             other = random_index(self._documents, rng)
-        return self._document(other)
+            document = None if other == index else self._usable(other)
+        return document
+
+    def _usable(self, index: int) -> Any:
+        """Returns a document, or None if its record cannot be used and may be skipped."""
+        if index in self._bad:
+            return None
+        try:
+            return self._document(index)
+        except InputError as error:
+            self._bad.skip(index, error)
+            return None
 
     def _document(self, index: int) -> Any:
         document = self._cache.get(index)
@@ -110,7 +134,7 @@ class Reader:
             self._cache.move_to_end(index)
             return document
         with located(self._documents, index):
-            example = self._documents[index]
+            example = record(self._documents, index)
             with under("data.task"):
                 document = self._task.encode(example, self._tokenizer)
         self._cache[index] = document

@@ -14,11 +14,11 @@ import numpy as np
 
 from jaxformer import fields
 from jaxformer.data.examples import Feature
-from jaxformer.data.messages import Problems
-from jaxformer.data.pipeline import lanes
+from jaxformer.data.messages import BadRecords, Problems, tolerating
+from jaxformer.data.pipeline import lanes, stalls
 from jaxformer.data.sources.fingerprints import Fingerprint, fingerprints
 from jaxformer.data.sources.order import in_order, shuffled
-from jaxformer.data.sources.sources import Source, located, scanned
+from jaxformer.data.sources.sources import Source, located, record, scanned
 from jaxformer.data.tasks.base import Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError, under
@@ -53,11 +53,20 @@ class Data:
     """Number of processes that prepare training batches. 0 prepares them in a thread of this process."""
     prefetch: int = 8
     """Number of batches to prepare in advance."""
+    skip_bad_records: int = 0
+    """Number of training documents that may be skipped because they cannot be read. More of them are an error. Each
+    process that prepares batches counts its own.
+    """
+    timeout: float | None = 600.0
+    """Number of seconds that training waits for a batch. Then the run ends with an error, and prints what each thread
+    is doing. If None, there is no limit.
+    """
 
     def __post_init__(self):
         for field in ("batch", "open_documents", "lookahead", "prefetch"):
             fields.at_least(f"data.{field}", getattr(self, field), 1)
-        fields.at_least("data.workers", self.workers, 0)
+        for field in ("workers", "skip_bad_records", "timeout"):
+            fields.at_least(f"data.{field}", getattr(self, field), 0)
 
     @property
     def num_pending(self) -> int:
@@ -102,20 +111,27 @@ def check_documents(data: Data, names: Sequence[str] = (TRAIN, VALIDATION)) -> d
     for name, source in zip(names, sources, strict=True):
         if source is None:
             continue
-        documents, problems, read = source.open(), Problems(), 0
-        for indices in scanned(documents, _CHECKED):
-            read += len(indices)
-            for index in indices:
-                try:
-                    with located(documents, index):
-                        example = documents[index]
-                        with under("data.task"):
-                            data.task.read(example)
-                except InputError as error:
-                    problems.add(str(error))
-        problems.check("" if read == len(documents) else f" of {read:,} documents read")
-        found |= fingerprints(documents, name)
+        with tolerating(data.skip_bad_records if name == TRAIN else 0):
+            documents = source.open()
+            _check_columns(documents, data.task)
+            found |= fingerprints(documents, name)
     return found
+
+
+def _check_columns(documents: Sequence, task: Task) -> None:
+    """Raises InputError if the task cannot read the columns of a document, of those that are cheap to read."""
+    problems, read = Problems(), 0
+    for indices in scanned(documents, _CHECKED):
+        read += len(indices)
+        for index in indices:
+            try:
+                with located(documents, index):
+                    example = record(documents, index)
+                    with under("data.task"):
+                        task.read(example)
+            except InputError as error:
+                problems.add(str(error))
+    problems.check("" if read == len(documents) else f" of {read:,} documents read")
 
 
 def initial_state(data: Data) -> np.ndarray:
@@ -164,12 +180,13 @@ def train_batches(
     state = _check_state(data, rows, state)
     read = functools.partial(_open, data.train, data, tokenizer, seed, shuffle=True)
     reader = read()
-    reader.check(str(data.train))
-    reader.check_source(str(data.train))
+    with tolerating(data.skip_bad_records):
+        reader.check(str(data.train))
+        reader.check_source(str(data.train))
     workers = min(data.workers, len(rows))
     # An open source stays in this process; each worker opens the source for itself.
     batches = _LaneBatches(data, read if workers else lambda: reader, rows, state)
-    return Batches(batches, data.prefetch, workers)
+    return Batches(batches, data.prefetch, workers, data.timeout)
 
 
 def evaluation_batches(
@@ -193,31 +210,33 @@ def evaluation_batches(
     reader = _open(source, data, tokenizer, seed, shuffle=False)
     reader.check(str(source))
     batches = _LaneBatches(data, lambda: reader, rows, state)
-    return _without_states(Batches(batches, data.prefetch, workers=0))
+    return _without_states(Batches(batches, data.prefetch, workers=0, timeout=data.timeout))
 
 
 class Batches(Iterator[tuple[Batch, np.ndarray]]):
     """Iterator of (batch, state) pairs that a background thread or processes prepare.
 
-    An error in the background is raised unchanged when the next batch is requested.
+    An error in the background is raised unchanged when the next batch is requested. If there is no batch within
+    `timeout` seconds, the process ends (see `stalls`).
     """
 
-    def __init__(self, batches: "_LaneBatches", prefetch: int, workers: int):
-        self._workers = max(workers, 1)
+    def __init__(self, batches: "_LaneBatches", prefetch: int, workers: int, timeout: float | None):
+        self._workers, self._stalls = max(workers, 1), stalls.Watch(timeout)
         if workers:
             _mark_flags_as_parsed()
             options = grain.MultiprocessingOptions(workers, max(1, prefetch // workers))
-            background = batches.mp_prefetch(options)
+            background = batches.mp_prefetch(options, worker_init_fn=stalls.start_worker)
         else:
             background = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=prefetch)
         self._iterators = [iter(background)]
         # Also close at interpreter exit: a thread inside a tokenizer must not outlive the interpreter.
-        self._finalize = weakref.finalize(self, _close, self._iterators)
+        self._finalize = weakref.finalize(self, _close, self._iterators, self._stalls)
 
     def __next__(self) -> tuple[Batch, np.ndarray]:
         if not self._iterators:
             raise StopIteration
-        parts = [next(self._iterators[0]) for _ in range(self._workers)]
+        with self._stalls.waiting():
+            parts = [next(self._iterators[0]) for _ in range(self._workers)]
         return parts[0] if len(parts) == 1 else _interleave(parts)
 
     def close(self) -> None:
@@ -231,7 +250,8 @@ class Batches(Iterator[tuple[Batch, np.ndarray]]):
         self.close()
 
 
-def _close(iterators: list[grain.DatasetIterator]) -> None:
+def _close(iterators: list[grain.DatasetIterator], watch: stalls.Watch) -> None:
+    watch.close()
     iterators.pop().close()
 
 
@@ -291,9 +311,11 @@ class _LaneIterator(grain.DatasetIterator):
 
 
 def _open(source: Source, data: Data, tokenizer: Tokenizer | None, seed: int, shuffle: bool) -> lanes.Reader:
-    documents = source.open()
+    most = data.skip_bad_records if shuffle else 0  # Held-out documents are never skipped: it would change the metrics.
+    with tolerating(most):
+        documents = source.open()
     order = shuffled(documents, seed) if shuffle else in_order(documents)
-    return lanes.Reader(documents, order, data.task, tokenizer, seed)
+    return lanes.Reader(documents, order, data.task, tokenizer, seed, BadRecords(most))
 
 
 def _check_state(data: Data, rows: Sequence[int], state: np.ndarray | None) -> np.ndarray:

@@ -2,22 +2,22 @@
 
 import array
 import codecs
+import contextlib
 import glob
 import gzip
 import io
 import json
-import mmap
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from jaxformer import storage
-from jaxformer.data.messages import Problems, note
+from jaxformer.data.messages import Problems, note, tolerated
+from jaxformer.data.sources.file_bytes import FileBytes, check_regular, chunks
 from jaxformer.errors import InputError
 
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_CHUNK = 2**20
 
 
 def expand(patterns: Sequence[str]) -> list[str]:
@@ -67,8 +67,8 @@ class _ByteRangeDocuments(Sequence):
     """
 
     def __init__(self, encoding: str = "utf-8"):
-        self.encoding = encoding
-        self.buffers: list[mmap.mmap | bytes] = []
+        self.encoding, self.undecodable = encoding, Problems()
+        self.buffers: list[FileBytes | bytes] = []
         self.paths: list[str] = []
         self.files, self.starts, self.stops = (array.array("q") for _ in range(3))
 
@@ -87,18 +87,21 @@ class _ByteRangeDocuments(Sequence):
         buffer = read(path, self.encoding)
         self.buffers.append(buffer)
         self.paths.append(path)
-        stream = io.BytesIO(buffer) if isinstance(buffer, bytes) else buffer
-        stream.seek(0)
         offset = 0
-        for number, line in enumerate(iter(stream.readline, b""), 1):
+        for number, line in enumerate(io.BytesIO(buffer) if isinstance(buffer, bytes) else buffer.lines(), 1):
             skip = len(_BYTE_ORDER_MARK) if not offset and line.startswith(_BYTE_ORDER_MARK) else 0
             try:
-                yield offset + skip, line[skip:], line[skip:].decode()
+                text = line[skip:].decode()
             except UnicodeDecodeError as error:
-                raise _undecodable(path, "utf-8", offset + skip + error.start, number) from error
+                problem = _undecodable(path, "utf-8", offset + skip + error.start, number)
+                if not tolerated():
+                    raise problem from error
+                self.undecodable.add(str(problem))
+                text = line[skip:].decode(errors="replace")
+            yield offset + skip, line[skip:], text
             offset += len(line)
 
-    def contents(self) -> Iterator[tuple[str, mmap.mmap | bytes]]:
+    def contents(self) -> Iterator[tuple[str, FileBytes | bytes]]:
         """Yields (path, content) for each file. Fingerprints of the data are computed from the contents."""
         yield from zip(self.paths, self.buffers, strict=True)
 
@@ -109,9 +112,12 @@ class _ByteRangeDocuments(Sequence):
         return buffer[self.starts[index] : self.stops[index]].decode()
 
     def place(self, index: int) -> str:
-        """Returns the file of document `index` and the number of the document's first line, for error messages."""
-        file = self.files[index]
-        return f"{self.paths[file]}: line {_line_number(self.buffers[file], self.starts[index])}"
+        """Returns the file of document `index` and the number of the document's first line, for error messages. If the
+        lines before it can no longer be read, returns the byte at which it begins instead.
+        """
+        file, start = self.files[index], self.starts[index]
+        number = _line_number(self.buffers[file], start)
+        return f"{self.paths[file]}: {f'byte {start:,}' if number is None else f'line {number}'}"
 
 
 class TextDocuments(_ByteRangeDocuments):
@@ -136,6 +142,7 @@ class TextDocuments(_ByteRangeDocuments):
             if start is not None:
                 self.add(start, stop)
             empty += [path] if len(self) == before else []
+        self.undecodable.check()
         check_not_empty(paths, empty)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
@@ -160,6 +167,7 @@ class JsonDocuments(_ByteRangeDocuments):
                     problems.add(f"{path}: line {number} {problem}")
                 self.add(offset, offset + len(line))
             empty += [path] if blank else []
+        self.undecodable.check()
         problems.check()
         check_not_empty(paths, empty)
 
@@ -194,7 +202,7 @@ class ParallelLines(Sequence):
         number = self.numbers[index]
         return {key: side[number] for key, side in zip(("inputs", "targets"), self.sides, strict=True)}
 
-    def contents(self) -> Iterator[tuple[str, mmap.mmap | bytes]]:
+    def contents(self) -> Iterator[tuple[str, FileBytes | bytes]]:
         """Yields (path, content) for both files. Fingerprints of the data are computed from the contents."""
         for side in self.sides:
             yield from side.contents()
@@ -218,6 +226,7 @@ class _Lines(_ByteRangeDocuments):
             self.add(offset, offset + len(line))
             if not text.strip():
                 self.blank.add(number)
+        self.undecodable.check()
 
     def __getitem__(self, index: int) -> str:
         return self.text_of(index).strip()
@@ -235,10 +244,18 @@ def _no_object(text: str) -> str:
     return "" if isinstance(value, dict) else f"is {type(value).__name__}, not an object"
 
 
-def _line_number(buffer: mmap.mmap | bytes, offset: int) -> int:
-    """Returns the number, counted from 1, of the line that begins at a byte offset."""
-    steps = range(0, offset, _CHUNK)
-    return 1 + sum(buffer[start : min(start + _CHUNK, offset)].count(b"\n") for start in steps)
+def _line_number(buffer: FileBytes | bytes, offset: int) -> int | None:
+    """Returns the number, counted from 1, of the line that begins at a byte offset. None if the bytes before it can no
+    longer be read.
+    """
+    number, done = 1, 0
+    with contextlib.suppress(InputError):
+        for chunk in chunks(buffer):
+            number += chunk[: offset - done].count(b"\n")
+            done += len(chunk)
+            if done >= offset:
+                return number
+    return number if not offset else None
 
 
 def _undecodable(path: str, encoding: str, offset: int, line: int | None = None) -> InputError:
@@ -258,18 +275,19 @@ def decoded(path: str, encoding: str = "utf-8") -> str:
         raise _undecodable(path, encoding, error.start, content.count(b"\n", 0, error.start) + 1) from error
 
 
-def read(path: str, encoding: str = "utf-8") -> mmap.mmap | bytes:
+def read(path: str, encoding: str = "utf-8") -> FileBytes | bytes:
     """Returns the content of a text file, converted to UTF-8 bytes.
 
-    Compressed files, and files in another encoding than UTF-8, are read into memory. Other files are memory-mapped.
+    Compressed files, and files in another encoding than UTF-8, are read into memory. Other files stay open, and are
+    read when their bytes are requested.
     """
     if codecs.lookup(encoding).name == "utf-8":
         return read_bytes(path)
     return decoded(path, encoding).encode()
 
 
-def read_bytes(path: str) -> mmap.mmap | bytes:
-    """Returns the bytes of a file, memory-mapped if it is not compressed. A `.gz` file is decompressed into memory.
+def read_bytes(path: str) -> FileBytes | bytes:
+    """Returns the bytes of a file, which are read when they are requested. A `.gz` file is decompressed into memory.
 
     An object in a bucket is copied to this machine first (`storage.local_copy`).
 
@@ -279,12 +297,10 @@ def read_bytes(path: str) -> mmap.mmap | bytes:
     try:
         path = storage.local_copy(path)
         if path.endswith(".gz"):
+            check_regular(path)
             with gzip.open(path) as file:
                 return file.read()
-        with open(path, "rb") as file:
-            if not os.fstat(file.fileno()).st_size:
-                return b""  # An empty file cannot be memory-mapped.
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return FileBytes(path)
     except EOFError as error:
         raise InputError(f"{path}: the gzip file is cut off; fetch it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:

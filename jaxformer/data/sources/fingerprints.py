@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from jaxformer import digests
-from jaxformer.data.sources.sources import Renamed, components, located, parts
+from jaxformer.data.sources.file_bytes import chunks
+from jaxformer.data.sources.sources import Renamed, components, parts, record, skippable
 
 SAMPLE = 500
 """Maximum number of documents that the fingerprint covers if the files of a source are not read completely, as for
@@ -69,14 +70,16 @@ def _fingerprint(documents: Sequence) -> Fingerprint:
         inner = inner.examples
     contents = getattr(inner, "contents", None)
     if contents is not None:
-        return Fingerprint(len(documents), {path: digests.of(content) for path, content in contents()})
+        return Fingerprint(len(documents), {path: digests.of_chunks(chunks(content)) for path, content in contents()})
     count = len(inner)
     drawn = range(count) if count <= SAMPLE else np.unique(np.random.default_rng(0).integers(count, size=SAMPLE))
-    read = getattr(inner, "identity", inner.__getitem__)
+    read, identified = getattr(inner, "identity", inner.__getitem__), hasattr(inner, "identity")
     found = []
     for index in map(int, drawn):
-        with located(inner, index):
-            found.append(digests.of(_bytes(read(index))).encode())
+        content = b"unreadable"
+        with skippable(inner, index):
+            content = _bytes(read(index) if identified else record(inner, index))
+        found.append(digests.of(content).encode())
     return Fingerprint(count, {_SAMPLED: digests.of(b"".join(found))})
 
 

@@ -13,8 +13,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from jaxformer.data.messages import tolerated
 from jaxformer.data.sources import columns, files, tfds_builders
 from jaxformer.errors import FieldError, InputError
+from jaxformer.fields import one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -271,6 +273,29 @@ def located(documents: Sequence, index: int) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def skippable(documents: Sequence, index: int) -> Iterator[None]:
+    """Context manager like `located`. If wrong records are tolerated (`messages.tolerating`), an InputError ends the
+    block without being raised.
+    """
+    try:
+        with located(documents, index):
+            yield
+    except InputError:
+        if not tolerated():
+            raise
+
+
+def record(documents: Sequence, index: int) -> Any:
+    """Returns document `index`. Raises InputError if it cannot be read, for example because its file is damaged."""
+    try:
+        return documents[index]
+    except InputError:
+        raise
+    except (OSError, ValueError, RuntimeError, EOFError) as error:
+        raise InputError(f"cannot be read: {one_line(error)}") from error
+
+
 def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iterable[int] | None = None) -> list[Any]:
     """Applies a function to each document, or only to the documents with the given indices, and returns the list of
     results. Error messages contain the origin of the document.
@@ -278,7 +303,7 @@ def read_each(documents: Sequence, function: Callable[[Any], Any], indices: Iter
     found = []
     for index in range(len(documents)) if indices is None else indices:
         with located(documents, index):
-            found.append(function(documents[index]))
+            found.append(function(record(documents, index)))
     return found
 
 

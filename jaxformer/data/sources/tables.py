@@ -194,7 +194,8 @@ def _rows(
                 yield line, dict(zip(columns, values, strict=True))
             else:
                 problems.add(
-                    f"{path}: line {line} has {len(values)} values; expected {len(columns)}: {', '.join(columns)}"
+                    f"{path}: line {line} has {len(values)} values; expected {len(columns)}: "
+                    + " ".join(", ".join(columns).split())
                 )
     except csv.Error as error:
         raise InputError(f"{path}: line {reader.line_num}: {error}") from error

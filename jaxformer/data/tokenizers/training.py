@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxformer.data.messages import note
 from jaxformer.data.sources.columns import check_text, sentences, strings
-from jaxformer.data.sources.sources import located
+from jaxformer.data.sources.sources import record, skippable
 from jaxformer.data.tokenizers import special_tokens
 from jaxformer.data.tokenizers.special_tokens import CLS, MASK, PAD, SEP, SPECIALS, UNK
 from jaxformer.errors import InputError
@@ -240,8 +240,9 @@ def texts(documents: Sequence[dict[str, Any]], sample: int) -> Iterator[str]:
     count = min(len(documents), sample)
     for number in range(count):
         index = number * len(documents) // count
-        with located(documents, index):
-            found = _example_texts(documents[index])
+        found: list[str] = []
+        with skippable(documents, index):
+            found = _example_texts(record(documents, index))
         yield from found
 
 
