@@ -5,14 +5,15 @@ import os
 import shlex
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxformer
 from jaxformer import classes, predict_command, run_commands, storage
 from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
-from jaxformer.errors import InputError
+from jaxformer.ending import STOPPED
+from jaxformer.errors import InputError, Stopped
 from jaxformer.parallel import start
 from jaxformer.training import host
 
@@ -28,6 +29,7 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --no-self-check, do not compare kernels with plain
                                                         computations on a new kind of device;
                                                         with --accept-changed-data, resume on data that has changed;
+                                                        with --skip-bad-records N, skip up to N unreadable documents;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
   plan CONFIG --topology NAME [--price USD] [--search]  report memory, traffic, time and cost of a run on TPUs or
@@ -53,7 +55,10 @@ evaluate, predict and export take --step N to use a checkpoint other than the la
 
 The processes of a TPU pod, of Slurm, Open MPI, torchrun and SkyPilot find each other. Elsewhere, give each process
 --coordinator HOST:PORT (the address of process 0), --processes N and --process I. They wait --wait SECONDS for each
-other, by default 300.
+other, by default 300. One that is silent for --silence SECONDS, by default 25, ends the others.
+
+Exit status: 0 the command is done; 75 SIGTERM or Ctrl-C has stopped the training, and the same command continues it;
+2 wrong input; 1 another failure; 130 interrupted; 128 + N ended by signal N before it could be handled.
 """
 
 SEVERAL = ("train", "evaluate", "predict", "export", "import")
@@ -61,14 +66,15 @@ SEVERAL = ("train", "evaluate", "predict", "export", "import")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the given command. Returns the exit status: 0 for success, 2 if the input is wrong, 130 if interrupted, or 1
-    if the reader of the output, such as `head`, has ended.
+    """Runs the given command. Returns the exit status: 0 for success, 75 if a signal has stopped a training that the
+    same command continues, 2 if the input is wrong, 130 if interrupted, or 1 if the reader of the output, such as
+    `head`, has ended.
 
     Args:
       arguments: the command and its arguments. If None, those of the process (`sys.argv[1:]`).
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    commands = {
+    commands: dict[str, Callable[[list[str]], int | None]] = {
         "new": new,
         "train": train,
         "plan": plan,
@@ -94,20 +100,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             warnings.showwarning = _show_warning
             name, *rest = arguments
             if name not in SEVERAL:
-                commands[name](rest)
-                return 0
-            rest, wait = start.take_flags(rest)
-            with start.joined(name, wait):
-                commands[name](rest)
+                return commands[name](rest) or 0
+            rest, limits = start.take_flags(rest)
+            with start.joined(name, limits.wait, limits.silence):
+                status = commands[name](rest)
+            return status or 0
     except InputError as error:
         print(f"jaxformer: {error}", file=sys.stderr)
         return 2
+    except Stopped as error:
+        print(f"jaxformer: {error}", file=sys.stderr)
+        return error.status
     except KeyboardInterrupt:
         return 130  # The shell's convention: 128 plus the signal number.
     except BrokenPipeError:  # The reader of the output, such as head, has ended.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    return 0
 
 
 def command(arguments: Sequence[str] | None = None) -> None:
@@ -130,8 +138,10 @@ def new(arguments: list[str]) -> None:
     print(f"{path} · jaxformer train {shlex.quote(str(path))} --workdir {shlex.quote(f'runs/{path.stem}')}")
 
 
-def train(arguments: list[str]) -> None:
-    """Runs `jaxformer train`: trains the experiment of a config file."""
+def train(arguments: list[str]) -> int:
+    """Runs `jaxformer train`: trains the experiment of a config file. Returns the exit status, which is not 0 if a
+    signal has stopped the training.
+    """
     from jaxformer.progress import display, phase
 
     with display(stderr=True), phase("starting"):  # Importing takes seconds.
@@ -142,21 +152,24 @@ def train(arguments: list[str]) -> None:
     arguments, profile = take_switch(arguments, "profile")
     arguments, unchecked = take_switch(arguments, "no-self-check")
     arguments, accept = take_switch(arguments, "accept-changed-data")
+    arguments, skips = take(arguments, "skip-bad-records", "a number")
     classes.allow(*allowed)
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
-        return
+        return 0
     paths = [argument for argument in arguments[:1] if not argument.startswith("-")]
     if not paths:
         raise InputError(
             "train: expected a config file first, such as configs/bert_quickstart.py, or the name bert_quickstart"
         )
+    arguments += [f"--data.skip_bad_records={count}" for count in skips[-1:]]
     experiment = config.parse(paths[0], arguments[1:], "jaxformer train CONFIG.py [--workdir RUN]")
     host.start_jax()
     from jaxformer.training.loop import fit
 
     folder = workdir[-1] if workdir else Path("runs") / Path(paths[0]).stem
-    fit(experiment, folder, profile=profile, check_kernels=not unchecked, accept_changed_data=accept)
+    run = fit(experiment, folder, profile=profile, check_kernels=not unchecked, accept_changed_data=accept)
+    return STOPPED if run.stopped else 0
 
 
 def launch(arguments: list[str]) -> None:

@@ -74,6 +74,10 @@ class Checkpoint:
 
     every: int = 1000
     """Number of steps between checkpoints. The last step is always saved."""
+    minutes: float | None = None
+    """Number of minutes after which to save too. With several processes, only steps that are logged are saved."""
+    grace: float | None = None
+    """Number of seconds from a signal to the end of a run that has not saved by then. If None, there is no limit."""
     keep: int = 3
     """Number of latest checkpoints to keep."""
     best: str | None = None
@@ -84,8 +88,8 @@ class Checkpoint:
 
     def __post_init__(self):
         fields.check(self)
-        fields.at_least("checkpoint.every", self.every, 1)
-        fields.at_least("checkpoint.keep", self.keep, 1)
+        for field, least in (("every", 1), ("minutes", 0), ("grace", 0), ("keep", 1)):
+            fields.at_least(f"checkpoint.{field}", getattr(self, field), least)
 
 
 @dataclasses.dataclass(frozen=True)

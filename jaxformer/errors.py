@@ -15,6 +15,17 @@ class InputError(ValueError):
     """
 
 
+class Stopped(KeyboardInterrupt):
+    """Raised in the main thread when a signal stops a training at a moment at which nothing would be lost.
+
+    The message is one line. The command line prints it and exits with `status`.
+    """
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
 class FieldError(InputError):
     """Error in a field of a config value (an instance of a frozen dataclass or Linen module). The message has the form
     `data.task.length=24: expected at least 32`.

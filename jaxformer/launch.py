@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, NoReturn
 
+from jaxformer.ending import STOPPED
 from jaxformer.errors import InputError
 from jaxformer.parallel import cluster
 
@@ -35,7 +36,8 @@ def launch(arguments: Sequence[str]) -> int:
     """Runs `jaxformer launch`: trains with several processes on this machine.
 
     Process 0 writes to the terminal. Of the other processes, only standard error is shown, and each line begins with
-    the process number. On SIGTERM or Ctrl-C, all processes save a checkpoint and end. A second signal kills them.
+    the process number. On SIGTERM or Ctrl-C, all processes save a checkpoint and end with status 75. A second signal
+    kills them.
 
     Args:
       arguments: `-n N`, followed by the arguments of `jaxformer train`.
@@ -191,7 +193,9 @@ def _supervise(started: Sequence[subprocess.Popen[str]], signals: _Signals) -> i
         running = {number: process for number, process in running.items() if number not in ended}
         # If several processes end at the same time, reports one that was killed, because it is the likely cause.
         for number, code in sorted(ended.items(), key=lambda one: one[1] >= 0):
-            if code and not status:
+            if code == STOPPED and not status:
+                status = code
+            elif code and code != STOPPED and status in (0, STOPPED):
                 status, deadline = code if code > 0 else 128 - code, time.monotonic() + ENDING
                 how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit status {code}"
                 print(f"jaxformer: launch: process {number} of {len(started)} {how}", file=sys.stderr, flush=True)

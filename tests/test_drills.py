@@ -4,7 +4,7 @@ import pytest
 import tiny
 
 from jaxformer import cli
-from jaxformer.drills import faults, processes
+from jaxformer.drills import failing_storage, faults, processes, storage_faults
 from jaxformer.drills.command import DRILLS, planned
 from jaxformer.drills.scratch import EVERY, Scratch, small
 from jaxformer.errors import InputError
@@ -56,6 +56,16 @@ def test_kills_and_signals_lose_only_what_was_not_saved(scratch):
     assert not outcome.problems and outcome.detected == 1 and outcome.lost <= 2 * EVERY
     outcome = processes.stops(scratch, 1)
     assert not outcome.problems and (outcome.detected, outcome.lost) == (2, 0)
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_run_with_one_line_and_keeps_its_checkpoints(scratch):
+    built = failing_storage.library(scratch.local)
+    if built is None:
+        pytest.skip("there is no C compiler")
+    folder = scratch.new("full")
+    _, problem = storage_faults.failing(scratch, folder, "full", built, 2 * EVERY)
+    assert problem == "" and scratch.good(folder)[0] >= EVERY
 
 
 @pytest.mark.slow

@@ -13,7 +13,7 @@ from rich.table import Table
 from jaxformer import config, storage
 from jaxformer.command_arguments import take
 from jaxformer.config import Experiment
-from jaxformer.drills import faults, processes
+from jaxformer.drills import faults, processes, storage_faults
 from jaxformer.drills.scratch import Outcome, Scratch, remove, small
 from jaxformer.errors import InputError
 from jaxformer.progress import display, phase
@@ -29,6 +29,8 @@ DRILLS: dict[str, Callable[[Scratch, int], Outcome]] = {
     "delete": faults.deletions,
     "foreign": faults.foreign,
     "data": faults.changed_data,
+    "storage": storage_faults.storage_faults,
+    "reader": storage_faults.readers,
 }
 """Maps the names that `--only` accepts to functions that run a drill. A drill damages copies of the small run in one
 way. Each function takes the small run and the number of faults to try.
@@ -44,7 +46,7 @@ written to a new subfolder `{FOLDER}` of RUN, or of FOLDER (by default runs/NAME
 bucket. The subfolder is removed if every fault was survived. Nothing else is changed.
 
   --only NAME   one of {", ".join(DRILLS)}; can be repeated; by default all of them
-  --count N     number of kills, flips, truncations and edited documents, by default {COUNT}
+  --count N     number of kills, flips, truncations, edited documents and reads, by default {COUNT}
 """
 
 

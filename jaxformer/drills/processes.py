@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxformer.drills.scratch import EVERY, STEPS, Outcome, Scratch, differing, latest
+from jaxformer.ending import STOPPED
 from jaxformer.runs.folder import EXPERIMENT, STARTING
 from jaxformer.runs.history import METRICS, read_history
 
@@ -51,8 +52,8 @@ def kills(scratch: Scratch, count: int) -> Outcome:
 
 def stops(scratch: Scratch, count: int) -> Outcome:
     """Sends SIGTERM and SIGINT to small training runs, each in up to `count` phases, such as compiling, training or
-    saving. Checks that the run saves its state and exits with status 0, resumes it, and compares its last checkpoint
-    with that of the undisturbed run (the same training without signals).
+    saving. Checks that the run saves its state, unless it has none yet, and exits with status 75. Then resumes it, and
+    compares its last checkpoint with that of the undisturbed run (the same training without signals).
     """
     seconds, problems, lost, tried = [], [], 0, 0
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -66,7 +67,7 @@ def stops(scratch: Scratch, count: int) -> Outcome:
             process.send_signal(number)
             status, said = ended(process, EXIT_TIMEOUT)
             seconds.append(time.monotonic() - began)
-            if status or "stopped by" not in said:
+            if status != STOPPED or "stopped by" not in said:
                 problems.append(f"{fault}: status {status}: {_last(said)}")
                 continue
             lost = max(lost, logged(folder) - latest(folder))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import shutil
 import subprocess
 import sys
@@ -95,7 +96,7 @@ class Scratch:
         Raises:
           InputError: If training fails.
         """
-        self.home, self._local, self._count = home, local, 0
+        self.home, self.local, self._count = home, local, 0
         self._allowed = [word for package in allowed for word in ("--allow", package)]
         self.experiment = experiment
         self.undisturbed = home / "undisturbed"
@@ -124,19 +125,27 @@ class Scratch:
             write(target / file, content)
         return target
 
-    def start(self, folder: Path) -> subprocess.Popen[str]:
+    def start(
+        self, folder: Path, variables: Mapping[str, str] | None = None, changes: Mapping[str, Any] | None = None
+    ) -> subprocess.Popen[str]:
         """Starts a `jaxformer train` process that trains, or resumes, the small run in `folder`. Returns the process
         without waiting for its end.
+
+        Args:
+          folder: folder of the run.
+          variables: additional environment variables of the process.
+          changes: fields of the experiment that differ, keyed by dotted path.
         """
         self._count += 1
-        home = self._local / f"config{self._count}"
+        home = self.local / f"config{self._count}"
         home.mkdir()
-        (home / "experiment.json").write_text(config.to_json(self.experiment), encoding="utf-8")
+        experiment = config.override(self.experiment, changes or {})
+        (home / "experiment.json").write_text(config.to_json(experiment), encoding="utf-8")
         (home / "drill.py").write_text(_CONFIG.format(name="experiment.json"), encoding="utf-8")
         command = [sys.executable, "-m", "jaxformer", "train", str(home / "drill.py"), "--workdir", str(folder)]
-        pipe = subprocess.PIPE
+        pipe, environment = subprocess.PIPE, {**os.environ, **(variables or {})}
         return subprocess.Popen(
-            [*command, *self._allowed], text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
+            [*command, *self._allowed], env=environment, text=True, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe
         )
 
     @functools.cached_property

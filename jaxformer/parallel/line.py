@@ -5,6 +5,9 @@ processes have connected. The connections stay open when JAX's own service takes
 any reason, the operating system closes its connection. Then process 0 notifies the others, and all processes end with a
 one-line error. JAX by itself needs minutes to notice, and does not report the cause.
 
+A process that is stopped, or whose machine is lost, does not close its connection. So each process also sends a short
+message every few seconds, and one that has been silent for too long counts as failed.
+
 Messages are JSON objects, one per line.
 """
 
@@ -18,8 +21,14 @@ import time
 from collections.abc import Iterable
 from typing import NoReturn
 
+from jaxformer import ending
 from jaxformer.parallel.cluster import Place
 from jaxformer.parallel.meeting import GRACE, GREETING, Channel, Message, accept_processes, finish, join_process_0
+
+SILENCE = 25.0
+"""Default number of seconds after which a process that sends nothing counts as failed."""
+ALIVE = 0.2
+"""Fraction of the longest permitted silence after which a process sends a message, to show that it is alive."""
 
 
 class Line:
@@ -27,15 +36,18 @@ class Line:
     process 0.
     """
 
-    def __init__(self, place: Place, channels: dict[int, Channel], names: dict[int, str]):
-        self.place, self._channels, self._names = place, channels, names
+    def __init__(self, place: Place, channels: dict[int, Channel], names: dict[int, str], silence: float = SILENCE):
+        self.place, self._channels, self._names, self._silence = place, channels, names, silence
         self._done: set[int] = set()
         self._ending = threading.Lock()
+        self._heard = dict.fromkeys(channels, time.monotonic())
         os.register_at_fork(after_in_child=self._close_in_child)
-        threading.Thread(target=self._watch, name="line", daemon=True).start()
+        ending.announce_with(self.fail)
+        for name, target in (("line", self._watch), ("alive", self._show_alive)):
+            threading.Thread(target=target, name=name, daemon=True).start()
 
     @classmethod
-    def open(cls, place: Place, facts: dict[str, str], wait: float) -> "Line":
+    def open(cls, place: Place, facts: dict[str, str], wait: float, silence: float = SILENCE) -> "Line":
         """Connects this process with process 0 (or process 0 with all others), and waits until all processes have
         connected.
 
@@ -43,19 +55,22 @@ class Line:
           place: index of this process, number of processes and address of process 0.
           facts: names and values that must be the same in all processes, such as package versions.
           wait: number of seconds to wait for the other processes.
+          silence: number of seconds after which a process that sends nothing counts as failed.
 
         Raises:
           InputError: If a process does not connect in time, two have the same index, or their facts differ.
         """
         own = {"process": place.process, "processes": place.processes, "name": _name(), "facts": facts}
         meet = accept_processes if place.process == 0 else join_process_0
-        return cls(place, *meet(place, {GREETING: 1, **own}, wait))
+        channels, names = meet(place, {GREETING: 1, **own}, wait)
+        return cls(place, channels, names, silence)
 
     def done(self) -> None:
         """Notifies the connected processes that this process has succeeded, so that they do not treat the end of its
         connection as a failure.
         """
         self._done.add(self.place.process)
+        ending.announce_with(None)
         self._send({"done": True})
 
     def fail(self, why: str, status: int, shown: bool = False) -> NoReturn:
@@ -97,10 +112,29 @@ class Line:
             for number, channel in self._channels.items():
                 waiting.register(channel.connection, selectors.EVENT_READ, number)
                 self._read(number, channel.unread)
+            last = time.monotonic()
             while waiting.get_map():
-                for key, _ in waiting.select():
+                for key, _ in waiting.select(self._silence * ALIVE):
                     if not self._receive(key.data):
                         waiting.unregister(key.fileobj)
+                now = time.monotonic()
+                if now - last > 2 * self._silence * ALIVE:  # This process itself was stopped: others may have spoken.
+                    self._heard = dict.fromkeys(self._channels, now)
+                last = now
+                self._check_silence(now)
+
+    def _check_silence(self, now: float) -> None:
+        """Ends this process if another one has been silent for too long."""
+        for number, heard in self._heard.items():
+            if number not in self._done and now - heard > self._silence:
+                why = f"has sent nothing for {now - heard:.0f} s: stopped, or its host or network is lost"
+                self._end(f"{self._called(number)} {why}", 1)
+
+    def _show_alive(self) -> None:
+        """Sends a message every few seconds, until this process is done. Runs in a thread of its own."""
+        while self.place.process not in self._done:
+            self._send({"alive": True})
+            time.sleep(self._silence * ALIVE)
 
     def _receive(self, number: int) -> bool:
         """Receives and handles messages of the process with index `number`. Returns False if its connection has
@@ -113,6 +147,7 @@ class Line:
                 return False
             self._end(f"{self._called(number)} ended without a message: killed, out of memory, or its host is lost", 1)
             return False
+        self._heard[number] = time.monotonic()
         self._read(number, messages)
         return True
 

@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NoReturn
 
 import jaxformer
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, Stopped
 from jaxformer.parallel import cluster
 from jaxformer.parallel.cluster import Place
-from jaxformer.parallel.line import Line
+from jaxformer.parallel.line import SILENCE, Line
 
 WAIT = 300.0
 """Default number of seconds that a process waits for the other processes of a run to connect."""
@@ -34,13 +34,14 @@ class _Flags(argparse.ArgumentParser):
         raise InputError(message.removeprefix("argument "))
 
 
-def take_flags(arguments: list[str]) -> tuple[list[str], float]:
-    """Removes `--coordinator`, `--processes`, `--process` and `--wait` from a command line.
+def take_flags(arguments: list[str]) -> tuple[list[str], argparse.Namespace]:
+    """Removes `--coordinator`, `--processes`, `--process`, `--wait` and `--silence` from a command line.
 
     Stores the values of the first three flags in environment variables (see `cluster.FLAGS`), which `joined` reads.
 
     Returns:
-      The other arguments, and the number of seconds to wait for the other processes.
+      The other arguments, and the time limits in seconds: the attributes `wait`, for the other processes to connect,
+      and `silence`, after which a silent process counts as failed.
 
     Raises:
       InputError: If a flag has no value, or an invalid one.
@@ -48,19 +49,21 @@ def take_flags(arguments: list[str]) -> tuple[list[str], float]:
     parser = _Flags(add_help=False, allow_abbrev=False)
     for flag in cluster.FLAGS:
         parser.add_argument(f"--{flag}")
-    parser.add_argument("--wait", type=float, default=WAIT)
+    for flag, default in (("wait", WAIT), ("silence", SILENCE)):
+        parser.add_argument(f"--{flag}", type=float, default=default)
     options, rest = parser.parse_known_args(arguments)
-    if not options.wait > 0:
-        raise InputError(f"--wait {options.wait:g}: expected a number of seconds above 0")
+    for flag in ("wait", "silence"):
+        if not (seconds := getattr(options, flag)) > 0:
+            raise InputError(f"--{flag} {seconds:g}: expected a number of seconds above 0")
     for flag, variable in cluster.FLAGS.items():
         value = getattr(options, flag)
         if value is not None:
             os.environ[variable] = value
-    return rest, options.wait
+    return rest, options
 
 
 @contextlib.contextmanager
-def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
+def joined(command: str, wait: float = WAIT, silence: float = SILENCE) -> Iterator[Place | None]:
     """Context manager that connects the processes of a run, if there are several, and initialises JAX for them.
 
     An error inside the `with` block is printed, and ends all processes with the same exit status. Standard output of
@@ -70,6 +73,7 @@ def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
     Args:
       command: name of the command, which must be the same in all processes.
       wait: number of seconds to wait for the other processes.
+      silence: number of seconds after which a process that sends nothing counts as failed.
 
     Yields:
       The index of this process and the address of process 0 (a `Place`). None if there is only one process.
@@ -84,7 +88,7 @@ def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
         yield None
         return
     try:
-        line = Line.open(place, facts(command), wait)
+        line = Line.open(place, facts(command), wait, silence)
     except InputError as error:
         raise InputError(f"{place}: {error}") from error
     try:
@@ -96,6 +100,8 @@ def joined(command: str, wait: float = WAIT) -> Iterator[Place | None]:
             yield place
     except InputError as error:
         line.fail(str(error), 2)
+    except Stopped as error:
+        line.fail(str(error), error.status)
     except KeyboardInterrupt:
         line.fail("interrupted", 130)
     except BrokenPipeError:

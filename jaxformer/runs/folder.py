@@ -25,6 +25,11 @@ DAMAGED = "damaged"
 """Name of the subfolder to which a restarted run moves corrupted checkpoints and corrupted lines of metrics."""
 STARTING = ".jaxformer-starting"
 """Name of the subfolder in which a starting run creates its tokenizer and experiment."""
+WRITTEN = (
+    *(EXPERIMENT, f"{EXPERIMENT}.tmp", TOKENIZER, CHECKPOINTS, LOCK, DAMAGED, STARTING, "tensorboard", "profile"),
+    *("data.json", "data.json.tmp", "metrics.jsonl", "metrics.tmp", "skipped.jsonl", "skipped.tmp"),
+)
+"""Names of everything that a run writes to its folder."""
 MOVED = "moved"
 """Name of a file in `STARTING` with the device and inode numbers of the tokenizer folder. They identify this folder
 after it was moved to its final path, so that it can be removed if the start fails.
@@ -155,11 +160,13 @@ def claim(folder: Path, check: Callable[[], None]) -> Iterator[Claim]:
         yield Claim(folder)  # Process 0 holds the lock for all processes.
         return
     _check_ours(folder)
+    check_links(folder)
     check()  # Before anything is created, so that a refused folder stays unchanged.
     with contextlib.ExitStack() as closed, contextlib.ExitStack() as undone:
         _make(folder, undone)
         lock = closed.enter_context(_locked(folder, undone))
         _check_ours(folder)
+        check_links(folder)
         check()
         claimed = closed.enter_context(contextlib.closing(Claim(folder, lock)))
         if not claimed.is_run:
@@ -193,6 +200,17 @@ def _check_ours(folder: Path) -> None:
     except OSError as error:
         raise InputError(f"--workdir {folder}: cannot be written: {error.strerror}") from error
     check_names(folder, names, {LOCK, *(path.name for path in _left(folder))})
+
+
+def check_links(folder: Path) -> None:
+    """Raises InputError if a name that a run writes to is a link, because it would change files outside its folder."""
+    for name in WRITTEN:
+        if (folder / name).is_symlink():
+            target = os.readlink(folder / name)
+            raise InputError(
+                f"--workdir {folder}: {name} is a link to {target}, and a run writes only to its own folder; "
+                "replace it by what it leads to"
+            )
 
 
 def check_names(folder: Path, names: Collection[str], ours: Container[str]) -> None:

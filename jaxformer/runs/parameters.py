@@ -1,7 +1,9 @@
 """Reads the parameters of a run from its checkpoints."""
 
 import functools
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,10 @@ from jaxformer.parameter_paths import join
 from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.training import state
 from jaxformer.training.checkpoints import Checkpoints
-from jaxformer.training.damage import first_good
+from jaxformer.training.damage import Damaged, first_good
+
+TRIES, PAUSE = 10, 0.3
+"""Maximum number of attempts to read a checkpoint while others are removed, and the seconds between two of them."""
 
 
 def read_params(
@@ -39,15 +44,47 @@ def read_params(
     Returns:
       The step of the checkpoint, and the parameters.
     """
-    checkpoints, stored = Checkpoints(folder / CHECKPOINTS), state.abstract_state(experiment, mesh)
+    stored = state.abstract_state(experiment, mesh)
     covered = stored.average is not None and join(stored.average, stored.params) is stored.average
     trees = {"params": None if covered else stored.params, "average": stored.average}
-    read = checkpoints.restore if in_memory or experiment.lora is not None else checkpoints.stored
-    order = checkpoint_order(folder, checkpoints, experiment.checkpoint, experiment.best_metric, step)
-    used, restored, damaged = first_good(order, functools.partial(read, trees))
+
+    def attempt() -> tuple[int, dict[str, Any], list[str]]:
+        checkpoints = Checkpoints(folder / CHECKPOINTS)
+        read = checkpoints.restore if in_memory or experiment.lora is not None else checkpoints.stored
+        order = checkpoint_order(folder, checkpoints, experiment.checkpoint, experiment.best_metric, step)
+        return first_good(order, functools.partial(read, trees))
+
+    used, restored, damaged = _beside_a_writer(folder, attempt)
     for line in damaged:
         warnings.warn(f"{line}; using step {used}", stacklevel=3)
     return used, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
+
+
+def _beside_a_writer(
+    folder: Path, attempt: Callable[[], tuple[int, dict[str, Any], list[str]]]
+) -> tuple[int, dict[str, Any], list[str]]:
+    """Calls `attempt`, which reads a checkpoint, and returns its result. If checkpoints were damaged, and the list of
+    checkpoints changes in the meantime, a training is replacing them: then calls it again.
+    """
+    for _ in range(TRIES if jax.process_count() == 1 else 0):
+        before, found, failed = _names(folder), None, None
+        try:
+            found = attempt()
+        except (Damaged, FileNotFoundError) as error:
+            failed = error
+        if found and not found[2]:
+            return found
+        time.sleep(PAUSE)  # A checkpoint is removed file by file.
+        if _names(folder) == before:
+            if failed or not found:
+                raise failed or AssertionError
+            return found
+    return attempt()
+
+
+def _names(folder: Path) -> list[str]:
+    """Returns the sorted names of everything in the folder of a run's checkpoints."""
+    return sorted(path.name for path in (folder / CHECKPOINTS).iterdir())
 
 
 def checkpoint_order(

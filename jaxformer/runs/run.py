@@ -76,6 +76,10 @@ class Run:
     """Device mesh of the parameters: the mesh of the experiment, or a data-parallel mesh if that does not fit the
     available devices.
     """
+    stopped: str | None = None
+    """Name of the signal that stopped the training that returned this run, such as SIGTERM. `fit` then continues it.
+    None if the training has ended, or the run was opened.
+    """
 
     @property
     def model(self) -> Model:

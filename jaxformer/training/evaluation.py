@@ -61,23 +61,24 @@ class Evaluator:
 
         Args:
           params: parameters on the mesh.
-          stopped: called after every batch. If it returns True, the evaluation is abandoned.
+          stopped: called after every batch. If it returns True in one process, all abandon the evaluation.
         """
         objective, model, states = self._experiment.objective, self._experiment.model, MetricStates(self._metrics)
         with sharding.use(self._mesh, self._experiment.mesh), phase("evaluating") as show:
-            for number, batch in enumerate(self._batches(), 1):
+            for number, batch in enumerate(self._batches(stopped), 1):
+                if batch is None:
+                    return None
                 states.add(jax.device_get(_terms(objective, model, params, batch)))
                 show(f"batch {number:,}")
-                if stopped():
-                    return None
             if self._of_documents:
                 show("documents")
-                self._add_documents(states, params)
+                if not self._add_documents(states, params, stopped):
+                    return None
         return states.compute()
 
-    def _add_documents(self, states: MetricStates, params) -> None:
+    def _add_documents(self, states: MetricStates, params: Any, stopped: Callable[[], bool]) -> bool:
         """Computes the metrics that need whole documents, and adds the results to `states`. The documents are divided
-        among the processes.
+        among the processes. Returns False if `stopped` returned True in one of them.
         """
         size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
         mesh = processes.local_mesh(self._mesh, size)
@@ -86,19 +87,25 @@ class Evaluator:
         documents = [] if self._data.validation is None else self._data.validation.open()
         with sharding.use(mesh, self._experiment.mesh):
             for metric in self._of_documents:
-                for state in _score(metric, context, documents):
+                for state in (scored := _score(metric, context, documents, stopped)) or ():
                     states.add_state(metric, state)
+                if scored is None:
+                    return False
+        return True
 
-    def _batches(self) -> Generator[dict[str, jax.Array], None, None]:
+    def _batches(
+        self, stopped: Callable[[], bool] = lambda: False
+    ) -> Generator[dict[str, jax.Array] | None, None, None]:
+        """Yields the batches, and None after the batch at which `stopped` returned True in one of the processes."""
         data, seed = self._data, self._experiment.seed
         if data.validation is None:
             raise InputError("data.validation=None: expected held-out data to evaluate on")
         local = evaluation_batches(data.validation, data, self._tokenizer, seed, self._rows)
         empty = empty_batch(len(self._rows), data.task.for_evaluation().row)
-        for number, batch in enumerate(_until_all_end(local, empty)):
+        for number, batch in enumerate(_until_all_end(local, empty, stopped)):
             if number == self._limit:
                 return
-            yield sharding.global_batch(batch, self._rows, data.batch, self._mesh)
+            yield None if batch is None else sharding.global_batch(batch, self._rows, data.batch, self._mesh)
 
 
 class Evaluations:
@@ -138,27 +145,38 @@ def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.A
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, PartitionSpec()), terms)
 
 
-def _score(metric: DocumentMetric, context: Context, documents: Any) -> list[Any]:
+def _score(metric: DocumentMetric, context: Context, documents: Any, stopped: Callable[[], bool]) -> list[Any] | None:
     """Computes the state (partial result) of a metric for each group of `GROUP` documents. Each process computes its
-    share of the groups. Returns the states of all groups in document order, in every process.
+    share of the groups. Returns the states of all groups in document order, in every process. Returns None if `stopped`
+    returned True in one of the processes.
     """
     indices = list(metric.select(context, documents))
     groups = [indices[start : start + GROUP] for start in range(0, len(indices), GROUP)] or [[]]
     count = jax.process_count()
     mine = groups[jax.process_index() :: count]
-    states = processes.gather(lambda: [metric.score(context, documents, group) for group in mine])
+    states = processes.gather(
+        lambda: [None if stopped() else metric.score(context, documents, group) for group in mine]
+    )
+    if any(state is None for part in states for state in part):
+        return None
     return [states[number % count][number // count] for number in range(len(groups))]
 
 
-def _until_all_end(batches: Iterator[Batch], empty: Batch) -> Iterator[Batch]:
+def _until_all_end(batches: Iterator[Batch], empty: Batch, stopped: Callable[[], bool]) -> Iterator[Batch | None]:
     """Yields this process's batches, followed by empty batches until all processes have reached the end of their data.
-    So all processes evaluate the same number of batches.
+    So all processes evaluate the same number of batches. If `stopped` returns True in one process after a batch, yields
+    None in all of them, and ends.
     """
-    if jax.process_count() == 1:
-        yield from batches
-        return
+    first = True
     while True:
         batch = next(batches, None)
-        if not multihost_utils.process_allgather(np.array(batch is not None)).any():
+        now = np.array([batch is not None, not first and stopped()])
+        if jax.process_count() > 1:
+            now = multihost_utils.process_allgather(now).any(axis=0)
+        more, stops = map(bool, now)
+        if stops or not more:
+            if stops and more:
+                yield None
             return
         yield empty if batch is None else batch
+        first = False

@@ -21,7 +21,7 @@ from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
 from jaxformer.training.state import TrainState, abstract_state, copied, split_frozen
 
-NOT_AFFECTING_BATCHES = ("data.validation", "data.workers", "data.prefetch")
+NOT_AFFECTING_BATCHES = ("data.validation", "data.workers", "data.prefetch", "data.timeout")
 """Fields of the experiment below `data` that do not affect the training batches."""
 UNLISTED = ("fork", "fork_step", "init")
 """Fields of the experiment that are not reported as changed, because they differ in every fork."""

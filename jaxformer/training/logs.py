@@ -1,7 +1,6 @@
 """Logs of a run: lines and a progress bar in the terminal, `metrics.jsonl`, and TensorBoard."""
 
 import contextlib
-import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from jaxformer.runs.history import METRICS, SKIPPED, read_history, rewrite_histo
 from jaxformer.runs.next_command import next_command, program
 from jaxformer.runs.run import Run
 from jaxformer.runs.summaries import headline
+from jaxformer.training.board import Board
 from jaxformer.training.log_files import LogFiles
 from jaxformer.training.skips import Skip
 from jaxformer.training.state import TrainState, split_frozen
@@ -168,7 +168,7 @@ class Logs:
             self.evaluated = start  # Only a single process makes up for an interrupted evaluation.
         if self._writes:
             self._lines = (home / METRICS).open("a", encoding="utf-8", buffering=1)
-            self._board = _tensorboard().SummaryWriter(str(home / "tensorboard"), purge_step=start + 1)
+            self._board = Board(home / "tensorboard", start + 1)
             self.flush()
 
     def __enter__(self) -> "Logs":
@@ -193,7 +193,6 @@ class Logs:
     def flush(self) -> None:
         """Waits until everything that was logged is in the run's folder."""
         if self._files is not None and self._files.is_copied:
-            self._board.flush()
             self._files.flush()
 
     def say(self, text: str) -> None:
@@ -254,8 +253,7 @@ class Logs:
         self._lines.write("".join(f"{digests.seal_line(text)}\n" for text in texts))
         width = len(str(self._steps))
         for split, values in numbers.items():
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+            self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
             shown = (
                 train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
             )
@@ -314,19 +312,3 @@ def train_summary(values: Mapping[str, float], remaining: float | None) -> str:
     if remaining:
         parts.append(f"eta {duration(remaining)}")
     return "  ".join(parts)
-
-
-def _tensorboard():
-    """Imports tensorboardX, but prevents it from importing torch.
-
-    tensorboardX imports torch only for a type annotation, which takes several seconds.
-    """
-    hide = "torch" not in sys.modules
-    if hide:
-        sys.modules["torch"] = None  # type: ignore[assignment]  # An import of it raises ImportError.
-    try:
-        import tensorboardX
-    finally:
-        if hide:
-            del sys.modules["torch"]
-    return tensorboardX

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import jax
@@ -33,6 +33,7 @@ from jaxformer.training.evaluation import Evaluations
 from jaxformer.training.first_state import restore_or_init
 from jaxformer.training.gradients import Means, loss_and_gradient
 from jaxformer.training.logs import Logs, Meter, describe
+from jaxformer.training.moments import SaveClock, due, out_of_patience
 from jaxformer.training.preparation import prepare_data, prepare_evaluation
 from jaxformer.training.profiling import Profile
 from jaxformer.training.signals import Stop
@@ -46,6 +47,7 @@ from jaxformer.training.state import (
     parameter_info,
     split_frozen,
 )
+from jaxformer.training.write_errors import write_errors
 
 
 def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, Means]:
@@ -175,7 +177,8 @@ def fit(
 ) -> Run:
     """Trains a run from its latest checkpoint, or from the start, until it has done `experiment.steps` steps.
 
-    After SIGTERM or Ctrl-C, saves and returns. The same call then resumes from there with identical results.
+    After SIGTERM or Ctrl-C, saves and returns a run whose `stopped` is set. The same call then resumes from there with
+    identical results.
 
     Args:
       experiment: the experiment.
@@ -192,6 +195,7 @@ def fit(
     Raises:
       InputError: If the experiment, its data or the folder is invalid, a fast implementation is wrong on this device,
         or too many gradients are not finite.
+      Stopped: If there is a signal when nothing has to be saved: before the first step, or after the last one is saved.
     """
     began, folder, data = time.monotonic(), storage.path(workdir), experiment.data
     agreement.check_same(experiment, folder)
@@ -205,9 +209,9 @@ def fit(
     experiment.objective.check(experiment.model, data.task.row)
     rows = sharding.local_rows(data.batch, mesh)
 
-    with contextlib.ExitStack() as stack:
+    with write_errors(folder), contextlib.ExitStack() as stack:
         shown = stack.enter_context(display(quiet or jax.process_index() > 0))
-        stop = stack.enter_context(Stop())
+        stop = stack.enter_context(Stop(experiment.checkpoint.grace))
         claim = stack.enter_context(writing.writer(folder, experiment))
         agreement.check_shared(folder)
         before = writing.read_experiment(folder, known=experiment) if claim.is_run else None
@@ -257,17 +261,22 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
     rows = sharding.local_rows(size, mesh)
     lay = functools.partial(sharding.global_batch, rows=rows, batch=size, mesh=mesh)
     step, skips = start, Skips(int(state.skipped_in_a_row), rows, experiment.objective.loss_weights)
+    clock = SaveClock(experiment.checkpoint.minutes)
     for batch, lanes_after in training.batches:
         if training.evaluate and logs.evaluated < step and due(step, experiment.evaluation.every, steps):
             # No variable holds the parameters: the step donates them, and merged LoRA parameters would stay in memory.
             results = training.evaluate(used_params(experiment, state.best_params, mesh), training.stop.requested)
-            if results:
+            if results is None:
+                training.stop.agree()  # All processes have abandoned the evaluation.
+            else:
                 logs.write_evaluations(step, results)
             meter.restart()
         ending = step >= steps or out_of_patience(experiment, logs.history) or training.stop.at(step)
         evaluated = logs.evaluated == step
         best, forked = evaluated and experiment.checkpoint.best, training.forked and step == start
-        if ending or best or forked or due(step, experiment.checkpoint.every, steps):
+        timed = step > start and clock.due(due(step, experiment.log.every, steps))
+        if ending or best or forked or timed or due(step, experiment.checkpoint.every, steps):
+            clock.restart()
             trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
             for skip in skips.rest():
                 logs.write_skip(skip)
@@ -278,6 +287,7 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
         training.profile.before(step, state.step)
         with training.profile.step(step):
             state, means = training.train(state, lay(batch))
+            training.stop.harmless = None
             for skip in skips.add(step + 1, means, lanes):
                 logs.write_skip(skip)
             step, lanes = step + 1, lanes_after
@@ -304,7 +314,8 @@ def finish(training: Training, state: TrainState) -> Run:
         run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
     if stop.signal and (step < steps or (training.evaluate and logs.evaluated < step)):
         logs.say(f"stopped by {stop.signal} at step {step}, saved; run the same command to resume")
-        return run
+        return dataclasses.replace(run, stopped=stop.signal)
+    stop.harmless, stop.status = "after its last step", 0
     if step < steps:
         named = f"no better {experiment.checkpoint.best} in {experiment.evaluation.patience} evaluations"
         logs.say(f"{named}: ended at step {step}, the best was at {run.step}")
@@ -321,21 +332,3 @@ def already_done(folder: Path, experiment: Experiment, step: int, shown: Display
         f"set more than {step:,} to continue"
     )
     return runs.open_run(folder, known=experiment)
-
-
-def due(step: int, every: int, steps: int) -> bool:
-    """Returns whether to do something after this step that is done every `every` steps, and after the last step, which
-    is `steps`.
-    """
-    return step > 0 and (step % every == 0 or step == steps)
-
-
-def out_of_patience(experiment: Experiment, history: Sequence[Mapping[str, float]]) -> bool:
-    """Returns whether to end the run early, because the best evaluation was at least `evaluation.patience` evaluations
-    ago. Always False if this setting is None.
-    """
-    patience, best = experiment.evaluation.patience, experiment.best_metric
-    if patience is None or best is None:
-        return False
-    values = [rank for results in history if (rank := best.rank(results)) is not None]
-    return bool(values) and len(values) - 1 - values.index(max(values)) >= patience

@@ -12,6 +12,7 @@ import test_line
 import tiny
 
 from jaxformer import launch
+from jaxformer.ending import STOPPED
 from jaxformer.errors import InputError
 from jaxformer.training import loop
 
@@ -75,7 +76,8 @@ def test_a_signal_to_the_launcher_saves_and_the_same_command_resumes(tiny_config
     tiny.wait_for(lambda: tiny.step_reached(parts) >= 3, process)
     started = children(process)
     process.send_signal(signal.SIGTERM)
-    printed = tiny.finish(process)
+    printed = tiny.finish(process, STOPPED)
+    assert "ended with exit status" not in printed, "a stop is not a failure"
     (stopped,) = re.findall(r"stopped by SIGTERM at step (\d+), saved", printed)
     assert printed.count("first step after") == 1, "only process 0 has the terminal"
     assert len(started) == 2 and not any(map(is_alive, started))
@@ -194,7 +196,8 @@ def test_the_slurm_page_trains_saves_and_resumes(tiny_config, tmp_path, monkeypa
 
         wait_for(lambda: tiny.step_reached(run) >= 3, "the third step")
         asked("scancel", "--signal=TERM", job)
-        wait_for(lambda: has("COMPLETED"), "the end after SIGTERM")
+        one_node_slurm.wait_for(lambda: has("FAILED"), "the end after SIGTERM")
+        assert f"ExitCode={STOPPED}:0" in asked("scontrol", "show", "job", job)
         (stopped,) = re.findall(r"stopped by SIGTERM at step (\d+), saved", printed.read_text())
         (tmp_path / "steps").write_text(str(int(stopped) + 3))
         asked("scontrol", "requeue", job)

@@ -1,4 +1,4 @@
-"""One process on a line, without JAX: python line_process.py PORT PROCESSES NUMBER WAIT WHAT.
+"""One process on a line, without JAX: python line_process.py PORT PROCESSES NUMBER WAIT WHAT [SILENCE].
 
 It meets the others, prints "met", and then does what WHAT says: `wait` until it is ended, `raise` an error, `refuse`
 with an `InputError`, or `end` well.
@@ -12,10 +12,10 @@ from jaxformer.parallel.cluster import Place
 from jaxformer.parallel.line import Line, report
 
 
-def main(port: str, processes: str, number: str, wait: str, what: str) -> None:
+def main(port: str, processes: str, number: str, wait: str, what: str, silence: str = "25") -> None:
     place = Place(f"127.0.0.1:{port}", int(processes), int(number))
     try:
-        line = Line.open(place, {"code": "one"}, float(wait))
+        line = Line.open(place, {"code": "one"}, float(wait), float(silence))
     except InputError as error:
         report(place, str(error))
         sys.exit(2)

@@ -96,8 +96,8 @@ def test_flags_come_before_what_a_cluster_says(environ):
     environ({name: value for name, value in OPEN_MPI.items() if "uri" not in name})  # As of Open MPI 5.
     with pytest.raises(InputError, match=r"--processes 4, --process 3: expected --coordinator .* too"):
         find()
-    rest, wait = start.take_flags(["CONFIG", "--coordinator", "10.0.0.9", "--steps", "3", "--wait=5"])
-    assert (rest, wait) == (["CONFIG", "--steps", "3"], 5.0)
+    rest, limits = start.take_flags(["CONFIG", "--coordinator", "10.0.0.9", "--steps", "3", "--wait=5"])
+    assert (rest, limits.wait, limits.silence) == (["CONFIG", "--steps", "3"], 5.0, 25.0)
     assert find() == Place("10.0.0.9:8476", 4, 3)
 
 
@@ -110,6 +110,7 @@ def test_flags_come_before_what_a_cluster_says(environ):
         ("--coordinator http://h:1 --processes 2 --process 1", "--coordinator http://h:1: expected HOST:PORT, such as"),
         ("--coordinator", "--coordinator: expected one argument"),
         ("--wait -1", "--wait"),
+        ("--silence 0", "--silence 0: expected a number of seconds above 0"),
     ],
 )
 def test_wrong_flags_are_refused_in_one_line(environ, flags, message):

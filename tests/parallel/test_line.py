@@ -149,14 +149,12 @@ def test_three_differences_are_shown_and_the_others_counted():
     assert differing(0, one, 1, dict(one)) == ""
 
 
-def run(*what):
+def run(*what, silence=25):
     """A process for each, that does it once all have met."""
     port = free_port()
-    command = [sys.executable, line_process.__file__, port, len(what)]
+    command, pipe = [sys.executable, line_process.__file__, port, len(what)], subprocess.PIPE
     started = [
-        subprocess.Popen(
-            list(map(str, [*command, number, 30, one])), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+        subprocess.Popen(list(map(str, [*command, number, 30, one, silence])), stdout=pipe, stderr=pipe, text=True)
         for number, one in enumerate(what)
     ]
     for process in started:
@@ -208,3 +206,17 @@ def test_an_error_in_one_ends_all_with_its_message_and_status(failed):
 @pytest.mark.slow
 def test_processes_may_end_well_one_after_the_other():
     assert ends(run("end", "end", "end")) == [(0, "")] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_process_that_is_stopped_ends_the_others_and_is_named(stopped):
+    """It keeps its connection, but sends nothing, like a process whose host is lost."""
+    started = run("wait", "wait", "wait", silence=1)
+    os.kill(started[stopped].pid, signal.SIGSTOP)
+    others = [process for number, process in enumerate(started) if number != stopped]
+    name = rf"process {stopped} of 3 \(.*, pid {started[stopped].pid}\)"
+    for status, errors in ends(others):
+        assert status == 1 and re.search(rf"{name} has sent nothing for \d s: stopped, or its host", errors), errors
+    started[stopped].kill()
+    started[stopped].communicate()

@@ -193,3 +193,14 @@ def test_an_experiment_that_is_the_same_is_not_written_again(experiment, tmp_pat
     with writing.writer(tmp_path, experiment) as claimed:
         claimed.start(text)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "experiment.json.tmp", ".lock"])
+def test_links_in_a_run_are_never_written_through(name, experiment, tmp_path):
+    (tmp_path / "run").mkdir()
+    writing.write_experiment(tmp_path / "run", experiment)
+    elsewhere = write(tmp_path / "elsewhere")
+    (tmp_path / "run" / name).symlink_to(elsewhere)
+    with pytest.raises(InputError, match=f"{name} is a link to {elsewhere}, and a run writes only to its own folder"):
+        jf.fit(experiment, tmp_path / "run", quiet=True)
+    assert elsewhere.read_text() == "mine"

@@ -20,7 +20,7 @@ TRAIN |= {"next_sentence_accuracy", "gradient_norm", "learning_rate", "skipped_s
 
 @pytest.fixture(scope="module")
 def run(tiny_config, tmp_path_factory):
-    overrides = {"steps": 5, "log__every": 2, "evaluation__every": 4}
+    overrides = {"steps": 5, "log__every": 2, "evaluation__every": 4, "checkpoint__minutes": 0.0, "checkpoint__keep": 9}
     return jf.fit(tiny.load(tiny_config, **overrides), tmp_path_factory.mktemp("runs") / "run")
 
 
@@ -43,6 +43,11 @@ def scalars(folder):
 
 def values(loss):
     return dict.fromkeys(TRAIN, 1.0) | {"loss": loss}
+
+
+@pytest.mark.slow
+def test_checkpoints_are_saved_by_time_too(run):
+    assert sorted(int(path.name) for path in (run.folder / "checkpoints").iterdir()) == [1, 2, 3, 4, 5]
 
 
 @pytest.mark.slow
@@ -153,7 +158,7 @@ def test_a_summary_is_one_line():
 
 @pytest.mark.slow
 def test_tensorboard_is_imported_without_torch_which_can_be_imported_later():
-    script = "import sys; from jaxformer.training import logs; logs._tensorboard(); assert 'torch' not in sys.modules"
+    script = "import sys; from jaxformer.training import board; board.tensorboard(); assert 'torch' not in sys.modules"
     script += "; import torch"
     subprocess.run([sys.executable, "-c", script], check=True)
 
