@@ -272,9 +272,9 @@ def test_an_empty_line_has_an_empty_answer_without_the_model():
             assert all(map(str.strip, texts))
             return [f"{text}!" if num_samples == 1 else [f"{text}{n}" for n in range(num_samples)] for text in texts]
 
-    one = argparse.Namespace(texts=["zero"], num_samples=1, among=None)
+    one = argparse.Namespace(texts=["zero"], num_samples=1, among=None, rank_by=None)
     assert predict_command._predict_each(Run(), one, ["one", "", "two", ""]) == ["zero!", "one!", None, "two!", None]
-    two = argparse.Namespace(texts=[], num_samples=2, among=None)
+    two = argparse.Namespace(texts=[], num_samples=2, among=None, rank_by=None)
     assert predict_command._predict_each(Run(), two, ["", "a"]) == [None, None, "a0", "a1"]
 
 
