@@ -3,6 +3,7 @@ to device memory.
 """
 
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 
 from jaxformer.planning import groups
@@ -21,6 +22,10 @@ KINDS = (
 SCATTERED = "all-reduce-scatter"
 """Prefix of the names that the TPU compiler gives to fusions of an all-reduce and a slice, which together are a
 reduce-scatter.
+"""
+BETWEEN_SLICES = re.compile(r'_xla_megascale_target="{([\d,]+)}x.*_xla_megascale_transfer_type="(\w+)"')
+"""Attributes of the instructions with which the TPU compiler hands arrays over to the network between slices: the
+numbers of the slices that take part, and the kind of the collective operation, such as ALL_REDUCE.
 """
 UNMOVED = {
     *("parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id"),
@@ -88,6 +93,9 @@ def collectives(program: Program, topology: Topology, places: Sequence[DeviceLoc
     reaches: dict[str, Reach] = {}
 
     def reach(instruction: Instruction) -> Reach:
+        if between := BETWEEN_SLICES.search(instruction.attributes):  # Each device communicates with its counterparts.
+            slices = len(between[1].split(","))
+            return Reach(slices, slices, 1.0)
         key = instruction.attributes.partition("metadata=")[0]
         if key not in reaches:
             found = groups.of(instruction.attributes, len(places))
@@ -120,6 +128,8 @@ def _collectives(program: Program, computation: Computation) -> Iterator[tuple[s
         kind = instruction.opcode.removesuffix("-start")
         if kind in KINDS:
             yield kind, instruction, computation
+        elif kind == "send" and (between := BETWEEN_SLICES.search(instruction.attributes)):
+            yield between[2].lower().replace("_", "-"), instruction, computation
         elif kind in ("fusion", "async", "custom-call"):
             for name in instruction.called:
                 for inner, inside, where in _collectives(program, program.computations[name]):

@@ -121,6 +121,24 @@ def test_fusions_of_tpus_are_read():
     assert (scatter.kind, scatter.fast) == ("reduce-scatter", 256 * 3 / 4), "an all-reduce of which a slice is kept"
 
 
+SLICES = """HloModule jit_step
+
+ENTRY %main (x: bf16[16]) -> token[] {
+  %x = bf16[16]{0} parameter(0)
+  %after-all.1 = token[] after-all()
+  %send.1 = (bf16[16]{0}, u32[], token[]) send(%x, %after-all.1), channel_id=4, frontend_attributes={BETWEEN}
+  ROOT %send-done.1 = token[] send-done(%send.1), channel_id=4
+}
+""".replace("BETWEEN", '_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"')
+
+
+def test_what_tpus_send_to_other_slices_is_counted():
+    """Through their hosts, which the program hands arrays over to."""
+    (one,) = found(Program.parse(SLICES), topologies.parse("2xv5e:2x2"))
+    assert (one.kind, one.reach.slices_or_nodes, one.size) == ("all-reduce", 2, 32)
+    assert (one.fast, one.slow) == (0, 2 * 32 / 2)
+
+
 def test_memory_traffic_is_what_instructions_read_and_write():
     program = Program.parse(jax.jit(lambda x: (x * 2 + 1) @ x).lower(jnp.ones((256, 256))).compile().as_text())
     size = 4 * 256 * 256
