@@ -163,6 +163,13 @@ class Formulas:
         operations = self._flops * (1 + RECOMPUTED_FRACTION[candidate.remat]) / self._topology.size * candidate.waiting
         return Roofline(operations / PEAK_FLOPS[chip.kind], 0.0, fast, slow)
 
+    def bytes_sent(self, candidate: Candidate) -> tuple[float, float]:
+        """Returns the number of bytes that each device sends in a step over the fast network (inside its TPU slice or
+        GPU node), and over the slow network.
+        """
+        networks = list(self._networks(candidate))
+        return sum(inside for _, inside, _ in networks), sum(outside for _, _, outside in networks)
+
     def _networks(self, candidate: Candidate) -> Iterator[tuple[Reach, float, float]]:
         """Yields for each mesh axis how the devices along it are connected, and the number of bytes that each device
         sends to them in a step, over the fast and over the slow network.
