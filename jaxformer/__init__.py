@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jaxformer.decoding.flow import Sampling as Sampling
     from jaxformer.decoding.ngrams import Ngrams as Ngrams
     from jaxformer.decoding.settings import Decoding as Decoding
+    from jaxformer.decoding.speaking import Speaking as Speaking
     from jaxformer.decoding.transcribing import Transcribing as Transcribing
     from jaxformer.errors import InputError as InputError
     from jaxformer.evaluations import NamedEvaluation as NamedEvaluation
@@ -66,6 +67,7 @@ else:
             "decoding.flow": ("Sampling",),
             "decoding.ngrams": ("Ngrams",),
             "decoding.settings": ("Decoding",),
+            "decoding.speaking": ("Speaking",),
             "decoding.transcribing": ("Transcribing",),
             "errors": ("InputError",),
             "evaluations": ("NamedEvaluation",),

@@ -1,4 +1,4 @@
-"""Command line options for text generation, speech transcription and image generation."""
+"""Command line options for text generation, speech transcription, speech synthesis and image generation."""
 
 
 def _ids(word: str) -> tuple[int, ...]:
@@ -92,3 +92,10 @@ TRANSCRIBING = {
 }
 """Maps the field names of `Transcribing` that are command line options to (function that parses the value, help text).
 """
+
+SPEAKING = {
+    "speed": (float, "speed of the speech; 1 is that of the training data"),
+    "speaker": (str, "a .npy file with the vector of a speaker, for models of several speakers"),
+    "iterations": (int, "number of iterations of Griffin–Lim, which makes the sound if there is no vocoder"),
+}
+"""Maps the field names of `Speaking` that are command line options to (function that parses the value, help text)."""

@@ -4,13 +4,13 @@ import argparse
 import json
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxformer import run_commands, storage
 from jaxformer.command_arguments import Parser, add_step
-from jaxformer.decoding_options import DECODING, SAMPLING, SEARCH, TRANSCRIBING
+from jaxformer.decoding_options import DECODING, SAMPLING, SEARCH, SPEAKING, TRANSCRIBING
 from jaxformer.errors import InputError
 
 if TYPE_CHECKING:
@@ -36,8 +36,8 @@ def predict(arguments: list[str]) -> None:
     parser.add_argument(
         "--out",
         metavar="PATH",
-        help="save the answers to this path, texts as JSON, transcripts as its ending says, such as .srt or .vtt, and "
-        "images to a folder, a .png or a .html page",
+        help="save the answers to this path, texts as JSON, transcripts as its ending says, such as .srt or .vtt, "
+        "speech as a .wav or a .html page, and images to a folder, a .png or a .html page",
     )
     drawing = parser.add_argument_group("for models that generate images")
     drawing.add_argument("--rank-by", "--rank_by", metavar="RUN", help="a run of a CLIP by which images are ordered")
@@ -45,7 +45,16 @@ def predict(arguments: list[str]) -> None:
     add_step(parser)
     writing = parser.add_argument_group("for models that generate text; the defaults are those of the run's config")
     hearing = parser.add_argument_group("for models that transcribe sounds")
-    for group, settings in ((writing, DECODING), (hearing, TRANSCRIBING), (hearing, SEARCH), (drawing, SAMPLING)):
+    speaking = parser.add_argument_group("for models that speak")
+    speaking.add_argument("--vocoder", metavar="FOLDER", help="a Hugging Face folder of a vocoder, SpeechT5HifiGan")
+    groups = (
+        (writing, DECODING),
+        (hearing, TRANSCRIBING),
+        (hearing, SEARCH),
+        (drawing, SAMPLING),
+        (speaking, SPEAKING),
+    )
+    for group, settings in groups:
         for name, (kind, meaning) in settings.items():
             names = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
             group.add_argument(*names, type=kind, metavar="VALUE", help=meaning)
@@ -56,10 +65,7 @@ def predict(arguments: list[str]) -> None:
     texts = options.texts + lines
     if not texts:
         raise InputError("predict: no text; give one after the run, or a file with --input")
-    known = (*DECODING, *SEARCH, *SAMPLING, *TRANSCRIBING)
-    said = {name: value for name in known if (value := getattr(options, name)) is not None}
-    heard = {name: said.pop(name) for name in TRANSCRIBING if name in said}
-    run = run_commands.opened(options.run, step=options.step).with_decoding(**said).with_transcribing(**heard)
+    run = _with_settings(run_commands.opened(options.run, step=options.step), options)
     if options.among and options.num_samples > 1:
         raise InputError(f"--num_samples {options.num_samples}: --among samples no answers; leave one of them out")
     if options.keep is not None and not options.rank_by:
@@ -71,6 +77,25 @@ def predict(arguments: list[str]) -> None:
         print()
         return
     _print_answers(run, options, lines)
+
+
+def _with_settings(run, options: argparse.Namespace):
+    """Returns a copy of the run with the settings, and the vocoder, of the command line."""
+
+    def given(names: Iterable[str]) -> dict[str, Any]:
+        return {name: value for name in names if (value := getattr(options, name)) is not None}
+
+    run = (
+        run.with_decoding(**given((*DECODING, *SEARCH, *SAMPLING)))
+        .with_transcribing(**given(TRANSCRIBING))
+        .with_speaking(**given(SPEAKING))
+    )
+    if options.vocoder is None:
+        return run
+    from jaxformer.interop.huggingface.models import import_hf
+
+    model, params = import_hf(options.vocoder)
+    return run.with_vocoder(model, params)
 
 
 def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> None:

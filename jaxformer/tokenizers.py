@@ -7,6 +7,7 @@ from jaxformer import namespaces
 if TYPE_CHECKING:
     from jaxformer.data.tokenizers.configs import ByteLevelBpe as ByteLevelBpe
     from jaxformer.data.tokenizers.configs import Characters as Characters
+    from jaxformer.data.tokenizers.configs import Phonemes as Phonemes
     from jaxformer.data.tokenizers.configs import SentencePiece as SentencePiece
     from jaxformer.data.tokenizers.configs import WordPiece as WordPiece
     from jaxformer.data.tokenizers.loading import load_tokenizer as load_tokenizer
@@ -17,7 +18,7 @@ else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
         {
-            "data.tokenizers.configs": ("ByteLevelBpe", "Characters", "SentencePiece", "WordPiece"),
+            "data.tokenizers.configs": ("ByteLevelBpe", "Characters", "Phonemes", "SentencePiece", "WordPiece"),
             "data.tokenizers.loading": ("load_tokenizer",),
             "data.tokenizers.tokenizer": ("Tokenizer",),
             "interop.huggingface.runs": ("HuggingFaceTokenizer",),

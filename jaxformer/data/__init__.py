@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from jaxformer.data.fields.image import ImageField as ImageField
     from jaxformer.data.fields.label import LabelField as LabelField
     from jaxformer.data.fields.mask import MaskField as MaskField
+    from jaxformer.data.fields.phonemes import PhonemeField as PhonemeField
     from jaxformer.data.fields.sound import SoundField as SoundField
+    from jaxformer.data.fields.spectrogram import SpectrogramField as SpectrogramField
     from jaxformer.data.fields.text import TextField as TextField
     from jaxformer.data.fields.text import TokenField as TokenField
+    from jaxformer.data.fields.vector import VectorField as VectorField
     from jaxformer.data.fields.waveform import WaveformField as WaveformField
     from jaxformer.data.pipeline.loader import Data as Data
     from jaxformer.data.pipeline.loader import evaluation_batches as evaluation_batches
@@ -61,6 +64,9 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.span_corruption import UL2 as UL2
     from jaxformer.data.tasks.span_corruption import Denoiser as Denoiser
     from jaxformer.data.tasks.span_corruption import SpanCorruption as SpanCorruption
+    from jaxformer.data.tasks.speaking import SpokenPhonemes as SpokenPhonemes
+    from jaxformer.data.tasks.spoken_text import LetterField as LetterField
+    from jaxformer.data.tasks.spoken_text import SpokenText as SpokenText
     from jaxformer.data.tasks.summary_sentences import SummarySentences as SummarySentences
     from jaxformer.data.tasks.tagging import TagTokens as TagTokens
     from jaxformer.data.tasks.transcription import TranscriptField as TranscriptField
@@ -89,9 +95,12 @@ else:
             "data.fields.image": ("ImageField",),
             "data.fields.label": ("LabelField",),
             "data.fields.mask": ("MaskField",),
+            "data.fields.phonemes": ("PhonemeField",),
             "data.fields.sound": ("SoundField",),
+            "data.fields.spectrogram": ("SpectrogramField",),
             "data.fields.text": ("TextField", "TokenField"),
             "data.fields.waveform": ("WaveformField",),
+            "data.fields.vector": ("VectorField",),
             "data.pipeline.loader": ("Data", "evaluation_batches", "train_batches"),
             "data.sources.clips": ("ClipFolders",),
             "data.sources.detection": ("CocoDetection", "VocDetection"),
@@ -117,6 +126,8 @@ else:
             "data.tasks.segmentation": ("SegmentedImages",),
             "data.tasks.seq2seq": ("PrefixLM", "TextToText"),
             "data.tasks.span_corruption": ("Denoiser", "SpanCorruption", "UL2"),
+            "data.tasks.speaking": ("SpokenPhonemes",),
+            "data.tasks.spoken_text": ("LetterField", "SpokenText"),
             "data.tasks.summary_sentences": ("SummarySentences",),
             "data.tasks.tagging": ("TagTokens",),
             "data.tasks.transcription": ("TranscriptField", "Transcription"),

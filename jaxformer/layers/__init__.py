@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxformer.layers.backbones import PatchBackbone as PatchBackbone
     from jaxformer.layers.backbones import ResNet as ResNet
     from jaxformer.layers.block import Block as Block
+    from jaxformer.layers.conv_mlp import ConvMlp as ConvMlp
     from jaxformer.layers.dropout import Dropout as Dropout
     from jaxformer.layers.embeddings import Embeddings as Embeddings
     from jaxformer.layers.experts import ExpertMlp as ExpertMlp
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from jaxformer.layers.norms import LayerNorm as LayerNorm
     from jaxformer.layers.norms import RMSNorm as RMSNorm
     from jaxformer.layers.patches import ImageEmbeddings as ImageEmbeddings
+    from jaxformer.layers.positions import RelativeKeys as RelativeKeys
     from jaxformer.layers.positions import RelativePositions as RelativePositions
     from jaxformer.layers.positions import Rotary as Rotary
     from jaxformer.layers.quantizer import ProductQuantizer as ProductQuantizer
@@ -41,6 +43,7 @@ else:
             "layers.attention_pooling": ("AttentionPooling",),
             "layers.backbones": ("PatchBackbone", "ResNet"),
             "layers.block": ("Block",),
+            "layers.conv_mlp": ("ConvMlp",),
             "layers.dropout": ("Dropout",),
             "layers.embeddings": ("Embeddings",),
             "layers.experts": ("ExpertMlp",),
@@ -50,7 +53,7 @@ else:
             "layers.mlp": ("GatedMlp", "HeadLayer", "Mlp"),
             "layers.norms": ("HeadRMSNorm", "LayerNorm", "RMSNorm"),
             "layers.patches": ("ImageEmbeddings",),
-            "layers.positions": ("RelativePositions", "Rotary"),
+            "layers.positions": ("RelativeKeys", "RelativePositions", "Rotary"),
             "layers.quantizer": ("ProductQuantizer",),
             "layers.residual": ("ResidualBranch",),
             "layers.transformer": ("Transformer", "Variant"),

@@ -317,11 +317,12 @@ class Attention(nn.Module):
         cache = inputs.cache
         if cache is not None:
             cache, keys = cache.write(keys, inputs.used)
+        scale = (self.query_pre_attn_scalar or head_dim) ** -0.5 if self.scale_scores else 1.0
         options = AttendOptions(
             mask=inputs.mask,
-            bias=placement.bias,
+            bias=_bias(query, placement, scale),
             key=self.make_rng("dropout") if inputs.train and dropout else None,
-            scale=(self.query_pre_attn_scalar or head_dim) ** -0.5 if self.scale_scores else 1.0,
+            scale=scale,
             rate=dropout,
             kernel=self.kernel,
         )
@@ -361,6 +362,22 @@ class Attention(nn.Module):
         if placement.key is not None:
             key = rotate(key, placement.key)
         return KeyValue(key.swapaxes(1, 2), value.swapaxes(1, 2))
+
+
+def _bias(query_bthk: jax.Array, placement: Placement, scale: float) -> jax.Array | None:
+    """Returns the bias of the attention scores: that of the placement, and the products of the queries with the vectors
+    that are added to keys, float32 [heads, queries, keys] or [batch, heads, queries, keys]. None without either.
+    """
+    relative = placement.relative_keys
+    if relative is None:
+        return placement.bias
+    query = (query_bthk * scale).astype(jnp.float32)
+    if relative.ndim == 3:
+        products = jnp.einsum("bthk,tsk->bhts", query, relative)
+    else:
+        relative = jnp.broadcast_to(relative, (len(query), *relative.shape[1:]))
+        products = jnp.einsum("bthk,btsk->bhts", query, relative)
+    return products if placement.bias is None else products + placement.bias
 
 
 def attend_with_weights(query_bthk: jax.Array, keys: KeyValue, options: AttendOptions) -> tuple[jax.Array, jax.Array]:

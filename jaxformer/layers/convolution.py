@@ -46,14 +46,16 @@ class Convolution(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-    """Batch norm (Ioffe & Szegedy 2015) with fixed statistics, scale and bias, as in DETR's backbone.
+    """Batch norm (Ioffe & Szegedy 2015) with fixed statistics, as in DETR's backbone.
 
-    Computes `(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis. The mean, variance, scale and
-    bias of each channel are parameters that come from pretrained weights and are not trained.
+    Computes `(x - mean) / sqrt(variance + epsilon) · scale + bias` over the last axis. The mean and variance of each
+    channel are parameters that come from pretrained weights and are not trained.
     """
 
     epsilon: float = 1e-5
     """Number added to the variance for numerical stability."""
+    trained: bool = False
+    """Whether the scale and the bias are trained."""
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -61,9 +63,11 @@ class FrozenBatchNorm(nn.Module):
         zeros, ones = (metadata.with_axes(init, "d") for init in (nn.initializers.zeros, nn.initializers.ones))
         scale, bias = self.param("scale", ones, width), self.param("bias", zeros, width)
         mean, variance = self.param("mean", zeros, width), self.param("variance", ones, width)
-        scale = scale * jax.lax.rsqrt(variance + self.epsilon)
-        bias = bias - mean * scale
-        return x * jax.lax.stop_gradient(scale).astype(x.dtype) + jax.lax.stop_gradient(bias).astype(x.dtype)
+        if not self.trained:
+            scale, bias = jax.lax.stop_gradient((scale, bias))
+        scale = scale * jax.lax.rsqrt(jax.lax.stop_gradient(variance) + self.epsilon)
+        bias = bias - jax.lax.stop_gradient(mean) * scale
+        return x * scale.astype(x.dtype) + bias.astype(x.dtype)
 
 
 def max_pool(x: jax.Array) -> jax.Array:

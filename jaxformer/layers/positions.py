@@ -66,6 +66,10 @@ class Placement:
     """Position embeddings to add to the vectors that are projected to keys, but not to those for values, as in DETR
     (Carion et al. 2020), [batch or 1, keys, embed]. If None, nothing is added.
     """
+    relative_keys: jax.Array | None = None
+    """Vectors that are added to each key, for all heads, depending on the query (Shaw et al. 2018), float32 [queries,
+    keys, head_dim] or [batch or 1, queries, keys, head_dim]. If None, nothing is added.
+    """
 
     def merged(self, other: "Placement") -> "Placement":
         """Combines two placements: each field is that of `other`, or of `self` where `other` has None."""
@@ -83,7 +87,8 @@ class Placement:
             query = _at(query[0], position_ids), _at(query[1], position_ids)
         if bias is not None:
             bias = jnp.moveaxis(bias[:, position_ids], 1, 0)
-        return Placement(query, self.key, bias, added, self.key_added)
+        relative = None if self.relative_keys is None else self.relative_keys[position_ids]
+        return Placement(query, self.key, bias, added, self.key_added, relative)
 
 
 def _at(array: jax.Array, position_ids: jax.Array) -> jax.Array:
@@ -100,7 +105,7 @@ def _at(array: jax.Array, position_ids: jax.Array) -> jax.Array:
     return jnp.take_along_axis(rows, position_ids[..., None, None], axis=1)
 
 
-_FIELDS = ("query", "key", "bias", "query_added", "key_added")
+_FIELDS = ("query", "key", "bias", "query_added", "key_added", "relative_keys")
 
 
 def _first(value, otherwise):
@@ -251,3 +256,36 @@ class RelativePositions(nn.Module):
         growth = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(self.longest / exact)
         wide = exact + (growth * (buckets - exact)).astype(jnp.int32)
         return first + jnp.where(distance < exact, distance, jnp.minimum(wide, buckets - 1))
+
+
+class RelativeKeys(nn.Module):
+    """Relative position vectors that are added to keys (Shaw et al. 2018, §3.2), as in SpeechT5: a learned vector for
+    each distance between query and key, which all heads and all blocks share.
+    """
+
+    longest: int = 160
+    """Distances from this number on share a vector, separately for keys before and after the query."""
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.longest < 1:
+            raise InputError(f"positions.longest={self.longest}: expected at least 1")
+
+    @nn.compact
+    def __call__(
+        self, position_ids: jax.Array, query_index: jax.Array, key_index: jax.Array, heads: int, head_dim: int
+    ):
+        """Selects the vector of each pair of a query and a key. Returns a `Placement` with vectors [queries, keys,
+        head_dim].
+
+        Args:
+          position_ids: not used.
+          query_index: index of each query in the sequence, integers [queries].
+          key_index: index of each key in the sequence, integers [keys].
+          heads: not used.
+          head_dim: size of the vectors.
+        """
+        init = metadata.with_axes(nn.initializers.normal(0.02), "_k")
+        table = self.param("keys", init, (2 * self.longest, head_dim))
+        distance = query_index[:, None] - key_index[None, :]
+        return Placement(relative_keys=table[jnp.clip(distance, -self.longest, self.longest - 1) + self.longest])

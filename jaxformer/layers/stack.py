@@ -57,14 +57,16 @@ class SharedInputs(NamedTuple):
     """Random key of dropout, from which each block derives its own key by its index. None without dropout."""
 
     def with_batch_axis(self) -> "SharedInputs":
-        """Returns a copy in which attention biases [heads, queries, keys] have a batch axis of length 1, so that a
-        pipeline does not mistake their head axis for the batch axis.
+        """Returns a copy in which attention biases [heads, queries, keys], and vectors that are added to keys, have a
+        batch axis of length 1, so that a pipeline does not mistake their first axis for the batch axis.
         """
 
         def expanded(placement):
-            if placement is None or placement.bias is None or placement.bias.ndim == 4:
-                return placement
-            return dataclasses.replace(placement, bias=placement.bias[None])
+            if placement is None:
+                return None
+            arrays = {name: getattr(placement, name) for name in ("bias", "relative_keys")}
+            changed = {name: array[None] for name, array in arrays.items() if array is not None and array.ndim == 3}
+            return dataclasses.replace(placement, **changed)
 
         inputs = dataclasses.replace(self.inputs, memory_placement=expanded(self.inputs.memory_placement))
         return SharedInputs(inputs, tuple(map(expanded, self.placements)), self.key)

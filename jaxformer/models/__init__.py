@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxformer.models.dit import Dit as Dit
     from jaxformer.models.dit import dit_stack as dit_stack
     from jaxformer.models.encoder_decoder import EncoderDecoder as EncoderDecoder
+    from jaxformer.models.fast_speech import FastSpeech2 as FastSpeech2
+    from jaxformer.models.fast_speech import fast_speech_stack as fast_speech_stack
     from jaxformer.models.gpt import Gpt as Gpt
     from jaxformer.models.hifi_gan import HifiGan as HifiGan
     from jaxformer.models.masked_autoencoder import MaskedAutoencoder as MaskedAutoencoder
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from jaxformer.models.segformer import segformer_stage as segformer_stage
     from jaxformer.models.segmenter import Segmenter as Segmenter
     from jaxformer.models.speech_encoder import speech_stack as speech_stack
+    from jaxformer.models.speech_t5 import SpeechT5 as SpeechT5
+    from jaxformer.models.speech_t5 import speech_t5_stack as speech_t5_stack
     from jaxformer.models.t5 import T5 as T5
     from jaxformer.models.t5 import t5_stack as t5_stack
     from jaxformer.models.video_masked_autoencoder import VideoMaskedAutoencoder as VideoMaskedAutoencoder
@@ -52,11 +56,13 @@ else:
             "models.discrete_vae": ("DiscreteVae",),
             "models.dit": ("Dit", "dit_stack"),
             "models.encoder_decoder": ("EncoderDecoder",),
+            "models.fast_speech": ("FastSpeech2", "fast_speech_stack"),
             "models.gpt": ("Gpt",),
             "models.hifi_gan": ("HifiGan",),
             "models.masked_autoencoder": ("MaskedAutoencoder",),
             "models.segformer": ("SegFormer", "segformer_stage"),
             "models.segmenter": ("Segmenter",),
+            "models.speech_t5": ("SpeechT5", "speech_t5_stack"),
             "models.speech_encoder": ("speech_stack",),
             "models.t5": ("T5", "t5_stack"),
             "models.video_masked_autoencoder": ("VideoMaskedAutoencoder",),

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.masked_autoencoding import MaskedAutoencoding as MaskedAutoencoding
     from jaxformer.objectives.masked_lm import MaskedLM as MaskedLM
     from jaxformer.objectives.object_detection import ObjectDetection as ObjectDetection
+    from jaxformer.objectives.parallel_speech import ParallelSpeech as ParallelSpeech
     from jaxformer.objectives.question_answering import QuestionAnswering as QuestionAnswering
     from jaxformer.objectives.regression import Regression as Regression
     from jaxformer.objectives.semantic_segmentation import SemanticSegmentation as SemanticSegmentation
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.seq2seq_lm import Seq2SeqLM as Seq2SeqLM
     from jaxformer.objectives.speech_clusters import SpeechClusters as SpeechClusters
     from jaxformer.objectives.speech_contrast import SpeechContrast as SpeechContrast
+    from jaxformer.objectives.speech_frames import SpeechFrames as SpeechFrames
     from jaxformer.objectives.speech_to_text import SpeechToText as SpeechToText
     from jaxformer.objectives.tagging import Tagging as Tagging
     from jaxformer.objectives.video_classification import VideoClassification as VideoClassification
@@ -48,11 +50,13 @@ else:
             "objectives.masked_autoencoding": ("MaskedAutoencoding",),
             "objectives.masked_lm": ("MaskedLM",),
             "objectives.object_detection": ("ObjectDetection",),
+            "objectives.parallel_speech": ("ParallelSpeech",),
             "objectives.question_answering": ("QuestionAnswering",),
             "objectives.regression": ("Regression",),
             "objectives.semantic_segmentation": ("SemanticSegmentation",),
             "objectives.sentence_embedding": ("SentenceEmbedding",),
             "objectives.seq2seq_lm": ("Seq2SeqLM",),
+            "objectives.speech_frames": ("SpeechFrames",),
             "objectives.speech_clusters": ("SpeechClusters",),
             "objectives.speech_contrast": ("SpeechContrast",),
             "objectives.speech_to_text": ("SpeechToText",),

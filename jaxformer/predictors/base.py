@@ -16,6 +16,7 @@ from jaxformer.decoding.ctc import CtcSearch
 from jaxformer.decoding.flow import Sampling
 from jaxformer.decoding.scoring import Score
 from jaxformer.decoding.settings import Decoding
+from jaxformer.decoding.speaking import Speaking
 from jaxformer.decoding.transcribing import Transcribing
 
 ModelT = TypeVar("ModelT")
@@ -134,6 +135,19 @@ class Searches(abc.ABC):
     @abc.abstractmethod
     def with_language_model(self, predictor: "ScoresContinuations") -> Any:
         """Returns a copy of the predictor that uses a language model which scores continuations of texts."""
+
+
+class Speaks(abc.ABC):
+    """Interface of predictors that speak texts."""
+
+    speaking: Speaking
+    """Settings of the speech, such as its speed."""
+
+    @abc.abstractmethod
+    def with_vocoder(self, model: Any, params: Any) -> Any:
+        """Returns a copy of the predictor that converts spectrograms to sounds with a vocoder: a model and its
+        parameters. Without a vocoder, it uses Griffin–Lim.
+        """
 
 
 class Streams(Generates):

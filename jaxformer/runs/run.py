@@ -42,6 +42,7 @@ from jaxformer.predictors.base import (
     RanksCandidates,
     ScoresContinuations,
     Searches,
+    Speaks,
     Streams,
     Transcribes,
 )
@@ -81,6 +82,11 @@ class Run:
     None if the training has ended, or the run was opened.
     """
 
+    vocoder: tuple[Model, Any] | None = None
+    """Vocoder with its parameters, which converts spectrograms to sounds if the run's model speaks. If None,
+    Griffin–Lim is used.
+    """
+
     @property
     def model(self) -> Model:
         """Model of the run, without parameters."""
@@ -105,6 +111,8 @@ class Run:
         found = self.objective.predictor(self.model, self.params, self.tokenizer)
         if found is None:
             raise InputError(f"{self.folder}: {type(self.objective).__name__} has no predictor; it can only be trained")
+        if self.vocoder is not None and isinstance(found, Speaks):
+            return found.with_vocoder(*self.vocoder)
         return _with_language_model(found) if isinstance(found, Searches) else found
 
     @property
@@ -279,6 +287,27 @@ class Run:
           InputError: If a setting does not exist, or the run's model does not transcribe sounds.
         """
         return self._with("transcribing", settings, isinstance(self.predictor, Transcribes), "transcribes no sounds")
+
+    def with_speaking(self, **settings: Any) -> "Run":
+        """Returns a copy of the run with other `Speaking` settings: `run.with_speaking(speed=1.2)`.
+
+        Raises:
+          InputError: If a setting does not exist, or the run's model does not speak.
+        """
+        return self._with("speaking", settings, isinstance(self.predictor, Speaks), "does not speak")
+
+    def with_vocoder(self, model: Model, params: Any) -> "Run":
+        """Returns a copy of the run that converts spectrograms to sounds with a vocoder:
+        `run.with_vocoder(*jf.import_hf("microsoft/speecht5_hifigan"))`.
+
+        Raises:
+          InputError: If the run's model does not speak, or `model` is not a vocoder.
+        """
+        if not isinstance(self.predictor, Speaks):
+            raise InputError(f"vocoder: {type(self.objective).__name__} does not speak; leave it out")
+        found = dataclasses.replace(self, vocoder=(model, params))
+        _ = found.predictor  # Raises an error if the model is not a vocoder.
+        return found
 
     def _with(self, field: str, settings: Mapping[str, Any], possible: bool, problem: str) -> "Run":
         """Returns a copy of the run with other settings in a field of its objective."""

@@ -10,6 +10,7 @@ import pytest
 import tiny
 import tiny_images
 import tiny_sounds
+import tiny_speech
 import tiny_waveforms
 
 import jaxformer as jf
@@ -35,6 +36,8 @@ QUICKSTARTS = [file for file in CONFIGS if file.stem.endswith("_quickstart")]
 
 def shrunk(experiment):
     """Overrides that make a config small enough for a test, whatever its family."""
+    if {"durations", "speaker"} & experiment.data.task.row.keys():
+        return tiny_speech.shrunk(experiment)
     if "samples" in experiment.model.inputs():
         return tiny_waveforms.shrunk(experiment)
     if not experiment.data.task.reads_text:
@@ -71,6 +74,8 @@ def shrunk(experiment):
 def tiny_sources(experiment, folder):
     """Texts in place of the config's own, or pairs where its task reads two columns, or both where it reads both."""
     task = experiment.data.task
+    if {"durations", "speaker"} & task.row.keys():
+        return tiny_speech.sources(folder)
     if "samples" in experiment.model.inputs():
         return tiny_waveforms.read_out(experiment, folder)
     if "boxes" in task.row:

@@ -21,6 +21,7 @@ OTHERS = {
     "dalle_emoji_vae": "it is a DiscreteVae",
     "dit_b_imagenet": "it is a Dit",
     "dit_emoji": "it is a Dit",
+    "fastspeech_spoken_bible": "it is a FastSpeech 2",
     "segmenter_scenes": "it is a Segmenter",
     "segmenter_vit_b_ade20k": "it is a Segmenter",
     "vivit_moving_scenes": "its encoder is factorised",

@@ -129,7 +129,7 @@ def test_a_setting_is_supported_or_refused(theirs, field, value, said, tmp_path)
 
 
 def test_a_vocoder_is_not_imported_as_a_run(theirs):
-    with pytest.raises(InputError, match=r"a vocoder, which is not a run; open it with jf\.import_hf"):
+    with pytest.raises(InputError, match="--vocoder FOLDER"):
         jf.from_pretrained(theirs[1])
 
 

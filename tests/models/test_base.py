@@ -19,12 +19,15 @@ from small_vit import AUTOENCODER, SCALED, VIT
 from jaxformer.errors import InputError
 from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import GatedMlp, Mlp
+from jaxformer.layers.positions import RelativeKeys
 from jaxformer.models.bart import Bart
 from jaxformer.models.base import ModelOutput
 from jaxformer.models.classifier import Classifier
 from jaxformer.models.encoder_decoder import EncoderDecoder
+from jaxformer.models.fast_speech import FastSpeech2, fast_speech_stack
 from jaxformer.models.gpt import Gpt
 from jaxformer.models.speech_encoder import speech_stack
+from jaxformer.models.speech_t5 import SpeechT5, speech_t5_stack
 from jaxformer.models.t5 import T5, t5_stack
 from jaxformer.models.wav2vec2 import Hubert, Wav2Vec2, Wav2Vec2Ctc
 from jaxformer.models.whisper import Whisper
@@ -65,6 +68,17 @@ MODELS = {
     "wav2vec 2.0": Wav2Vec2(speech_stack(16, 2, 2, **SPEECH), **SIZES),
     "hubert": Hubert(speech_stack(16, 2, 2, **SPEECH), **SIZES),
     "whisper": Whisper(STACK, STACK, 96, 24, frames=12, mels=8),
+    "fast speech": FastSpeech2(
+        fast_speech_stack(16, 2, 2, 32), fast_speech_stack(16, 2, 2, 32), 96, 24, 20, predictor_width=16
+    ),
+    "speech t5": SpeechT5(
+        speech_t5_stack(16, 2, 2, position_embedding=RelativeKeys(4)),
+        speech_t5_stack(16, 2, 2),
+        96,
+        24,
+        mels=8,
+        postnet_width=8,  # XLA does not count the taps outside of a row.
+    ),
 }
 
 
@@ -81,7 +95,7 @@ def inputs_of(model, sizes):
 def test_a_call_takes_every_input_that_a_model_names(name):
     model = MODELS[name]
     shapes = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **model.abstract_inputs()))["params"]
-    arrays = inputs_of(model, {"b": 2, "t": 8, "s": 6, "m": 3, "c": 1, "u": FRAMING.samples(8)})
+    arrays = inputs_of(model, {"b": 2, "t": 8, "s": 6, "m": 3, "c": 1, "a": 6, "u": FRAMING.samples(8)})
     arrays = {name: array.astype(bool) if name == "prefix" else array for name, array in arrays.items()}
     output = jax.eval_shape(lambda params: model.apply({"params": params}, **arrays), shapes)
     assert isinstance(output, ModelOutput)
@@ -117,9 +131,9 @@ def test_token_inputs_are_inputs(name):
 def test_flops_are_those_of_the_compiled_program(name):
     """XLA counts element-wise operations too, so the products are about half of its count or more."""
     model = MODELS[name].replace_stacks(unroll=2, dtype="float32", dropout=0.0, attention_dropout=0.0)
-    sizes = {"b": 2, "t": 8, "s": 6, "u": FRAMING.samples(8)}
+    sizes = {"b": 2, "t": 8, "s": 6, "a": 6, "u": FRAMING.samples(8)}
     arrays = inputs_of(model, {**sizes, "m": 3, "c": 1})
-    used = {"tokens", "inputs", "images", "clips", "noise", "log_mel", "samples"}
+    used = {"tokens", "inputs", "images", "clips", "noise", "log_mel", "samples", "frames", "speaker"}
     arrays = {name: array for name, array in arrays.items() if name in used}
     options = {"pooled_only": True} if "vit" in name else {}
     params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), **arrays))["params"]

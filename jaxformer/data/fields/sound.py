@@ -5,7 +5,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -176,11 +176,13 @@ class SoundField(AudioField):
         return self.log_mel(padded)
 
 
-def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
-    """Writes samples (floats from -1 to 1, [samples]) as a 16-bit WAV file with `rate` samples per second."""
+def write_wav(path: Path | BinaryIO, samples: np.ndarray, rate: int) -> None:
+    """Writes samples (floats from -1 to 1, [samples]) as a 16-bit WAV file with `rate` samples per second. `path` is
+    the path of the file, or an open binary file.
+    """
     import wave
 
-    with wave.open(str(path), "wb") as file:
+    with wave.open(str(path) if isinstance(path, Path) else path, "wb") as file:
         file.setnchannels(1)
         file.setsampwidth(2)
         file.setframerate(rate)

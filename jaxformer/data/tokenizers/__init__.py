@@ -5,8 +5,8 @@ configurations. Their method `build` returns a `Tokenizer` and saves it in a sub
 loads it from there.
 """
 
-from jaxformer.data.tokenizers.configs import ByteLevelBpe, Characters, SentencePiece, WordPiece
+from jaxformer.data.tokenizers.configs import ByteLevelBpe, Characters, Phonemes, SentencePiece, WordPiece
 from jaxformer.data.tokenizers.loading import load_tokenizer
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 
-__all__ = ["ByteLevelBpe", "Characters", "SentencePiece", "Tokenizer", "WordPiece", "load_tokenizer"]
+__all__ = ["ByteLevelBpe", "Characters", "Phonemes", "SentencePiece", "Tokenizer", "WordPiece", "load_tokenizer"]

@@ -6,11 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from jaxformer import storage
+from jaxformer import fields, storage
+from jaxformer.data.sources import columns
 from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.characters import DELIMITER, CharacterTokenizer, load_characters, of_alphabet
 from jaxformer.data.tokenizers.loading import load, load_json, load_tokenizer, read, saved
+from jaxformer.data.tokenizers.phonemes import PAD, PAUSE, PhonemeTokenizer
 from jaxformer.data.tokenizers.sentence_piece import SentencePieceTokenizer
 from jaxformer.data.tokenizers.special_tokens import SPECIALS, UNK
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
@@ -195,6 +197,36 @@ class Characters:
             tokenizer = load_characters(_file(self.path, CharacterTokenizer.file), read)
         else:
             tokenizer = of_alphabet(self.alphabet)
+        tokenizer.save(folder)
+        return tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Phonemes:
+    """Configuration of a tokenizer of phonemes, for models that speak. Its vocabulary has all phonemes of the training
+    data.
+    """
+
+    column: str = "phonemes"
+    """Name of the column with the list of phonemes of a document."""
+    sample: int = 20_000
+    """Maximum number of documents of the training data whose phonemes are collected. If there are more, documents at
+    equal intervals are used.
+    """
+
+    def __post_init__(self):
+        fields.at_least("tokenizer.sample", self.sample, 1)
+
+    def build(self, open_source: Callable[[], Sequence], folder: str) -> Tokenizer:
+        """Loads the tokenizer that is saved in `folder`. If there is none, collects the phonemes of the documents that
+        `open_source()` returns, and saves the tokenizer there.
+        """
+        if saved(folder):
+            return load_tokenizer(folder)
+        documents, found = open_source(), set()
+        for index in range(0, len(documents), max(1, -(-len(documents) // self.sample))):
+            found |= set(columns.strings(documents[index], self.column, "tokenizer.column"))
+        tokenizer = PhonemeTokenizer(sorted(found - {"", PAUSE, PAD}))
         tokenizer.save(folder)
         return tokenizer
 

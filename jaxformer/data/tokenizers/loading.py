@@ -11,13 +11,14 @@ from jaxformer.data.tokenizers.characters import CharacterTokenizer, load_charac
 from jaxformer.data.tokenizers.json_tokenizer import ROLES, JsonTokenizer, parts
 from jaxformer.data.tokenizers.marian import MarianTokenizer
 from jaxformer.data.tokenizers.metaspace import MetaspaceTokenizer
+from jaxformer.data.tokenizers.phonemes import PhonemeTokenizer, load_phonemes
 from jaxformer.data.tokenizers.sentence_piece import SPACE, SentencePieceTokenizer
 from jaxformer.data.tokenizers.tokenizer import Tokenizer
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
 from jaxformer.limits import one_line, parse_json
 
-KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer, CharacterTokenizer)
+KINDS = (SentencePieceTokenizer, MarianTokenizer, JsonTokenizer, CharacterTokenizer, PhonemeTokenizer)
 
 
 def load_tokenizer(folder: str) -> Tokenizer:
@@ -32,6 +33,9 @@ def load_tokenizer(folder: str) -> Tokenizer:
     path = os.path.join(folder, CharacterTokenizer.file)
     if storage.path(path).exists():
         return load_characters(path, read)
+    path = os.path.join(folder, PhonemeTokenizer.file)
+    if storage.path(path).exists():
+        return load_phonemes(path, read)
     names = [kind.file for kind in KINDS]
     raise InputError(f"{folder}: holds no tokenizer; expected {', '.join(names[:-1])} or {names[-1]}")
 

@@ -28,6 +28,7 @@ from jaxformer.predictors.sentence_vectors import embedded
 from jaxformer.runs.run import Run
 
 BATCH, LENGTH, PAST, READ = "batch_size", "sequence_length", "past_sequence_length", "encoder_sequence_length"
+FRAMES = "decoder_sequence_length"
 """Names of dynamic axes. transformers.js recognises `batch_size` by its name. In an empty cache, the axis
 `past_sequence_length` has length 0.
 """
@@ -92,7 +93,7 @@ def _arguments(model: Model) -> dict[str, Argument]:
     """Returns the specifications of the arguments of a program without a key-value cache, keyed by the argument names
     that the transformers library uses, in the order of the model's inputs.
     """
-    names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH, "u": LENGTH}
+    names, sizes = bridge_of(model).arguments, {"b": BATCH, "c": TEXTS, "t": LENGTH, "u": LENGTH, "a": FRAMES}
     sizes |= model.fixed_sizes()
     found = {}
     for name, spec in stablehlo_program.arguments(model).items():

@@ -37,6 +37,7 @@ NAMES = {
     "pred_boxes": "boxes",
     "projected_states": "predictions",
     "projected_quantized_states": "quantized",
+    "spectrogram": "spectrogram",
     "last_hidden_state": "hidden",
     "pooler_output": "pooled",
 }

@@ -19,7 +19,7 @@ import transformers
 
 from jaxformer.data.tasks.classification import PAIR
 from jaxformer.errors import InputError
-from jaxformer.interop.parity import clips, pictures, sounds
+from jaxformer.interop.parity import clips, pictures, sounds, speech
 from jaxformer.interop.parity.compare import JaxModel, their_tokenizer
 from jaxformer.interop.parity.lines import Line
 from jaxformer.interop.parity.sides import TEXTS, Sides, line
@@ -35,6 +35,7 @@ from jaxformer.objectives.question_answering import QuestionAnswering
 from jaxformer.objectives.regression import Regression
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
+from jaxformer.objectives.speech_frames import SpeechFrames
 from jaxformer.objectives.speech_to_text import SpeechToText
 from jaxformer.objectives.tagging import Tagging
 from jaxformer.objectives.video_classification import VideoClassification
@@ -266,6 +267,7 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     ImageEmbedding: pictures.compare_vectors,
     ImageTextContrastive: pictures.compare_ranking,
     ObjectDetection: pictures.compare_boxes,
+    SpeechFrames: speech.compare_speech,
     SpeechToText: sounds.compare_transcripts,
     Ctc: sounds.compare_spellings,
 }

@@ -58,7 +58,7 @@ def compared(name: str, where: str, ours: np.ndarray, theirs: np.ndarray, mask: 
       ours: Output of the JAX model.
       theirs: Output of the PyTorch model, which is the reference.
       mask: 1 for tokens to compare, 0 for others, [batch, length]. If None, or if the output is not [batch, length,
-        ...] with 3 axes, all values are compared.
+        ...] with 3 axes and this length, all values are compared.
     """
     if ours.shape != theirs.shape:
         return Line(name, where, float("inf"), LOGITS, f"shapes {ours.shape} and {theirs.shape}")
@@ -70,5 +70,5 @@ def _largest(array: np.ndarray, mask: np.ndarray | None) -> float:
     """Returns the largest absolute value of an output. If the output has 3 axes, [batch, length, size], and `mask`
     [batch, length] is given, only tokens whose mask is 1 are considered.
     """
-    real = mask > 0 if array.ndim == 3 and mask is not None else slice(None)
+    real = mask > 0 if array.ndim == 3 and mask is not None and mask.shape == array.shape[:2] else slice(None)
     return float(np.abs(array[real]).max())

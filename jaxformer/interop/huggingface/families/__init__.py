@@ -27,6 +27,7 @@ from jaxformer.interop.huggingface.families import (
     roberta,
     segformer,
     speech_pretraining,
+    speech_t5,
     t5,
     video_mae,
     vit,
@@ -74,6 +75,7 @@ FAMILIES: tuple[Family, ...] = (
     wav2vec2.WAV2VEC2,
     wav2vec2.HUBERT,
     speech_pretraining.FAMILY,
+    speech_t5.FAMILY,
     *classifiers.FAMILIES,
     *modern_bert.CLASSIFIERS,
 )

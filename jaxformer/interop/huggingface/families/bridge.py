@@ -21,7 +21,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.folders import Folder
 from jaxformer.interop.huggingface.text_forms import without_unused_ids
 from jaxformer.layers.transformer import Transformer
-from jaxformer.models.base import Model
+from jaxformer.models.base import Model, ModelOutput
 from jaxformer.runs.run import Run
 
 Arrays = Mapping[str, Any]
@@ -176,6 +176,9 @@ class Bridge:
         """
         if (logits := getattr(output, "logits", None)) is not None:
             return {"logits": logits}
+        own = {name: getattr(output, name) for name in output.exported if name not in ModelOutput.exported}
+        if own:
+            return own
         found = {"last_hidden_state": output.hidden}
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
 

@@ -82,8 +82,8 @@ class VocoderBridge(Bridge):
     """Says how a vocoder is used. It is not a run, because it reads no text."""
 
     def objective(self, source: Source, model: HifiGan) -> Any:
-        """Raises InputError, which names the function that opens a vocoder."""
-        raise InputError(f"{source.home}: a vocoder, which is not a run; open it with jf.import_hf")
+        """Raises InputError, which names the option of `predict` that takes the folder of a vocoder."""
+        raise InputError(f"{source.home}: a vocoder; give this folder to `jaxformer predict RUN TEXT --vocoder FOLDER`")
 
 
 FAMILY = Family(

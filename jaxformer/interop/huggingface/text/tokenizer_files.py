@@ -29,8 +29,10 @@ from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_token
 
 SETTINGS = "tokenizer_config.json"
 ADDED = "added_tokens.json"
-MODELS = ("spiece.model", "tokenizer.model")
-"""File names of SentencePiece models in Hugging Face folders: the first is that of T5, the second that of LLaMA."""
+LETTERS = "spm_char.model"
+"""File name of the SentencePiece model of SpeechT5, whose tokens are single characters."""
+MODELS = ("spiece.model", "tokenizer.model", LETTERS)
+"""File names of SentencePiece models in Hugging Face folders: those of T5, LLaMA and SpeechT5."""
 SENTINELS = 100
 """Default number of sentinel tokens (`<extra_id_0>`, ...) in T5 tokenizers."""
 BERT = {"unk": "[UNK]", "sep": "[SEP]", "pad": "[PAD]", "cls": "[CLS]", "mask": "[MASK]"}
@@ -40,6 +42,7 @@ QWEN2: dict[str, str] = dict.fromkeys(("unk", "eos", "pad"), "<|endoftext|>")
 LLAMA = {"unk": "<unk>", "bos": "<s>", "eos": "</s>"}
 GEMMA = {"unk": "<unk>", "bos": "<bos>", "eos": "<eos>", "pad": "<pad>", "mask": "<mask>"}
 T5 = {"eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
+SPEECH_T5 = {"bos": "<s>", "eos": "</s>", "unk": "<unk>", "pad": "<pad>"}
 QWEN2_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -55,6 +58,7 @@ CLASSES: Mapping[str, Mapping[str, str]] = {
     "GemmaTokenizer": GEMMA,
     "T5Tokenizer": T5,
     "WhisperTokenizer": GPT2,
+    "SpeechT5Tokenizer": SPEECH_T5,
 }
 """Maps tokenizer classes of the transformers library to their default special tokens, which apply if a folder does not
 name its special tokens.
@@ -74,6 +78,7 @@ MODEL_CLASSES: Mapping[str, str] = {
     "t5": "T5Tokenizer",
     "mt5": "T5Tokenizer",
     "whisper": "WhisperTokenizer",
+    "speecht5": "SpeechT5Tokenizer",
 }
 """Maps each model type to its default tokenizer class, which applies if tokenizer_config.json does not name one."""
 BEGINNING = ("LlamaTokenizer", "GemmaTokenizer")
@@ -276,9 +281,9 @@ def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Toke
     """Loads a SentencePiece model, and adds the tokens that the other files of the folder define. The ids of the added
     tokens follow those of the model.
 
-    If all added tokens are special, they become control symbols of the model, which never match a text. Otherwise,
-    added tokens must be found in a text before the model is applied, so the result is a tokenizer of the `tokenizers`
-    library.
+    If all added tokens are special, or the model is that of SpeechT5, which adds a mask and the blank of CTC, they
+    become control symbols of the model, which never match a text. Otherwise, added tokens must be found in a text
+    before the model is applied, so the result is a tokenizer of the `tokenizers` library.
 
     Args:
       folder: Hugging Face folder.
@@ -297,7 +302,7 @@ def _sentencepiece(folder: Path, name: str, settings: Mapping[str, Any]) -> Toke
             f"{folder}: added tokens have the ids {sorted(after)}; expected consecutive ids from {size} on"
         )
     ordered = [after[number] for number in sorted(after)]
-    if all(_is_special(token, settings) for token in ordered):
+    if name == LETTERS or all(_is_special(token, settings) for token in ordered):
         names = [token["content"] for token in ordered]
         with_names = training.with_pieces(tokenizer.serialize(), names)
         return SentencePieceTokenizer(with_names) if names else tokenizer

@@ -20,7 +20,7 @@ from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.families import MODEL_TYPES
 from jaxformer.interop.huggingface.families.family import Family, Layout
 from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
-from jaxformer.interop.huggingface.text.tokenizer_files import SETTINGS, import_tokenizer, read_json
+from jaxformer.interop.huggingface.text.tokenizer_files import LETTERS, SETTINGS, import_tokenizer, read_json
 
 __all__ = ["check_vocabulary", "export_tokenizer", "import_tokenizer"]
 
@@ -64,6 +64,9 @@ def export_tokenizer(
     elif isinstance(tokenizer, CharacterTokenizer):
         files = {tokenizer.file: tokenizer.serialize()}
         settings |= tokenizer.settings
+    elif family == "speecht5" and isinstance(tokenizer, SentencePieceTokenizer):
+        files = {LETTERS: tokenizer.serialize()}
+        settings |= {"tokenizer_class": "SpeechT5Tokenizer", "normalize": False}
     else:
         template = tokenizer.own_template or template or _family_template(tokenizer, family, beginning)
         files = _files(tokenizer, template, set(names.values()))
