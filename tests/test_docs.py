@@ -12,6 +12,7 @@ import sys
 import tomllib
 from pathlib import Path
 
+import one_process
 import pytest
 import small_whisper
 import tiny
@@ -19,7 +20,7 @@ from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-FEW = "--steps 8 --log.every 4 --optimizer.schedule.warmup 4"
+FEW = "--steps 8 --log.every 4 --optimizer.schedule.warmup 4 --evaluation.batches 1"
 
 
 MAILS = "python train.py mails.py"
@@ -59,12 +60,19 @@ def run_python(script, folder):
 
 
 def run(command, folder, **variables):
-    """Runs a line of the README with this environment's programs, in `folder`."""
+    """Runs a line of a shell with this environment's programs, in `folder`."""
     programs = Path(sys.executable).parent
     environment = os.environ | {"PATH": f"{programs}:{os.environ['PATH']}", **tiny.flags()} | variables
     return subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
+
+
+@pytest.fixture(scope="module")
+def program():
+    """The process that runs commands of the README."""
+    with one_process.Commands(**tiny.flags()) as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,7 @@ def folder(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_the_commands_that_it_lists(folder):
+def test_the_commands_that_it_lists(program, folder):
     (folder / "FILE").write_text("In the [MASK]\nGod [MASK] the light\n")
     commands = lines("jaxformer evaluate RUN")
     assert len(commands) == 9
@@ -94,18 +102,18 @@ def test_the_commands_that_it_lists(folder):
         for steps, few in (("--steps 9000", 10), ("--steps 12000", 12)):
             command = command.replace(steps, FEW.replace("--steps 8", f"--steps {few}"))
         command = command.replace("RUN", "runs/bert").replace("NEW", "runs/new")
-        done = run(command.replace("NAME.py", "mine.py"), folder)
+        done = program.run(command.replace("NAME.py", "mine.py"), folder)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
 
 
 @pytest.mark.slow
-def test_the_weights_go_and_come_back(folder):
+def test_the_weights_go_and_come_back(program, folder):
     commands = lines("jaxformer export")
     assert [line.split()[1] for line in commands] == ["export", "import", "predict", "export", "export"]
     said = []
     for line in commands:
-        done = run(line, folder)
+        done = program.run(line, folder)
         assert done.returncode == 0, (line, done.stderr)
         said.append(done.stdout)
     assert "comparisons with transformers" in said[0]
@@ -115,15 +123,15 @@ def test_the_weights_go_and_come_back(folder):
 
 
 @pytest.mark.slow
-def test_what_it_says_of_writing(folder):
+def test_what_it_says_of_writing(program, folder):
     (folder / "FILE").write_text("Jesus wept.\nRejoice always.\n")
-    few = f"{FEW} --evaluation.batches 1 --objective.decoding.max_new_tokens 8"
+    few = f"{FEW} --objective.decoding.max_new_tokens 8"
     commands = lines("configs/gpt_quickstart.py")
     kinds = ["train.py", "predict", "predict", "predict", "train.py", "predict", "evaluate"]
     assert [line.split()[1] for line in commands] == kinds
     for line in commands:
         extra = few + " --objective.scored 2" * ("translation" in line) if "train.py" in line else ""
-        done = run(f"{line} {extra}", folder)
+        done = program.run(f"{line} {extra}", folder)
         assert done.returncode == 0, (line, done.stderr)
         if "days" in line:
             assert done.stdout.startswith("And it happened in those days")
@@ -136,8 +144,9 @@ def test_what_it_says_of_writing(folder):
 
 @pytest.mark.slow
 def test_the_python_that_it_shows(folder):
-    shorter = python("jf.fit").replace("steps=200", "steps=8").replace("runs/bert", "runs/python")
-    assert shorter.count("runs/python") == 2 and "steps=8" in shorter
+    few = 'steps=8, **{"evaluation.batches": 1}'
+    shorter = python("jf.fit").replace("steps=200", few).replace("runs/bert", "runs/python")
+    assert shorter.count("runs/python") == 2 and few in shorter
     check = "\nprint(vectors.shape, inputs['tokens'].shape[0], output.pooled.shape, output.logits.shape)"
     printed = run_python(shorter + check, folder).splitlines()
     assert re.search(r"<Run runs/python: Bert, [\d,]+ parameters, step 8 of 8>", "\n".join(printed))
@@ -159,11 +168,11 @@ def test_the_sources_that_it_shows_read_files(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_errors_that_it_quotes(folder):
+def test_the_errors_that_it_quotes(program, folder):
     quoted = re.search(r"^```\n(jaxformer: .*?)^```", README, re.MULTILINE | re.DOTALL)[1].splitlines()
     flags = ("model.transformer.widht 256", "learning_rate 1", "model.transformer.heads 5")
     for flag, line in zip(flags, quoted, strict=True):
-        done = run(f"python train.py configs/bert_quickstart.py --{flag}", folder)
+        done = program.run(f"python train.py configs/bert_quickstart.py --{flag}", folder)
         assert (done.returncode, done.stderr.strip()) == (2, line)
 
 
@@ -234,18 +243,18 @@ def test_the_house_is_as_architecture_says():
 
 
 @pytest.mark.slow
-def test_a_text_is_classified_by_weights_that_come_as_a_package(folder):
+def test_a_text_is_classified_by_weights_that_come_as_a_package(program, folder):
     train, predict = lines("configs/sentiment.py")
-    done = run(f"{train} {FEW} --data.batch 8 --evaluation.batches 2", folder)
+    done = program.run(f"{train} {FEW} --data.batch 8", folder)
     assert done.returncode == 0 and "new: head" in done.stdout, done.stderr
-    done = run(predict, folder)
+    done = program.run(predict, folder)
     assert done.returncode == 0 and re.search(r"^ +\d+\.\d%  (positive|negative)$", done.stdout, re.MULTILINE), (
         done.stdout
     )
 
 
 @pytest.mark.slow
-def test_the_config_for_a_table_of_ones_own(folder):
+def test_the_config_for_a_table_of_ones_own(program, folder):
     (folder / "mails.py").write_text(python("# mails.py"))
     rows = [("win a free cruise", "spam"), ("see you on monday", "ham")] * 4
     for name in ("mails.csv", "held_out.csv"):
@@ -254,12 +263,12 @@ def test_the_config_for_a_table_of_ones_own(folder):
     few = "--steps 2 --optimizer.schedule.warmup 1 --log.every 1 --data.batch 2 --data.task.length 32"
     assert len(training) == 3
     for line, trains in zip(training, ("", "770 train", "train"), strict=True):
-        done = run(f"{line} {few}", folder)
+        done = program.run(f"{line} {few}", folder)
         assert done.returncode == 0 and trains in done.stdout and "new: head" in done.stdout, (line, done.stderr)
-    answer = json.loads(run(predict, folder).stdout)
+    answer = json.loads(program.run(predict, folder).stdout)
     assert answer["text"] == "Win a free cruise now"
     assert {label["label"] for label in answer["labels"]} == {"ham", "spam"}
-    done = run("jaxformer export runs/mails hf/mails --no-certificate", folder)
+    done = program.run("jaxformer export runs/mails hf/mails --no-certificate", folder)
     assert done.returncode == 0, done.stderr
     assert json.loads((folder / "hf/mails/config.json").read_text())["architectures"] == [
         "BertForSequenceClassification"
@@ -267,13 +276,13 @@ def test_the_config_for_a_table_of_ones_own(folder):
 
 
 @pytest.mark.slow
-def test_what_it_says_of_images(folder):
+def test_what_it_says_of_images(program, folder):
     Image.new("L", (20, 20), 200).save(folder / "DIGIT.png")
     commands = lines("configs/vit_digits.py")
     assert [line.split()[1] for line in commands] == ["train.py", "predict", "train.py", "train.py"]
     for line in commands:
         small = "--steps 2 --log.every 2 --optimizer.schedule.warmup 1 --data.batch 8 --evaluation.batches 1"
-        done = run(f"{line} {small}" if "train.py" in line else line, folder)
+        done = program.run(f"{line} {small}" if "train.py" in line else line, folder)
         assert done.returncode == 0, (line, done.stderr)
         if "predict" in line:
             assert re.search(r"^ +\d+\.\d%  \d$", done.stdout, re.MULTILINE), done.stdout
@@ -306,7 +315,7 @@ print({task}.prepare_requests([clips])[0].views.shape)
 
 
 @pytest.mark.slow
-def test_what_is_said_becomes_text_and_subtitles(tmp_path):
+def test_what_is_said_becomes_text_and_subtitles(program, tmp_path):
     pytest.importorskip("soundfile")
     small_whisper.saved(tmp_path / "openai" / "whisper-small", multilingual=True)
     for name in ("speech.wav", "talk.flac"):
@@ -314,7 +323,7 @@ def test_what_is_said_becomes_text_and_subtitles(tmp_path):
     install, *commands = lines("'.[audio]'")
     assert install == "pip install '.[audio]'" and len(commands) == 4
     for line in commands:
-        done = run(line, tmp_path)
+        done = program.run(line, tmp_path)
         assert done.returncode == 0, (line, done.stderr)
     assert "-->" in (tmp_path / "talk.srt").read_text() and json.loads(done.stdout)
     (tmp_path / "calls").mkdir()
