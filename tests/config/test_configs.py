@@ -12,6 +12,7 @@ import tiny_images
 import tiny_sounds
 import tiny_speech
 import tiny_waveforms
+from config_kinds import of_each_kind
 
 import jaxformer as jf
 from jaxformer import config
@@ -174,20 +175,10 @@ def needs_pycocotools(experiment):
         pytest.importorskip("pycocotools")
 
 
-def of_each_kind(files):
-    """The first file of each combination of classes of model, objective and task: others differ in numbers and data."""
-    kinds = {}
-    for file in files:
-        parts = json.loads(config.to_json(jf.load(file)))
-        classes = re.findall(
-            r'"class": "([^"]+)', json.dumps([parts["model"], parts["objective"], parts["data"]["task"]])
-        )
-        kinds.setdefault(frozenset(classes), file)
-    return list(kinds.values())
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("file", of_each_kind(QUICKSTARTS + CONFIGS), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "file", of_each_kind(QUICKSTARTS + CONFIGS, "model", "objective", "data.task"), ids=lambda path: path.stem
+)
 def test_it_trains_when_it_is_shrunk(file, tiny_config, tmp_path):
     whole = jf.load(file)
     needs_pycocotools(whole)

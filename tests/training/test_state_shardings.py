@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from config_kinds import of_each_kind
 
 import jaxformer as jf
 from jaxformer import config
@@ -26,7 +27,7 @@ from jaxformer.training import loop, warm_start
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.state import abstract_batch, abstract_params, abstract_state, copied, init_state
 
-CONFIGS = sorted((tiny.ROOT / "configs").glob("*.py"))
+CONFIGS = of_each_kind(sorted((tiny.ROOT / "configs").glob("*.py")), "model", "objective", "optimizer", "lora")
 MESHES = [Mesh(8, 1, 1), Mesh(1, 8, 1), Mesh(1, 4, 2)]
 VARIANTS = {
     "plain": {},
