@@ -1,6 +1,5 @@
 """A ViT and a masked autoencoder small enough for a test, and images."""
 
-import jax
 import numpy as np
 from small_bert import noisy_params
 
@@ -29,8 +28,3 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 1), np.uint8)
 def noisy(model):
     """Parameters drawn at random, none of them 0 or 1."""
     return noisy_params(model, np.zeros((1, model.image, model.image, model.channels), np.uint8))
-
-
-def apply(model, params, *arguments, **named):
-    """The output of the model."""
-    return jax.jit(lambda params: model.apply({"params": params}, *arguments, **named))(params)

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 import transformers
-from small_vit import IMAGES, VIT, apply, noisy
+from small_bert import applied
+from small_vit import IMAGES, VIT, noisy
 
 from jaxformer.config import Checkpoint, Experiment
 from jaxformer.data.fields.image import ImageField
@@ -68,7 +69,7 @@ def test_the_export_computes_what_the_run_does(model, architecture, tmp_path):
     assert "no parity certificate" not in said, said
     assert transformers.AutoConfig.from_pretrained(tmp_path / "out").architectures == [architecture]
     back = from_pretrained(tmp_path / "out")
-    expected, actual = (apply(one.model, one.params, IMAGES) for one in (run, back))
+    expected, actual = (applied(one.model, one.params, IMAGES) for one in (run, back))
     np.testing.assert_allclose(actual.hidden, expected.hidden, atol=1e-5)
     if model.labels:
         np.testing.assert_allclose(actual.logits, expected.logits, atol=1e-5)

@@ -1,6 +1,7 @@
 """ONNX files compute what the model does, in a process that has ONNX Runtime and no jaxformer, jax or PyTorch."""
 
 import dataclasses
+import functools
 import importlib.util
 import json
 import re
@@ -12,7 +13,8 @@ import jax
 import numpy as np
 import pytest
 from onnx_models import BERT, GPT2, MODELS, VOCAB, run_of
-from small_vit import VIT, apply
+from small_bert import applied
+from small_vit import VIT
 from small_writer import PAD
 
 from jaxformer import cli, run_commands
@@ -72,14 +74,14 @@ def assert_same(found, run, given):
     model, mask = run.model, given.get("attention_mask")
     if isinstance(model, Vit | MaskedAutoencoder):
         noise = [given["noise"]] if "noise" in given else []
-        output = apply(model, run.params, np.moveaxis(given["pixel_values"], 1, -1), *noise)
+        output = applied(model, run.params, np.moveaxis(given["pixel_values"], 1, -1), *noise)
     elif isinstance(model, EncoderDecoder):
         read, tokens = given["input_ids"], given["decoder_input_ids"]
         segments = {"input_segments": mask, "segments": np.ones_like(tokens)}
-        output, mask = apply(model, run.params, read, tokens, **segments), None
+        output, mask = applied(model, run.params, read, tokens, **segments), None
     else:
         types = {"token_types": given["token_type_ids"]} if "token_type_ids" in given else {}
-        output = apply(model, run.params, given["input_ids"], mask, **types)
+        output = applied(model, run.params, given["input_ids"], mask, **types)
     of_texts = isinstance(model, Classifier) and model.pooling != "none"
     expected = {
         "last_hidden_state": lambda: output.hidden,
@@ -110,21 +112,34 @@ def told_of(run, folder):
     assert re.fullmatch(r"outputs differ by \d\.\de-0[678] at most, relative to the largest", told)
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A function that returns the run of a model by its name and the folder with its programs, exported once."""
+
+    @functools.cache
+    def export(name):
+        home = tmp_path_factory.mktemp("exported")
+        run = run_of(MODELS[name], home)
+        told_of(run, home / "out")
+        return run, home / "out"
+
+    return export
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", OTHERS)
-def test_a_program_takes_any_rows_of_any_length(name, tmp_path):
-    run = run_of(MODELS[name], tmp_path)
-    told_of(run, tmp_path / "out")
-    session = open_session(tmp_path / "out" / "onnx" / "model.onnx")
+def test_a_program_takes_any_rows_of_any_length(name, exported):
+    run, folder = exported(name)
+    session = open_session(folder / "onnx" / "model.onnx")
     names = {output.name for output in session.get_outputs()}
     assert names == HEADS.get(name, {"logits"})
     for rows, length in ((1, 1), (3, 7)):
         given = arrays_for(session, rows, length)
         assert_same(call(session, given), run, given)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
     assert config["transformers.js_config"] == {"use_external_data_format": {"model.onnx": True}}
     assert config["architectures"][0] and config["model_type"]
-    page = (tmp_path / "out" / "README.md").read_text()
+    page = (folder / "README.md").read_text()
     assert ("no family of transformers represents" in page) == (name in TRANSFORMERS_HAS_NONE)
 
 
@@ -154,24 +169,21 @@ def greedy(folder, model, prompt, new, start, merged):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in OTHERS])
-def test_programs_with_a_cache_write_what_our_own_decoding_writes(name, tmp_path):
-    run = run_of(MODELS[name], tmp_path)
-    told_of(run, tmp_path / "out")
+def test_programs_with_a_cache_write_what_our_own_decoding_writes(name, exported):
+    run, folder = exported(name)
     answers = isinstance(run.model, EncoderDecoder)
-    files = {path.name for path in (tmp_path / "out" / "onnx").iterdir()}
+    files = {path.name for path in (folder / "onnx").iterdir()}
     if answers:
         parts = ("decoder_model", "decoder_with_past_model", "decoder_model_merged", "encoder_model")
         data = {"decoder_model_merged.onnx_data", "encoder_model.onnx_data"}
         assert files == {*(f"{part}.onnx" for part in parts), *data}
     else:
         assert files == {"model.onnx", "model.onnx_data"}
-    for length in (1, 7):
-        prompt = RNG.integers(5, VOCAB, length)
-        expected = generate(run.model, run.params, [prompt], Decoding(max_new_tokens=20), start=2 if answers else None)[
-            0
-        ]
+    prompts = [RNG.integers(5, VOCAB, length) for length in (1, 7)]
+    expected = generate(run.model, run.params, prompts, Decoding(max_new_tokens=20), start=2 if answers else None)
+    for prompt, tokens in zip(prompts, expected, strict=True):
         for merged in (False, True)[: 1 + answers]:
-            assert greedy(tmp_path / "out", run.model, prompt, 20, 2, merged) == expected.tolist()
+            assert greedy(folder, run.model, prompt, 20, 2, merged) == tokens.tolist()
 
 
 @pytest.mark.slow
@@ -196,10 +208,9 @@ def test_programs_and_files_have_the_same_ids(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_prompts_of_different_lengths_are_padded_on_their_left(tmp_path):
-    run = run_of(GPT2, tmp_path)
-    export_onnx(run, tmp_path / "out")
-    session = open_session(tmp_path / "out" / "onnx" / "model.onnx")
+def test_prompts_of_different_lengths_are_padded_on_their_left(exported):
+    _, folder = exported("gpt2")
+    session = open_session(folder / "onnx" / "model.onnx")
     tokens = RNG.integers(5, VOCAB, (2, 6))
     mask = np.array([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
     places = np.maximum(mask.cumsum(1) - 1, 0)
@@ -238,7 +249,7 @@ def test_a_prefix_language_models_program_reads_prompts_both_ways(tmp_path):
     export_onnx(run, tmp_path / "out")
     session = open_session(tmp_path / "out" / "onnx" / "model.onnx")
     given = arrays_for(session, 1, 6) | {"prefix_mask": np.array([[1, 1, 1, 0, 0, 0]])}
-    expected = apply(run.model, run.params, given["input_ids"], prefix=given["prefix_mask"] > 0).logits
+    expected = applied(run.model, run.params, given["input_ids"], prefix=given["prefix_mask"] > 0).logits
     np.testing.assert_allclose(call(session, given)["logits"], expected, atol=1e-5)
 
 
@@ -284,10 +295,9 @@ def test_its_readme_runs_without_jaxformer(tmp_path, monkeypatch, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["t5", "vit", "masked autoencoder", "llama"])
-def test_the_readmes_of_other_kinds_run_without_jaxformer(name, tmp_path):
-    run = run_of(MODELS[name], tmp_path)
-    export_onnx(run, tmp_path / "out")
-    page = (tmp_path / "out" / "README.md").read_text()
+def test_the_readmes_of_other_kinds_run_without_jaxformer(name, exported):
+    run, folder = exported(name)
+    page = (folder / "README.md").read_text()
     expected = {
         "vit": "| `pixel_values` | float32 | batch_size, 1, 12, 12 |",
         "masked autoencoder": "| `noise` | float32 | batch_size, 9 |",
@@ -297,8 +307,8 @@ def test_the_readmes_of_other_kinds_run_without_jaxformer(name, tmp_path):
     assert expected[name] in page
     if "pixel_values" in expected[name] or "noise" in expected[name]:
         assert "any number of images (batch_size)." in page
-        assert (tmp_path / "out" / "preprocessor_config.json").exists()
-    found, given = run_readme(tmp_path / "out")
+        assert (folder / "preprocessor_config.json").exists()
+    found, given = run_readme(folder)
     assert_same(found, run, given)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from onnx_models import MODELS, run_of
-from small_vit import apply
+from small_bert import applied
 from small_writer import BEGINNING, END
 
 from jaxformer.decoding.generate import generate
@@ -58,7 +58,7 @@ def written(run):
 
 
 def outputs(run):
-    return apply(run.model, run.params, ids(run)[None])
+    return applied(run.model, run.params, ids(run)[None])
 
 
 def softmax(logits):
@@ -90,7 +90,7 @@ def test_javascript_fills_masks(runs, javascript):
     (best, *_) = javascript("fill-mask", folder, "w1 [MASK] w3", top_k=3)
     tokens = ids(run, "w1 w2 w3")
     tokens[2] = MASK
-    shares = softmax(apply(run.model, run.params, tokens[None]).logits[0, 2])
+    shares = softmax(applied(run.model, run.params, tokens[None]).logits[0, 2])
     assert best["token"] == shares.argmax()
     np.testing.assert_allclose(best["score"], shares.max(), rtol=1e-4)
 
@@ -192,4 +192,4 @@ def test_optimum_classifies_images(runs):
     run, folder = runs("vit")
     images = np.random.default_rng(0).normal(size=(2, 1, 12, 12)).astype(np.float32)
     found = kind.from_pretrained(folder)(pixel_values=tensor(images)).logits
-    np.testing.assert_allclose(found, apply(run.model, run.params, np.moveaxis(images, 1, -1)).logits, atol=1e-4)
+    np.testing.assert_allclose(found, applied(run.model, run.params, np.moveaxis(images, 1, -1)).logits, atol=1e-4)
