@@ -21,6 +21,7 @@ from decoding_models import (
     run_theirs,
     special,
 )
+from small_bert import applied
 
 from jaxformer.decoding import generate as generating
 from jaxformer.decoding import loops, steps
@@ -140,12 +141,12 @@ def test_with_more_slots_than_it_needs_a_cache_changes_nothing():
     tokens, first = prompts()[2][None], 5
     position_ids = np.arange(tokens.shape[1])[None]
     prefix = position_ids < 4
-    expected = model.apply({"params": params}, tokens, prefix=prefix).logits
+    expected = applied(model, params, tokens, prefix=prefix).logits
     cache = model.new_cache(1, 20)
     cache = cache.replace(segments=np.ones_like(cache.segments))
     one = {"tokens": tokens[:, :first], "position_ids": position_ids[:, :first], "prefix": prefix[:, :first]}
-    begun = model.apply({"params": params}, **one, cache=cache)
-    rest = model.apply({"params": params}, tokens[:, first:], position_ids=position_ids[:, first:], cache=begun.cache)
+    begun = applied(model, params, **one, cache=cache)
+    rest = applied(model, params, tokens[:, first:], position_ids=position_ids[:, first:], cache=begun.cache)
     logits = np.concatenate([begun.logits, rest.logits], axis=1)
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 from hf_models import VOCAB, redrawn
-from small_bert import noisy_params
+from small_bert import applied, noisy_params
 from small_writer import GPT, small_run, small_tokenizer
 
 import jaxformer as jf
@@ -121,7 +121,7 @@ def test_the_first_token_of_an_answer_is_of_no_importance_where_it_counts_as_zer
     inputs = np.arange(6)[None] + 5
 
     def logits(outputs, model=run.model):
-        return np.asarray(model.apply({"params": run.params}, inputs, outputs, **places).logits)
+        return np.asarray(applied(model, run.params, inputs, outputs, **places).logits)
 
     other = np.where(places["position_ids"] == 0, 11, tokens)
     np.testing.assert_array_equal(logits(tokens), logits(other))

@@ -9,7 +9,7 @@ import tokenizers
 import torch
 import transformers
 from hf_models import VOCAB, redrawn
-from small_bert import noisy_params, paths
+from small_bert import applied, noisy_params, paths
 from small_writer import PIECES, WORDS, small_tokenizer
 from test_hf_tokenizers import TEXTS
 
@@ -89,7 +89,7 @@ def test_rotations_and_windows_are_read_in_any_versions_words(words, tmp_path):
     tokens = np.random.default_rng(0).integers(0, VOCAB, (2, 30))
     with torch.no_grad():
         expected = theirs(torch.from_numpy(tokens)).logits.numpy()
-    logits = imported.model.apply({"params": imported.params}, tokens).logits
+    logits = applied(imported.model, imported.params, tokens).logits
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
 
 
@@ -262,4 +262,4 @@ def test_lora_adapts_an_imported_gemma(tmp_path):
     tokens = np.array([tokenizer.encode(" ".join(WORDS[3:14]))])
     with torch.no_grad():
         logits = theirs(torch.from_numpy(tokens)).logits.numpy()
-    np.testing.assert_allclose(run.model.apply({"params": run.params}, tokens).logits, logits, atol=1e-4, rtol=1e-4)
+    np.testing.assert_allclose(applied(run.model, run.params, tokens).logits, logits, atol=1e-4, rtol=1e-4)

@@ -16,7 +16,7 @@ import safetensors.numpy
 import torch
 import transformers
 from hf_models import VOCAB, redrawn
-from small_bert import assert_trees_identical, noisy_params
+from small_bert import applied, assert_trees_identical, noisy_params
 from small_writer import ENCODER_DECODER, GPT, PIECES, small_run, small_tokenizer
 
 import jaxformer as jf
@@ -258,7 +258,7 @@ class TestSentenceEmbedding:
 
     def vector(self, tokenizer, text, pooling):
         tokens = np.array([[tokenizer.cls_id, *tokenizer.encode(text), tokenizer.sep_id]])
-        output = self.MODEL.apply({"params": self.PARAMS}, tokens)
+        output = applied(self.MODEL, self.PARAMS, tokens)
         return {"mean": output.hidden[0].mean(0), "first": output.hidden[0, 0], "pooler": output.pooled[0, 0]}[pooling]
 
     @pytest.mark.slow

@@ -10,6 +10,7 @@ import torch
 import transformers
 from hf_models import redrawn
 from safetensors.numpy import load_file
+from small_bert import applied
 
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.adapters import open_folder
@@ -70,7 +71,7 @@ def test_outputs_are_transformers_and_tensors_survive_the_round_trip(name, tmp_p
     for what, array in expected.items():
         np.testing.assert_allclose(getattr(actual, what), array, atol=1e-4, rtol=1e-5, err_msg=what)
     assert np.ptp(expected["logits"]) > 0.01
-    alone = ours.apply({"params": imported.params}, tokens=TOKENS, segments=MASK)
+    alone = applied(ours, imported.params, tokens=TOKENS, segments=MASK)
     np.testing.assert_allclose(alone.text_vectors, expected["text_vectors"], atol=1e-4)
     assert alone.logits is None and alone.image_vectors is None
     export_hf(ours, imported.params, None, tmp_path / "ours")

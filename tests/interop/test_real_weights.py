@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from hf_models import VOCAB as _VOCAB  # noqa: F401 (importing the module keeps transformers quiet)
+from small_bert import applied
 
 import jaxformer as jf
 from jaxformer import cli
@@ -75,7 +76,7 @@ def test_reactions_of_rxnfp(tmp_path):
     places = np.arange(len(pieces))
     rows = np.tile(tokens, (len(pieces), 1))
     rows[places, places + 1] = numbers["[MASK]"]
-    output = model.apply({"params": params}, rows)
+    output = applied(model, params, rows)
     logits = np.asarray(output.logits)
     assert (logits[places, places + 1].argmax(-1) == tokens[1:-1]).sum() == 98
     export_hf(model, params, None, tmp_path / "out")

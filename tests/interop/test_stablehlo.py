@@ -9,7 +9,7 @@ import jax
 import jax.export
 import numpy as np
 import pytest
-from small_bert import noisy_params
+from small_bert import applied, noisy_params
 from small_vit import AUTOENCODER, IMAGES, SCALED, VIT, noisy
 from small_writer import GPT, PIECES, STACK, small_run, small_tokenizer
 
@@ -61,7 +61,7 @@ def arrays_for(model, **lengths):
 
 def assert_same(outputs, model, tree, arrays):
     """Our own code computes the same outputs."""
-    output = model.apply({"params": tree}, **dict(zip(arguments(model), arrays, strict=True)))
+    output = applied(model, tree, **dict(zip(arguments(model), arrays, strict=True)))
     for name, array in outputs.items():
         np.testing.assert_allclose(array, getattr(output, name), atol=2e-5, err_msg=name)
 

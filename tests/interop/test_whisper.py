@@ -7,6 +7,7 @@ import pytest
 import small_whisper
 import torch
 from safetensors.numpy import load_file
+from small_bert import applied
 
 import jaxformer as jf
 from jaxformer import cli
@@ -80,7 +81,7 @@ def test_gradients_are_those_of_transformers(theirs):
 
     @jax.jit
     def ours(params):
-        logits = imported.model.apply({"params": params}, log_mel, tokens).logits
+        logits = applied(imported.model, params, log_mel, tokens).logits
         chosen = np.arange(2)[:, None], np.arange(12)[None], targets
         return -jax.nn.log_softmax(logits)[chosen].mean()
 

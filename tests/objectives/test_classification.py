@@ -8,7 +8,7 @@ from reports import report as report_of
 from reports import score_documents
 from scipy import stats
 from sklearn import metrics as sklearn
-from small_bert import noisy_params
+from small_bert import applied, noisy_params
 from small_classifier import LABELS, small_backbone, write_reviews
 
 from jaxformer.data.examples import Visit
@@ -46,7 +46,7 @@ def batch_of(targets, kind="single_label", examples_per_row=1, labels=NAMES):
 
 
 def logits_of(model, params, batch, count):
-    output = model.apply({"params": params}, **Classification().inputs(batch)).logits
+    output = applied(model, params, **Classification().inputs(batch)).logits
     return np.asarray(output)[batch["weights"] > 0][:count]
 
 
@@ -163,7 +163,7 @@ def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
     columns = dict(zip("ab", texts[1].split("\t"), strict=True)) | {"label": 0}
     [example] = task.examples(task.encode(columns, tokenizer), Visit(tokenizer, None, None))
     inputs = {name: example[name][None] for name in ("tokens", "token_types", "cls_positions")}
-    logits = np.asarray(MODEL.apply({"params": PARAMS}, **inputs).logits)[0, 0]
+    logits = np.asarray(applied(MODEL, PARAMS, **inputs).logits)[0, 0]
     assert answers[1].labels[0][0] == NAMES[logits.argmax()]
     top = np.exp(logits.max()) / np.exp(logits).sum()
     assert answers[1].labels[0][1] == pytest.approx(top, abs=1e-5)

@@ -9,7 +9,7 @@ import pytest
 import tiny
 from counting_mlp import CountingMlp
 from reports import report
-from small_bert import noisy_params
+from small_bert import applied, noisy_params
 from small_summaries import small_classifier, summary_experiment, write_documents
 
 import jaxformer as jf
@@ -76,7 +76,7 @@ def scores_of(model, params, tokenizer, sentences, types=True, pooling="first"):
         starts.append(len(tokens))
         tokens += part
         kinds += [number % 2 * types] * len(part)
-    logits = model.apply({"params": params}, np.array([tokens]), token_types=np.array([kinds])).logits
+    logits = applied(model, params, np.array([tokens]), token_types=np.array([kinds])).logits
     logits = np.asarray(logits, np.float64)[0, :, 0]
     if pooling == "first":
         return logits[starts]
@@ -217,5 +217,5 @@ def test_the_program_scores_the_same_sentences(run, tmp_path):
     names = {"input_ids": "tokens", "attention_mask": "segments", "token_type_ids": "token_types"}
     given = {theirs: arrays[ours].astype(np.int64) for theirs, ours in names.items()}
     [logits] = onnxruntime.InferenceSession(file).run(None, given)
-    expected = jax.device_get(run.model.apply({"params": run.params}, **arrays).logits)
+    expected = jax.device_get(applied(run.model, run.params, **arrays).logits)
     np.testing.assert_allclose(logits, expected, atol=1e-4)

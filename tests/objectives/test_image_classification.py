@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from reports import report
+from small_bert import applied
 from small_vit import AUTOENCODER, IMAGES, VIT, noisy
 
 from jaxformer.data.fields.image import ImageField
@@ -54,7 +55,7 @@ def test_accuracies_and_the_scores_of_each_label_count_the_larger_part_of_a_mixe
     assert "recall/two" not in report(OBJECTIVE, VIT, OBJECTIVE(VIT, PARAMS, BATCH, jax.random.key(0)))
     many = dataclasses.replace(VIT, labels=tuple("abcdefgh"))
     params = noisy(many)
-    above = np.asarray(many.apply({"params": params}, IMAGES).logits).argsort(1)[:, -5:]
+    above = np.asarray(applied(many, params, IMAGES).logits).argsort(1)[:, -5:]
     one = BATCH | {"labels": np.array([[7, 0], [3, 0], [5, 0], [1, 0]]), "weights": np.tile([[1.0, 0.0]], (4, 1))}
     expected = np.mean([label in row for label, row in zip((7, 3, 5, 1), above, strict=True)])
     np.testing.assert_allclose(OBJECTIVE(many, params, one)["top_5_accuracy"].value, expected)

@@ -9,7 +9,7 @@ import sacrebleu
 from reports import report as report_of
 from reports import score_documents
 from rouge_score import rouge_scorer
-from small_bert import noisy_params, small_bert
+from small_bert import applied, noisy_params, small_bert
 from small_writer import END, PAD, PIECES, QUIET, small_tokenizer
 
 from jaxformer.data.tasks.multi import MultiTask
@@ -82,7 +82,7 @@ def test_the_terms_are_weighted_sums_over_the_targets_of_each_example_alone(name
     sums = dict.fromkeys(("loss", "cross_entropy", "accuracy"), 0.0)
     for (source, target), weight in zip(examples, (1.1, 1.2, 1.1, 1.1), strict=True):
         arguments = source[None], np.append(PAD, target[:-1])[None]
-        logits = np.asarray(MODELS[name].apply({"params": PARAMS[name]}, *arguments).logits[0], np.float64)
+        logits = np.asarray(applied(MODELS[name], PARAMS[name], *arguments).logits[0], np.float64)
         log_partition = np.log(np.exp(logits).sum(-1))
         log_probabilities = logits - log_partition[:, None]
         wanted = log_probabilities[np.arange(len(target)), target]
@@ -240,7 +240,7 @@ def test_texts_are_encoded_with_the_token_that_an_answer_follows(start, first, t
     np.testing.assert_array_equal(batch["inputs"], [[6, 7, END], [8, END, 0]])
     np.testing.assert_array_equal(batch["input_segments"], [[1, 1, 1], [1, 1, 0]])
     np.testing.assert_array_equal(batch["tokens"], [[first], [first]])
-    assert MODELS["paper"].apply({"params": PARAMS["paper"]}, **batch).logits.shape == (2, 1, len(PIECES))
+    assert applied(MODELS["paper"], PARAMS["paper"], **batch).logits.shape == (2, 1, len(PIECES))
 
 
 def test_a_demonstration_has_inputs_references_and_outputs(tokenizer):
