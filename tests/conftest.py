@@ -47,16 +47,25 @@ NEEDS_TORCH = re.compile(
 
 
 LONG = (
-    "test_docs",
     "test_configs",
+    "test_docs",
     "test_faults",
-    "test_evaluation_processes",
-    "test_launch",
-    "test_sequence",
+    "test_drills",
     "test_experts",
     "test_pipeline",
+    "test_onnx",
     "test_sharding",
+    "test_state_shardings",
+    "test_evaluation_processes",
+    "test_runs",
+    "test_launch",
+    "test_certificate",
     "test_decoding",
+    "test_finetuning",
+    "test_sequence",
+    "test_whisper_weights",
+    "test_families",
+    "test_modern_bert",
     "test_mfu",
 )
 """Files that take a minute or more, with the longest first: the last ones of a run should be short."""
