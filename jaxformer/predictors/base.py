@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from jaxformer import html_page
 from jaxformer.decoding.ctc import CtcSearch
 from jaxformer.decoding.flow import Sampling
 from jaxformer.decoding.scoring import Score
@@ -20,6 +21,8 @@ from jaxformer.decoding.speaking import Speaking
 from jaxformer.decoding.transcribing import Transcribing
 
 ModelT = TypeVar("ModelT")
+PAGES = (".html", ".htm")
+"""File name extensions of HTML pages. An answer that is saved to such a file is shown as in a notebook."""
 
 
 @dataclasses.dataclass(frozen=True, repr=False, eq=False)
@@ -54,15 +57,21 @@ class Answer(abc.ABC):
         }
 
     def save(self, path: Path) -> None:
-        """Writes the answer to a file as JSON."""
-        path.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        """Writes the answer to a file: an HTML page if its extension is in `PAGES`, otherwise JSON."""
+        if path.suffix.lower() in PAGES:
+            path.write_text(answers_page([self]), encoding="utf-8")
+        else:
+            path.write_text(json.dumps(self.to_json(), ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def save_all(cls, answers: Sequence["Answer"], path: Path) -> None:
-        """Writes several answers to one file as a JSON list.
+        """Writes several answers to one file: an HTML page if its extension is in `PAGES`, otherwise a JSON list.
 
         Subclasses with other formats, such as images, override this method to write a folder of files.
         """
+        if path.suffix.lower() in PAGES:
+            path.write_text(answers_page(answers), encoding="utf-8")
+            return
         values = [answer.to_json() for answer in answers]
         path.write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
 
@@ -205,6 +214,12 @@ class Embeds(abc.ABC):
     @abc.abstractmethod
     def embed(self, requests: Sequence[Any]) -> np.ndarray:
         """Computes the embedding vector of each request, float32 [requests, embed]."""
+
+
+def answers_page(answers: Sequence[Answer]) -> str:
+    """Returns an HTML page with a grid of answers, each as a notebook displays it. Pictures are part of the page."""
+    name = "1 answer" if len(answers) == 1 else f"{len(answers):,} answers"
+    return html_page.page(name, f"<h1>{name}</h1>{html_page.grid([answer._repr_html_() for answer in answers])}")
 
 
 def _plain(value: Any, pair: tuple[str, str] | None) -> Any:

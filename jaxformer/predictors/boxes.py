@@ -1,11 +1,9 @@
 """Predicts the boxes and labels of objects in images."""
 
-import base64
 import colorsys
 import dataclasses
 import functools
 import html
-import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,9 +13,10 @@ import jax
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from jaxformer import html_page
 from jaxformer.data.tasks.boxes import PreparedScene
 from jaxformer.models.detection import DetectionModel
-from jaxformer.predictors.base import Answer, Predictor
+from jaxformer.predictors.base import PAGES, Answer, Predictor
 
 ROWS, MAX_EXAMPLES = 8, 4
 """Number of images per batch of a prediction (`ROWS`), and maximum number of held-out images shown in a demonstration
@@ -85,8 +84,6 @@ class DetectedObjects(Answer):
             self.save_all([self], path)
         elif path.suffix.lower() in PICTURES:
             self.drawn().save(path)
-        elif path.suffix.lower() in (".html", ".htm"):
-            path.write_text(page([self]), encoding="utf-8")
         else:
             super().save(path)
 
@@ -96,16 +93,14 @@ class DetectedObjects(Answer):
         folder with a picture per answer, an HTML page and `answers.json`.
         """
         found = [answer for answer in answers if isinstance(answer, DetectedObjects)]
-        if path.suffix.lower() in (".html", ".htm"):
-            path.write_text(page(found), encoding="utf-8")
-        elif path.suffix.lower() == ".json":
+        if path.suffix.lower() in (*PAGES, ".json"):
             super().save_all(answers, path)
         else:
             path.mkdir(parents=True, exist_ok=True)
             for number, answer in enumerate(found, 1):
                 answer.drawn().save(path / f"{number}_{Path(answer.path).stem}.png")
             super().save_all(answers, path / "answers.json")
-            (path / "index.html").write_text(page(found), encoding="utf-8")
+            super().save_all(found, path / "index.html")
 
     def _repr_html_(self) -> str:
         return figure(self)
@@ -142,37 +137,9 @@ def figure(answer: DetectedObjects) -> str:
     """Returns an HTML `<figure>` with the picture of an answer and a list of its objects. The picture is embedded in
     the HTML.
     """
-    content = io.BytesIO()
-    answer.drawn().save(content, "PNG")
-    data = base64.b64encode(content.getvalue()).decode()
     items = "".join(f"<li>{html.escape(one.label)} {one.score:.1%}</li>" for one in answer.objects)
-    name = html.escape(answer.path)
-    caption = f"<figcaption><b>{name}</b><ul>{items or '<li>no objects</li>'}</ul></figcaption>"
-    return f'<figure><img alt="{name}" src="data:image/png;base64,{data}">{caption}</figure>'
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en"><meta charset="utf-8"><title>Objects</title>
-<style>
-body {{ font-family: sans-serif; margin: 1rem; background: #fff; color: #111 }}
-main {{ display: grid; grid-template-columns: repeat(auto-fill, minmax(320px, 1fr)); gap: 1rem; align-items: start }}
-figure {{ margin: 0; padding: .5rem; border: 1px solid #ccc; border-radius: 6px }}
-img {{ max-width: 100% }}
-figcaption {{ font-size: .85rem; overflow-wrap: anywhere }}
-ul {{ margin: .3rem 0 0; padding-left: 1.2rem }}
-</style>
-<main>
-{figures}
-</main>
-</html>
-"""
-
-
-def page(answers: Sequence[DetectedObjects]) -> str:
-    """Returns an HTML page with a grid of the pictures of several answers and lists of their objects. The pictures are
-    embedded in the page.
-    """
-    return PAGE.format(figures="\n".join(map(figure, answers)))
+    caption = f"<figcaption><b>{html.escape(answer.path)}</b><ul>{items or '<li>no objects</li>'}</ul></figcaption>"
+    return f"<figure>{html_page.picture(answer.drawn(), answer.path)}{caption}</figure>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

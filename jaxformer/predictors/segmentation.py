@@ -1,11 +1,9 @@
 """Segments pictures of any size in sliding windows, and draws the masks."""
 
-import base64
 import colorsys
 import dataclasses
 import functools
 import html
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,10 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
+from jaxformer import html_page
 from jaxformer.data.tasks.segmentation import PreparedPicture
 from jaxformer.data.transforms.image import pixels
 from jaxformer.layers.resizing import bilinear, resized
-from jaxformer.predictors.base import Answer, Predictor
+from jaxformer.predictors.base import PAGES, Answer, Predictor
 
 ROWS, MAX_EXAMPLES = 8, 4
 """Number of windows per batch (`ROWS`), and maximum number of held-out images that `demonstrate` segments
@@ -62,7 +61,7 @@ class Segmented(Answer):
 
     def save(self, path: Path) -> None:
         """Writes the answer to a file. If the extension of `path` is in `PICTURES`, this is the picture blended with
-        the label colors (`drawn`). Otherwise it is JSON.
+        the label colors (`drawn`). Otherwise it is an HTML page or JSON.
         """
         if path.suffix.lower() in PICTURES:
             self.drawn().save(path)
@@ -71,10 +70,10 @@ class Segmented(Answer):
 
     @classmethod
     def save_all(cls, answers: Sequence[Answer], path: Path) -> None:
-        """Writes several answers to one JSON file if `path` ends in .json. Otherwise, creates a folder with the blended
-        picture and the label mask of each answer as PNG files, and `answers.json`.
+        """Writes several answers to one JSON file or HTML page if `path` has such an extension. Otherwise, creates a
+        folder with the blended picture and the label mask of each answer as PNG files, and `answers.json`.
         """
-        if path.suffix.lower() == ".json":
+        if path.suffix.lower() in (*PAGES, ".json"):
             super().save_all(answers, path)
             return
         path.mkdir(parents=True, exist_ok=True)
@@ -86,11 +85,8 @@ class Segmented(Answer):
         super().save_all(answers, path / "answers.json")
 
     def _repr_html_(self) -> str:
-        content = io.BytesIO()
-        self.drawn().save(content, "PNG")
         legend = ", ".join(f"{html.escape(name)} {share:.1%}" for name, share in self.labels)
-        data = base64.b64encode(content.getvalue()).decode()
-        return f'<p>{html.escape(self.path)}: {legend}</p><img src="data:image/png;base64,{data}">'
+        return f"<p>{html.escape(self.path)}: {legend}</p>{html_page.picture(self.drawn(), self.path)}"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

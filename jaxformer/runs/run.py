@@ -5,6 +5,7 @@ tokenizer/        the tokenizer
 checkpoints/      one folder per step
 data.json         fingerprints of the data, and the changes of the data that the user has accepted
 metrics.jsonl     one JSON object per line: step, split, metrics
+sessions.jsonl    one JSON object per line: what was trained on, and what the time was spent on
 tensorboard/      the same metrics for TensorBoard
 damaged/          corrupted checkpoints
 origin.json       only in an imported run: metadata of its Hugging Face folder

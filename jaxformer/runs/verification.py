@@ -13,6 +13,7 @@ from jaxformer.runs.data_record import DATA, read_record
 from jaxformer.runs.files import check_tokenizer_files
 from jaxformer.runs.folder import CHECKPOINTS, EXPERIMENT, TOKENIZER
 from jaxformer.runs.history import METRICS, SKIPPED, read_history
+from jaxformer.runs.sessions import SESSIONS
 from jaxformer.training.checkpoint_digests import check_digests
 from jaxformer.training.checkpoints import Checkpoints
 
@@ -48,7 +49,7 @@ def verify(folder: Path) -> Iterator[Part]:
         yield _part(folder, DATA, lambda: _check_record(folder))
     if (folder / TOKENIZER).exists():
         yield _part(folder, TOKENIZER, lambda: _check_tokenizer(folder / TOKENIZER))
-    for name in (METRICS, SKIPPED):
+    for name in (METRICS, SKIPPED, SESSIONS):
         if (folder / name).exists():
             yield _part(folder, name, lambda name=name: _check_lines(folder / name))
     for step in Checkpoints(folder / CHECKPOINTS).steps if (folder / CHECKPOINTS).is_dir() else ():

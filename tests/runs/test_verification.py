@@ -33,7 +33,8 @@ def flip(path, index=None):
 def test_a_good_run_is_good(run, capsys):
     assert cli.main(["verify", str(run.folder)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    names = ["experiment.json", "data.json", "tokenizer", "metrics.jsonl", "checkpoints/4", "checkpoints/2"]
+    names = ["experiment.json", "data.json", "tokenizer", "metrics.jsonl"]
+    names += ["sessions.jsonl", "checkpoints/4", "checkpoints/2"]
     assert [line.split()[0] for line in lines] == names and all(" good, " in line for line in lines)
 
 
@@ -47,7 +48,7 @@ def test_a_damaged_file_is_named(file, copy, capsys):
     [line] = [line for line in shown.out.splitlines() if " good, " not in line]
     part = line.split()[0]
     assert file.startswith(part) and "damaged" in line
-    assert shown.err == f"jaxformer: {copy}: 1 of 6 parts are damaged: {part}\n"
+    assert shown.err == f"jaxformer: {copy}: 1 of 7 parts are damaged: {part}\n"
 
 
 def test_each_kind_of_damage_of_a_checkpoint_is_named(copy):

@@ -71,6 +71,13 @@ class LabelField(Field[np.ndarray]):
         """Reads the label of an example that has exactly one label. Returns its index."""
         return label_index(columns.value(example, self.column, path), self.labels)
 
+    def describe(self, target: np.ndarray) -> str:
+        """Describes a target, as returned by `read`: the names of its labels, or its number."""
+        if self.kind == "regression":
+            return f"{float(target[0]):g}"
+        indices = target if self.kind == "single_label" else np.flatnonzero(target)
+        return ", ".join(self.labels[int(index)] for index in indices) or "none"
+
     def encode(self, value: np.ndarray, tokenizer: Tokenizer | None) -> np.ndarray:
         return value
 

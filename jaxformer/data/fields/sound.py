@@ -2,6 +2,7 @@
 
 import abc
 import dataclasses
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -37,6 +37,16 @@ class Written:
 
 
 @dataclasses.dataclass(frozen=True)
+class Demonstration:
+    """Request that shows what a model of a task does, and the answer in the data."""
+
+    requests: tuple[str, ...]
+    """Arguments of the `predict` command, in full length: texts or file paths. Empty if the task has no requests."""
+    reference: str | None = None
+    """Answer in the data, for comparison, such as a label or a translation. None if there is none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Task(abc.ABC, Generic[DocumentT]):
     """Base class of pretraining and fine-tuning tasks, which make training examples from documents. Abstract: use a
     subclass, such as `NextToken`.
@@ -115,6 +125,12 @@ class Task(abc.ABC, Generic[DocumentT]):
           InputError: If a column that the task reads is missing from the example.
         """
         return ()
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        """Returns a request made of an example of a source, and the answer that the example contains. Same arguments
+        and errors as `requests`, which it returns by default.
+        """
+        return Demonstration(self.requests(example, folder))
 
     @property
     def writes(self) -> bool:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxformer.data.fields.base import Field
 from jaxformer.data.fields.boxes import BoxField, BoxFormat
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.sources import pictures
+from jaxformer.data.tasks.base import Demonstration
 from jaxformer.data.tasks.composed import FieldValues
 from jaxformer.data.tasks.images import ImageTask
 from jaxformer.data.tokenizers import Tokenizer
@@ -90,6 +92,11 @@ class LabelledBoxes(ImageTask):
         width, height = encoded.values["image"].picture.size
         objects = self._boxes.in_pixels(encoded.values["objects"], width, height)
         return FieldValues({**encoded.values, "objects": objects}, encoded.size)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        objects = self._boxes.read(example)
+        names = sorted(self.labels[int(label)] for label in objects.labels)
+        return Demonstration(self.requests(example, folder), ", ".join(names) or "no objects")
 
     def prepare_requests(self, requests: Sequence[pictures.ImageLike]) -> list[PreparedScene]:
         """Decodes and resizes images without augmentation, as in evaluation. Images can be file paths or in memory.

@@ -12,6 +12,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.base import Demonstration
 from jaxformer.data.tasks.layouts import Document
 from jaxformer.data.tasks.text import TextTask
 from jaxformer.data.tokenizers import Tokenizer
@@ -46,6 +47,9 @@ class NextToken(TextTask):
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (columns.first_words(self.read(example), 5),)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        return Demonstration(self.requests(example, folder), columns.first_words(self.read(example), 40))
 
     def examples(self, document: Document, visit: Visit[Document]) -> list[Example]:
         if not len(document.tokens):

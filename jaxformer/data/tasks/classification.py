@@ -13,7 +13,7 @@ from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.fields.label import Kind, LabelField
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.base import Demonstration, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.tokenizer import Form
 from jaxformer.data.transforms.text import TextAugmentation
@@ -134,6 +134,10 @@ class Classify(Task[Labelled]):
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (PAIR.join(map(columns.first_words, self._texts(example))),)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        texts, target = self.read(example)
+        return Demonstration((PAIR.join(texts),), self._target.describe(target))
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], np.ndarray]:
         """Returns the texts of an example (two if the task reads pairs, otherwise one), and the target (see

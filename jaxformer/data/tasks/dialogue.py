@@ -14,7 +14,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.base import Demonstration, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, InputError
 
@@ -162,6 +162,11 @@ class Dialogue(Task[Turns]):
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         questions = [content for role, content in self.read(example) if role == "user"]
         return tuple(map(columns.first_words, questions[:1]))
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        turns = self.read(example)
+        answers = [content for role, content in turns if role == ANSWERS]
+        return Demonstration(self.requests(example, folder), answers[0] if answers else None)
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Turns:
         turns = self.read(example)

@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.fields.base import Field
 from jaxformer.data.fields.label import LabelField, label_index
+from jaxformer.data.tasks.base import Demonstration
 from jaxformer.data.tasks.composed import FieldTask, FieldValues
 from jaxformer.data.transforms.image import cutmix, mixup
 from jaxformer.errors import FieldError, shown
@@ -76,6 +78,10 @@ class Labelled(FieldTask):
         for label in getattr(documents, "labels", ()):  # Folders of classes have them without decoding a file.
             label_index(label, self.labels)
         self._target.check_source(documents, name, LOOKED_AT, "data.task.label")
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        label = self.labels[self._target.index(example, "data.task.label")]
+        return Demonstration(self.requests(example, folder), label)
 
     def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
         arrays, name = self.transformed(values, visit), self.pixel_array

@@ -12,7 +12,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.base import Demonstration, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.transforms import masking
 from jaxformer.data.transforms.next_sentence import SentencePair, full_sentences, sentence_pairs
@@ -131,6 +131,11 @@ class MaskedSentencePairs(Task[Sentences]):
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return tuple(map(columns.with_blank, self.read(example)[:1]))
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        sentences = self.read(example)
+        reference = columns.first_words(sentences[0], 10) if sentences else None
+        return Demonstration(self.requests(example, folder), reference)
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Sentences:
         return Sentences(self.read(example), tokenizer)

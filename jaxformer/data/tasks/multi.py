@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxformer.data.examples import Example, Feature, Sized, Visit
-from jaxformer.data.tasks.base import Task, Written
+from jaxformer.data.tasks.base import Demonstration, Task, Written
 from jaxformer.data.tasks.seq2seq import PrefixLM, TextToText
 from jaxformer.data.tasks.span_corruption import UL2, SpanCorruption
 from jaxformer.data.tokenizers import Tokenizer
@@ -80,6 +80,11 @@ class MultiTask(Task[Routed]):
         name, task = self._choose(example)
         with under(name):
             return task.requests(example, folder)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        name, task = self._choose(example)
+        with under(name):
+            return task.demonstration(example, folder)
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Routed:
         name, task = self._choose(example)

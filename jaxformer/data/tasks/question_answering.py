@@ -12,7 +12,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.base import Demonstration, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.template import Template
 from jaxformer.errors import FieldError, InputError, shown
@@ -176,6 +176,10 @@ class AnswerSpans(Task[Passage]):
         question, context, answers = self.read(example)
         start = max(0, context.rfind(". ", 0, answers[0][1]) + 1) if answers else 0
         return (f"{columns.first_words(question)}\t{columns.first_words(context[start:])}",)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        question, context, answers = self.read(example)
+        return Demonstration((f"{question}\t{context}",), answers[0][0] if answers else "no answer")
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Passage:
         question, context, answers = self.read(example)

@@ -14,7 +14,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Task, Written
+from jaxformer.data.tasks.base import Demonstration, Task, Written
 from jaxformer.data.tasks.layouts import Document, TextPair
 from jaxformer.data.tasks.text import TextTask
 from jaxformer.data.tokenizers import Tokenizer
@@ -128,6 +128,10 @@ class TextToText(Task[TextPair]):
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (self.prefix + columns.first_words(columns.text(example, self.inputs, "data.task.inputs")),)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        inputs, targets = self.read(example)
+        return Demonstration((self.prefix + inputs,), targets)
 
     def read(self, example: Mapping[str, Any]) -> tuple[str, str]:
         inputs = columns.text(example, self.inputs, "data.task.inputs")

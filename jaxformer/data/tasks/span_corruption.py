@@ -13,6 +13,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
+from jaxformer.data.tasks.base import Demonstration
 from jaxformer.data.tasks.layouts import Document
 from jaxformer.data.tasks.text import TextTask
 from jaxformer.data.tokenizers import Tokenizer
@@ -116,6 +117,9 @@ class Denoising(TextTask):
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (columns.with_blank(self.read(example), "<extra_id_0>"),)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        return Demonstration(self.requests(example, folder), columns.first_words(self.read(example), 10))
 
     def examples(self, document: Document, visit: Visit[Document]) -> list[Example]:
         found, start, modes = [], 0, self._modes(visit.tokenizer)

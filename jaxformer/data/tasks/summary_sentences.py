@@ -12,7 +12,7 @@ from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.base import Demonstration, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.transforms import summaries
 from jaxformer.errors import InputError
@@ -103,6 +103,10 @@ class SummarySentences(Task[LabelledSentences]):
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (columns.first_words(" ".join(self.read(example)[0]), 50),)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        sentences, summary = self.read(example)
+        return Demonstration((" ".join(sentences),), summary)
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], str]:
         """Returns the sentences of a document that contain at least one word, and the text of its summary."""

@@ -13,7 +13,7 @@ from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.fields.label import label_index
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Task
+from jaxformer.data.tasks.base import Demonstration, Task
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import FieldError, shown
 
@@ -85,6 +85,11 @@ class TagTokens(Task[Words]):
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         return (columns.first_words(" ".join(columns.strings(example, self.words, "data.task.words"))),)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        words, tags = self.read(example)
+        tagged = (f"{word}/{self.labels[tag]}" for word, tag in zip(words, tags, strict=True))
+        return Demonstration((" ".join(words),), " ".join(tagged))
 
     def read(self, example: Mapping[str, Any]) -> tuple[list[str], list[int]]:
         words = columns.strings(example, self.words, "data.task.words")

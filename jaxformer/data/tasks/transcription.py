@@ -15,7 +15,7 @@ from jaxformer.data.fields.sound import PreparedSound, SoundField
 from jaxformer.data.sources import columns, sounds
 from jaxformer.data.sources.pictures import skip
 from jaxformer.data.tasks import layouts
-from jaxformer.data.tasks.base import Written
+from jaxformer.data.tasks.base import Demonstration, Written
 from jaxformer.data.tasks.composed import FieldTask, FieldValues
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.speech_tokens import SpeechTask, SpeechTokens
@@ -111,6 +111,9 @@ class Transcription(FieldTask):
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         request = self.audio.request(example, folder)
         return () if request is None else (request,)
+
+    def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
+        return Demonstration(self.requests(example, folder), self.text.read(example, "data.task.text.column"))
 
     def prepare_requests(self, requests: Sequence[sounds.SoundLike]) -> list[PreparedSound]:
         """Decodes the sounds that a user asks to transcribe. They can have any length.

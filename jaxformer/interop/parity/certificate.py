@@ -23,10 +23,10 @@ from jaxformer.interop.huggingface.adapters import open_folder
 from jaxformer.interop.huggingface.families import FAMILIES, families_of, family_of_config
 from jaxformer.interop.huggingface.folders import CONFIG
 from jaxformer.interop.huggingface.table import tensor_mappings
-from jaxformer.interop.parity.certificate_page import page
 from jaxformer.interop.parity.hard_strings import HARD_STRINGS, NAMED_STRINGS
 from jaxformer.interop.parity.lines import GRADIENTS, LOSS, TIE, Line, compared
 from jaxformer.models.base import Model
+from jaxformer.reports.certificate import page
 from jaxformer.runs.run import Run
 
 JSON, HTML = "parity.json", "parity.html"

@@ -1,0 +1,1 @@
+"""Pages about runs: reports of trainings, and certificates."""

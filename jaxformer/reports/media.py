@@ -1,0 +1,92 @@
+"""Shows the files of requests in a page: pictures, frames of videos, and sounds with their spectrograms."""
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from jaxformer import storage
+from jaxformer.data.fields.sound import SoundField, write_wav
+from jaxformer.data.sources import clips, pictures, sounds
+from jaxformer.errors import InputError
+from jaxformer.html_page import escape, picture, sound
+
+LONGEST_SIDE = 256
+"""Maximum number of pixels of the longer side of a picture."""
+SECONDS = 10.0
+"""Number of seconds of a sound that are part of the page."""
+FRAMES = 4
+"""Number of frames of a video that are shown."""
+BYTES = 2_000_000
+"""Maximum size of all pictures and sounds of a page together, in bytes of HTML."""
+HEAT = ((0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164))
+"""Colors of a heat map from the lowest to the highest value, as (red, green, blue)."""
+
+
+class Media:
+    """Shows files in a page, up to a total size."""
+
+    def __init__(self, task: Any):
+        """Prepares to show files. `task` is the task that reads them, which determines how sounds are decoded."""
+        self._left = BYTES
+        audio = getattr(task, "audio", None)
+        self._audio = audio if isinstance(audio, SoundField) else None
+
+    def shown(self, request: str) -> str:
+        """Returns the HTML that shows a file, or a note if the page has no room for it. Empty for a text, which is part
+        of the answer.
+        """
+        if "\n" in request or not (os.path.isfile(request) or storage.is_remote(request)):
+            return ""
+        try:
+            content = self._sound(request) if self._audio is not None else self._pictures(request)
+        except (InputError, pictures.Undecodable, sounds.Undecodable) as error:
+            return f"<p><small>{escape(error)}</small></p>"
+        return self.fitting(content)
+
+    def fitting(self, content: str) -> str:
+        """Returns HTML unchanged, or a note in its place if the page has no room for it."""
+        if len(content) > self._left:
+            return "<p><small>The page has no room for this.</small></p>"
+        self._left -= len(content)
+        return content
+
+    def _pictures(self, request: str) -> str:
+        name = Path(request).name
+        try:
+            return picture(pictures.read_picture(request, 3, name), name, LONGEST_SIDE)
+        except pictures.Undecodable:
+            clip = clips.open_clip(request)
+        found = clip.pictures(np.linspace(0, clip.frames - 1, FRAMES).astype(int).tolist())
+        frames = [pictures.read_picture(frame, 3, name) for _, frame in sorted(found.items())]
+        return "".join(picture(frame, name, LONGEST_SIDE // 2) for frame in frames)
+
+    def _sound(self, request: str) -> str:
+        assert self._audio is not None
+        log_mel, name = self._audio.log_mel, Path(request).name
+        samples = sounds.read_sound(request, log_mel.rate, name)[: int(SECONDS * log_mel.rate)]
+        spectrogram = heat_map(log_mel(samples).T[::-1])
+        return picture(spectrogram, f"spectrogram of {name}") + sound(wav(samples, log_mel.rate), name)
+
+
+def heat_map(values: np.ndarray) -> Image.Image:
+    """Returns a picture of a matrix. The lowest value is black and the highest one is light yellow.
+
+    Args:
+      values: matrix [height, width].
+    """
+    low, high = float(values.min()), float(values.max())
+    shares = (values - low) / (high - low or 1.0)
+    steps = np.linspace(0, 1, len(HEAT))
+    channels = [np.interp(shares, steps, [color[channel] for color in HEAT]) for channel in range(3)]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def wav(samples: np.ndarray, rate: int) -> bytes:
+    """Returns the content of a WAV file. `samples` are floats from -1 to 1, with `rate` samples per second."""
+    content = io.BytesIO()
+    write_wav(content, samples, rate)
+    return content.getvalue()
