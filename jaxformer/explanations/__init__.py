@@ -1,0 +1,1 @@
+"""Views inside a model for one input: attention, attributions of a prediction to the input, and the logit lens."""
