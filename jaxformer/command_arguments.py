@@ -78,3 +78,21 @@ def take_switch(arguments: list[str], flag: str) -> tuple[list[str], bool]:
     """
     rest = [word for word in arguments if word != f"--{flag}"]
     return rest, len(rest) < len(arguments)
+
+
+def field_flags(argv: Sequence[str]) -> dict[str, list[str]]:
+    """Groups command line words by flag. Returns a dict that maps the dotted field path of each flag to the list of its
+    values. Raises InputError if there is a word before the first flag.
+
+    Flags have the form `--path value ...` or `--path=value ...`. `-` in a path is read as `_`.
+    """
+    flags = {}
+    for argument in argv:
+        if argument.startswith("--"):
+            name, equals, word = argument[2:].partition("=")
+            words = flags[name.replace("-", "_")] = [word] if equals else []
+        elif flags:
+            words.append(argument)
+        else:
+            raise InputError(f"{argument}: expected a field, such as --steps 200")
+    return flags

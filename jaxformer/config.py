@@ -16,10 +16,11 @@ import traceback
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from jaxformer import classes, fields, namespaces
 from jaxformer.choices import choose
+from jaxformer.command_arguments import field_flags
 from jaxformer.config_files import locate
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.tokenizers import Tokenizer
@@ -100,6 +101,10 @@ class Log:
     """Number of steps between the lines of `metrics.jsonl`. Each line has averages since the previous line, or since
     the run resumed. The host waits for the device only at these steps.
     """
+    report: bool = False
+    """Whether to write `report.html` to the run's folder after each evaluation and at the end."""
+    trackers: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Experiment trackers that also get the metrics: `wandb` (Weights & Biases, offline), `mlflow` (files)."""
 
     def __post_init__(self):
         fields.check(self)
@@ -259,7 +264,7 @@ def parse(path: str | os.PathLike, argv: Sequence[str], command: str | None = No
         from jaxformer.config_help import print_help  # Imports tyro, which only the help needs.
 
         print_help(experiment, docstring, command or f"train.py {path} --workdir RUN")
-    return fields.replace(experiment, choose(experiment, _flags(argv), "--"), "--")
+    return fields.replace(experiment, choose(experiment, field_flags(argv), "--"), "--")
 
 
 def override(experiment: Experiment, overrides: Mapping[str, Any]) -> Experiment:
@@ -379,21 +384,3 @@ def _spelling_suggestion(message: str, module: types.ModuleType) -> str:
         return ""
     perhaps = nearest(found[2], list(fields.hints(cls)))
     return f"; perhaps {perhaps}" if perhaps else ""
-
-
-def _flags(argv: Sequence[str]) -> dict[str, list[str]]:
-    """Groups command line words by flag. Returns a dict that maps the dotted field path of each flag to the list of its
-    values.
-
-    Flags have the form `--path value ...` or `--path=value ...`. `-` in a path is read as `_`.
-    """
-    flags = {}
-    for argument in argv:
-        if argument.startswith("--"):
-            name, equals, word = argument[2:].partition("=")
-            words = flags[name.replace("-", "_")] = [word] if equals else []
-        elif flags:
-            words.append(argument)
-        else:
-            raise InputError(f"{argument}: expected a field, such as --steps 200")
-    return flags

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from jaxformer import storage
 from jaxformer.runs.history import METRICS, SKIPPED
+from jaxformer.runs.sessions import SESSIONS
 
 EVERY = 10.0
 """Minimum number of seconds between two copies of the log files to a bucket."""
@@ -41,7 +42,7 @@ class LogFiles:
         self._temporary = tempfile.TemporaryDirectory(prefix="jaxformer-logs-")
         self._thread = ThreadPoolExecutor(1, "logs")
         self.home = Path(self._temporary.name)
-        for name in (METRICS, SKIPPED):
+        for name in (METRICS, SKIPPED, SESSIONS):
             with storage.reported(folder), contextlib.suppress(FileNotFoundError):
                 (self.home / name).write_bytes((folder / name).read_bytes())
 

@@ -10,13 +10,15 @@ import jax
 from rich.table import Table
 
 from jaxformer import digests, progress, strict_json
-from jaxformer.config import Experiment
+from jaxformer.config import Experiment, Log
 from jaxformer.errors import InputError
 from jaxformer.evaluations import flat_results, result_key
 from jaxformer.metrics.averages import Average
 from jaxformer.metrics.base import MetricStates
 from jaxformer.metrics.means import Mean
 from jaxformer.progress import duration
+from jaxformer.reports.records import read_record
+from jaxformer.reports.report import REPORT, write_report
 from jaxformer.runs.folder import DAMAGED
 from jaxformer.runs.history import METRICS, SKIPPED, read_history, rewrite_history
 from jaxformer.runs.next_command import next_command, program
@@ -24,8 +26,10 @@ from jaxformer.runs.run import Run
 from jaxformer.runs.summaries import headline
 from jaxformer.training.board import Board
 from jaxformer.training.log_files import LogFiles
+from jaxformer.training.session_log import SessionLog
 from jaxformer.training.skips import Skip
 from jaxformer.training.state import TrainState, split_frozen
+from jaxformer.training.trackers import Tracker, open_trackers
 from jaxformer.training.utilization import memory_in_use, peak_flops, step_flops
 
 PER_SECOND = "_per_second"
@@ -133,6 +137,7 @@ class Logs:
         start: int,
         quiet: bool = False,
         moved: Callable[[], str] = lambda: "",
+        settings: Log = Log(),
     ):
         """Opens the logs at step `start`. Lines that an earlier process logged for later steps are removed.
 
@@ -143,8 +148,10 @@ class Logs:
           quiet: whether to print nothing.
           moved: function that returns the reason why this process may no longer write to the folder, or an empty
             string.
+          settings: whether to write reports, and which experiment trackers to use.
         """
         self._writes, self._steps, self._started = jax.process_index() == 0, steps, False
+        self._folder, self._reports = folder, settings.report and self._writes
         self._quiet, self._start, self._stack = quiet or not self._writes, start, contextlib.ExitStack()
         self.evaluated, self.results = 0, None
         """Step of the latest evaluation, and the values of its metrics, with keys like `validation/loss`. 0 and None
@@ -170,6 +177,11 @@ class Logs:
             self._lines = (home / METRICS).open("a", encoding="utf-8", buffering=1)
             self._board = Board(home / "tensorboard", start + 1)
             self.flush()
+        self._trackers: list[Tracker] = []
+        if self._writes and settings.trackers:
+            self._trackers = open_trackers(settings.trackers, folder, home, read_record(folder).config)
+        self.sessions = SessionLog(home if self._writes else None)
+        """Record of what the run is trained on, and of what its time is spent on."""
 
     def __enter__(self) -> "Logs":
         self._display = self._stack.enter_context(progress.display(self._quiet))
@@ -186,6 +198,9 @@ class Logs:
         if self._files is not None:
             self._lines.close()
             self._board.close()
+            self.sessions.close()
+            for tracker in self._trackers:
+                tracker.close()
             # An error that is being raised says more than a failure to copy, which it may have caused.
             with contextlib.nullcontext() if kind is None else contextlib.suppress(InputError):
                 self._files.close()
@@ -235,6 +250,22 @@ class Logs:
         """Writes the metrics of all evaluations at a step. `results` maps names of evaluations to metrics."""
         self._note(step, results)
         self._write(step, results)
+        self.report()
+
+    def report(self, run: Run | None = None) -> None:
+        """Writes the report of the run to its folder, if the experiment sets `log.report`. A failure is printed, and
+        does not end the training.
+
+        Args:
+          run: the trained run, whose answers to held-out examples are shown. If None, the report has no examples.
+        """
+        if not self._reports:
+            return
+        try:
+            self.flush()
+            write_report([read_record(self._folder)], self._folder / REPORT, run)
+        except (InputError, OSError) as error:
+            self.say(f"the report is not written: {error}")
 
     def _note(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         values = flat_results(results)
@@ -254,6 +285,8 @@ class Logs:
         width = len(str(self._steps))
         for split, values in numbers.items():
             self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
+            for tracker in self._trackers:
+                tracker.log(step, {f"{split}/{name}": value for name, value in values.items()})
             shown = (
                 train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
             )
@@ -263,8 +296,10 @@ class Logs:
 
     def end(self, run: Run, results: Mapping[str, float] | None) -> None:
         """Prints the results `results` of the last evaluation as tables, predictions for some held-out examples, and a
-        command to try the run.
+        command to try the run. Writes the report of the run if the experiment sets `log.report`.
         """
+        # Process 0 cannot compute answers alone on a mesh of all processes.
+        self.report(run if jax.process_count() == 1 else None)
         if self._quiet:
             return
         self._display.end_bar()
@@ -275,6 +310,8 @@ class Logs:
             self._show_table(run, name, values)
             if examples := run.demonstrate():
                 self.say("\n".join(["held-out examples:", *examples]))
+        if self._reports:
+            self.say(f"The report is {run.folder / REPORT}.")
         self.say(f"The run is in {run.folder}. Try it:\n{next_command(run)}")
 
     def _show_table(self, run: Run, name: str, values: Mapping[str, float]) -> None:

@@ -21,13 +21,15 @@ from jaxformer.metrics.means import Mean
 from jaxformer.parallel import host_memory, sharding
 from jaxformer.parameter_paths import join
 from jaxformer.progress import Display, display
+from jaxformer.reports import charts
 from jaxformer.runs import run as runs
 from jaxformer.runs import writing
 from jaxformer.runs.data_record import write_record
 from jaxformer.runs.folder import CHECKPOINTS, DAMAGED, Claim
 from jaxformer.runs.parameters import read_params, used_params
 from jaxformer.runs.run import Run
-from jaxformer.training import agreement, forking, self_check
+from jaxformer.runs.sessions import EVALUATION, SAVING
+from jaxformer.training import agreement, forking, self_check, trackers
 from jaxformer.training.checkpoints import Checkpoints
 from jaxformer.training.evaluation import Evaluations
 from jaxformer.training.first_state import restore_or_init
@@ -36,6 +38,7 @@ from jaxformer.training.logs import Logs, Meter, describe
 from jaxformer.training.moments import SaveClock, due, out_of_patience
 from jaxformer.training.preparation import prepare_data, prepare_evaluation
 from jaxformer.training.profiling import Profile
+from jaxformer.training.session_log import Stopwatch
 from jaxformer.training.signals import Stop
 from jaxformer.training.skips import Skips
 from jaxformer.training.stages import check_batch, check_experts, check_pipeline
@@ -162,6 +165,8 @@ class Training:
     """Logs of the run."""
     profile: Profile
     """Traces some steps if the user has requested a profile."""
+    watch: Stopwatch
+    """Measures what the time is spent on."""
     forked: bool
     """Whether the run is a fork of another run and does not have a checkpoint yet. If True, its initial state is saved.
     """
@@ -198,6 +203,9 @@ def fit(
       Stopped: If there is a signal when nothing has to be saved: before the first step, or after the last one is saved.
     """
     began, folder, data = time.monotonic(), storage.path(workdir), experiment.data
+    trackers.check_installed(experiment.log.trackers)
+    if experiment.log.report:
+        charts.check_library()
     agreement.check_same(experiment, folder)
     mesh = sharding.make_mesh(experiment.mesh)
     check_batch(experiment, mesh)
@@ -235,12 +243,14 @@ def fit(
         batches = stack.enter_context(loader.train_batches(data, tokenizer, experiment.seed, rows, lanes[rows]))
         claim.start(digests.seal(config.to_json(experiment)))
         write_record(claim.folder, record)
-        logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet, claim.moved))
+        logs = stack.enter_context(Logs(folder, experiment.steps, step, quiet, claim.moved, experiment.log))
         bent = forking.rate_change(before, experiment, state) if before and step else []
         logs.say("\n".join(filter(None, [describe(experiment, state, mesh), begun, *bent, *record.messages])))
         traced = stack.enter_context(Profile(folder if profile else None, step, experiment.steps))
+        logs.sessions.start(experiment, state, mesh)
+        watch = Stopwatch(began)
         training = Training(
-            experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, traced, forked
+            experiment, mesh, tokenizer, claim, stop, train, evaluate, saved, batches, logs, traced, watch, forked
         )
         state = train_to_end(training, state, lanes[rows], Meter(experiment, began))
         return finish(training, state)
@@ -262,10 +272,12 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
     lay = functools.partial(sharding.global_batch, rows=rows, batch=size, mesh=mesh)
     step, skips = start, Skips(int(state.skipped_in_a_row), rows, experiment.objective.loss_weights)
     clock = SaveClock(experiment.checkpoint.minutes)
-    for batch, lanes_after in training.batches:
+    for batch, lanes_after in training.watch.waiting(training.batches):
         if training.evaluate and logs.evaluated < step and due(step, experiment.evaluation.every, steps):
-            # No variable holds the parameters: the step donates them, and merged LoRA parameters would stay in memory.
-            results = training.evaluate(used_params(experiment, state.best_params, mesh), training.stop.requested)
+            with training.watch.measure(EVALUATION):
+                # No variable holds the parameters: the step donates them, and merged LoRA parameters would stay in
+                # memory.
+                results = training.evaluate(used_params(experiment, state.best_params, mesh), training.stop.requested)
             if results is None:
                 training.stop.agree()  # All processes have abandoned the evaluation.
             else:
@@ -280,12 +292,13 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
             trees = {**state.trees(), "lanes": lay({"lanes": lanes})}
             for skip in skips.rest():
                 logs.write_skip(skip)
-            logs.flush()  # A resumed run has the lines up to its checkpoint.
-            saved.save(step, trees, logs.results if evaluated else None)
+            with training.watch.measure(SAVING):
+                logs.flush()  # A resumed run has the lines up to its checkpoint.
+                saved.save(step, trees, logs.results if evaluated else None)
         if ending:
             break
         training.profile.before(step, state.step)
-        with training.profile.step(step):
+        with training.profile.step(step), training.watch.step():
             state, means = training.train(state, lay(batch))
             training.stop.harmless = None
             for skip in skips.add(step + 1, means, lanes):
@@ -298,6 +311,7 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
         if due(step, experiment.log.every, steps):
             training.claim.check()
             logs.write(step, "train", meter.report(step, state))
+            logs.sessions.progress(step, training.watch)
     return state
 
 
@@ -305,15 +319,20 @@ def finish(training: Training, state: TrainState) -> Run:
     """Ends a training: waits until its checkpoints are on disk, prints how it ended, and returns the run."""
     experiment, logs, saved, stop = training.experiment, training.logs, training.saved, training.stop
     folder, steps, step = training.claim.folder, experiment.steps, int(state.step)
-    saved.wait()
+    with training.watch.measure(SAVING):
+        saved.wait()
     training.claim.check()
+    stopped = stop.signal and (step < steps or (training.evaluate and logs.evaluated < step))
+    how = f"stopped by {stop.signal}" if stopped else "ended early" if step < steps else "done"
+    logs.sessions.end(step, training.watch, how)
     params, results = used_params(experiment, state.best_params, training.mesh), logs.results
     run = Run(folder, experiment, training.tokenizer, step, params, training.mesh)
     if experiment.checkpoint.best and logs.history:
         used, params = read_params(folder, experiment, training.mesh)
         run, results = dataclasses.replace(run, step=used, params=params), saved.results(used)
-    if stop.signal and (step < steps or (training.evaluate and logs.evaluated < step)):
-        logs.say(f"stopped by {stop.signal} at step {step}, saved; run the same command to resume")
+    if stopped:
+        logs.say(f"{how} at step {step}, saved; run the same command to resume")
+        logs.report()
         return dataclasses.replace(run, stopped=stop.signal)
     stop.harmless, stop.status = "after its last step", 0
     if step < steps:

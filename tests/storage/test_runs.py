@@ -78,6 +78,7 @@ def test_a_killed_run_is_refused_while_it_lives_and_resumes_as_if_undisturbed(
         "data.json",
         "experiment.json",
         "metrics.jsonl",
+        "sessions.jsonl",
         "tensorboard",
         "tokenizer",
     }
