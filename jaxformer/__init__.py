@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from jaxformer.decoding.transcribing import Transcribing as Transcribing
     from jaxformer.errors import InputError as InputError
     from jaxformer.evaluations import NamedEvaluation as NamedEvaluation
+    from jaxformer.explanations.explanation import explain as explain
     from jaxformer.interop.export.onnx_export import export_onnx as export_onnx
     from jaxformer.interop.export.stablehlo_program import export_stablehlo as export_stablehlo
     from jaxformer.interop.huggingface.models import export_hf as export_hf
@@ -71,6 +72,7 @@ else:
             "decoding.transcribing": ("Transcribing",),
             "errors": ("InputError",),
             "evaluations": ("NamedEvaluation",),
+            "explanations.explanation": ("explain",),
             "interop.export.onnx_export": ("export_onnx",),
             "interop.export.stablehlo_program": ("export_stablehlo",),
             "interop.huggingface.models": ("export_hf", "import_hf"),

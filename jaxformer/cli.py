@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxformer
-from jaxformer import classes, predict_command, run_commands, storage
+from jaxformer import classes, predict_command, report_commands, run_commands, storage
 from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
+from jaxformer.completion import completion
 from jaxformer.ending import STOPPED
 from jaxformer.errors import InputError, Stopped
+from jaxformer.next_steps import next_steps
 from jaxformer.parallel import start
 from jaxformer.training import host
 
@@ -30,6 +32,7 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         computations on a new kind of device;
                                                         with --accept-changed-data, resume on data that has changed;
                                                         with --skip-bad-records N, skip up to N unreadable documents;
+                                                        with --report, rewrite RUN/report.html at each evaluation;
                                                         CONFIG is a file, or a name such as bert_quickstart
   launch -n N CONFIG [--field value ...]                train with N processes on this machine
   plan CONFIG --topology NAME [--price USD] [--search]  report memory, traffic, time and cost of a run on TPUs or
@@ -44,10 +47,17 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --format onnx, a program for ONNX Runtime
   import HF_DIR RUN [--dtype TYPE] [--no-certificate]   create a run from a Hugging Face folder, to predict, export,
                                                         or start other runs from
+  report RUN [RUN ...] [--out FILE] [--open]            write one HTML file with what was trained, curves, times,
+                                                        results and examples; several runs are overlaid
+  explain RUN INPUT --out FILE [--label NAME]           write one HTML file about a prediction: attributions,
+                                                        attention by layer and head, the logit lens of decoders
+  runs [FOLDER] [--sort COLUMN] [--compare]             list the runs in a folder with their results, and the fields
+                                                        in which their configs differ
   verify RUN                                            compare everything in a run's folder with its digests
   drill RUN_OR_CONFIG [--only NAME] [--count N]         harm the checkpoints of a small run on your storage
                                                         (flipped bits, truncated, deleted and foreign files) and
                                                         its data, and report whether this is detected
+  completion SHELL                                      print a script that completes commands in bash, zsh or fish
   replay RUN --step N [--rows R ...]                    print the batch of a step, decoded, with the loss of each row
 
 evaluate, predict and export take --step N to use a checkpoint other than the latest (or the best). All commands take
@@ -83,13 +93,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "export": export,
         "import": import_,
         "launch": launch,
+        "report": report_commands.report,
+        "runs": report_commands.runs,
+        "explain": report_commands.explain,
         "verify": run_commands.verify,
         "replay": run_commands.replay,
         "drill": run_commands.drill,
+        "completion": completion,
     }
-    if not arguments or arguments[0] in ("-h", "--help"):
+    if not arguments:
+        print(next_steps())
+        return 0
+    if arguments[0] in ("-h", "--help"):
         print(USAGE, end="")
-        return 0 if arguments else 2
+        return 0
     if arguments == ["--version"]:
         print(f"jaxformer {jaxformer.__version__}")
         return 0
@@ -153,6 +170,7 @@ def train(arguments: list[str]) -> int:
     arguments, unchecked = take_switch(arguments, "no-self-check")
     arguments, accept = take_switch(arguments, "accept-changed-data")
     arguments, skips = take(arguments, "skip-bad-records", "a number")
+    arguments, reports = take_switch(arguments, "report")
     classes.allow(*allowed)
     if arguments in (["-h"], ["--help"]):
         print(USAGE, end="")
@@ -163,6 +181,7 @@ def train(arguments: list[str]) -> int:
             "train: expected a config file first, such as configs/bert_quickstart.py, or the name bert_quickstart"
         )
     arguments += [f"--data.skip_bad_records={count}" for count in skips[-1:]]
+    arguments += ["--log.report", "True"] if reports else []
     experiment = config.parse(paths[0], arguments[1:], "jaxformer train CONFIG.py [--workdir RUN]")
     host.start_jax()
     from jaxformer.training.loop import fit

@@ -26,9 +26,9 @@ FEW = "--steps 8 --log.every 4 --optimizer.schedule.warmup 4 --evaluation.batche
 MAILS = "python train.py mails.py"
 QUICKSTART, PYTEST = ".venv/bin/python train.py", "-m pytest"
 BASH = (QUICKSTART, PYTEST, "'.[cuda]'", "jaxformer evaluate RUN", "configs/sentiment.py", MAILS)
-BASH += ("jaxformer export", "configs/gpt_quickstart.py", "configs/vit_digits.py", "'.[audio]'")
+BASH += ("jaxformer export", "configs/gpt_quickstart.py", "configs/vit_digits.py", "'.[audio]'", "'.[report]'")
 PYTHON = ("jf.fit", "JsonLines", "# mails.py", "from_pretrained", "few_shot", "LabelledImages", "LabelledClips")
-PYTHON += ("SoundManifest",)
+PYTHON += ("SoundManifest", "jf.explain")
 """A part of each block of the README that no other has; the tests below run all of them."""
 
 
@@ -105,6 +105,19 @@ def test_the_commands_that_it_lists(program, folder):
         done = program.run(command.replace("NAME.py", "mine.py"), folder)
         assert done.returncode == 0, (command, done.stderr)
         assert done.stdout
+
+
+@pytest.mark.slow
+def test_what_it_says_of_looking_at_runs(folder):
+    pytest.importorskip("plotly", reason="needs plotly: pip install 'jaxformer[report]'")
+    install, *commands = lines("'.[report]'")
+    assert install == "pip install '.[report]'" and len(commands) == 4
+    for line in commands:
+        done = run(f"{line} {FEW}" if "train.py" in line else line, folder)
+        assert done.returncode == 0, (line, done.stderr)
+    assert "integrated gradients" in (folder / "page.html").read_text(encoding="utf-8")
+    assert (folder / "runs" / "bert" / "report.html").stat().st_size < 5_000_000
+    assert "token " in run_python(python("jf.explain"), folder)
 
 
 @pytest.mark.slow

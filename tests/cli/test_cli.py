@@ -234,6 +234,7 @@ def test_training_shows_where_it_runs_how_it_goes_and_what_it_has_learned(run):
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=tiny.ROOT)
     assert (done.returncode, done.stderr) == (0, "") and "[MASK]" in done.stdout.splitlines()[0]
     names = {".lock", "experiment.json", "data.json", "tokenizer", "checkpoints", "metrics.jsonl", "tensorboard"}
+    names |= {"sessions.jsonl"}
     assert {path.name for path in folder.iterdir()} == names
 
 
@@ -383,6 +384,6 @@ def test_help_lists_the_arguments_of_each_command(tiny_config, capsys):
     assert "--fork" in told and "changes its learning rate" in told
 
 
-def test_without_a_command_the_usage_is_shown(capsys):
-    assert cli.main([]) == 2
-    assert "usage: jaxformer COMMAND" in capsys.readouterr().out
+def test_without_a_command_the_next_steps_are_shown(capsys):
+    assert cli.main([]) == 0
+    assert "jaxformer --help" in capsys.readouterr().out
