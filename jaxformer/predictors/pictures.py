@@ -12,12 +12,11 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from jaxformer.predictors.base import Answer
+from jaxformer import html_page
+from jaxformer.predictors.base import PAGES, Answer
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
 """File name extensions for which answers are saved as one grid of images."""
-PAGES = (".html", ".htm")
-"""File name extensions for which answers are saved as a page."""
 GAP, SMALLEST = 2, 96
 """Number of white pixels between the images of a grid, and minimum size at which a page shows an image."""
 
@@ -106,9 +105,8 @@ def table(answers: Sequence[Pictures]) -> str:
 
 def page(answers: Sequence[Pictures]) -> str:
     """Returns an HTML page with all answers, which needs no other files."""
-    style = "body{font-family:sans-serif}th{text-align:left;max-width:16em}img{image-rendering:pixelated}"
-    head = f'<meta charset="utf-8"><title>Generated images</title><style>{style}</style>'
-    return f"<!DOCTYPE html>\n<html><head>{head}</head><body>{table(answers)}</body></html>\n"
+    body = f'<h1>Generated images</h1><div class="scroll">{table(answers)}</div>'
+    return html_page.page("Generated images", body, "th { max-width: 16em } img { image-rendering: pixelated }")
 
 
 def _row(answer: Pictures) -> str:
