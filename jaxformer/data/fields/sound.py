@@ -2,7 +2,6 @@
 
 import abc
 import dataclasses
-import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
