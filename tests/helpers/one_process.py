@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PROGRAMS = (["jaxformer"], ["python", "train.py"])
-"""The words before the arguments of a command."""
+PROGRAMS = {("jaxformer",): [], ("python", "train.py"): ["train"]}
+"""The arguments that programs give before those of their command line."""
 
 
 class Commands(contextlib.AbstractContextManager):
@@ -24,11 +24,11 @@ class Commands(contextlib.AbstractContextManager):
 
     def run(self, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
         """Runs a line such as `jaxformer predict RUN TEXT > FILE` in a folder."""
-        words, file = shlex.split(command), None
+        words, file = shlex.split(command, comments=True), None
         if words[-2:-1] == [">"]:
             *words, _, file = words
-        (program,) = [program for program in PROGRAMS if words[: len(program)] == program]
-        print(json.dumps([words[len(program) :], str(folder)]), file=self._process.stdin, flush=True)
+        ((program, first),) = [each for each in PROGRAMS.items() if words[: len(each[0])] == list(each[0])]
+        print(json.dumps([[*first, *words[len(program) :]], str(folder)]), file=self._process.stdin, flush=True)
         status, out, err = json.loads(self._process.stdout.readline())
         if file:
             (folder / file).write_text(out, encoding="utf-8")
