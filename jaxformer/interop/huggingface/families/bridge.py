@@ -176,8 +176,8 @@ class Bridge:
         """
         if (logits := getattr(output, "logits", None)) is not None:
             return {"logits": logits}
-        own = {name: getattr(output, name) for name in output.exported if name not in ModelOutput.exported}
-        if own:
+        names = [name for name in output.exported if name not in ModelOutput.exported]
+        if own := {name: array for name in names if (array := getattr(output, name)) is not None}:
             return own
         found = {"last_hidden_state": output.hidden}
         return found | ({"pooler_output": output.pooled[:, 0]} if model.has_pooler else {})
