@@ -2,9 +2,9 @@
 
 from jaxformer import config_files
 from jaxformer.command_arguments import Parser
-from jaxformer.decoding_options import DECODING, SAMPLING, SEARCH, TRANSCRIBING
+from jaxformer.decoding_options import DECODING, SAMPLING, SEARCH, SPEAKING, TRANSCRIBING
 
-WRITING = tuple(dict.fromkeys((*DECODING, *SEARCH, *SAMPLING, *TRANSCRIBING, "num_samples")))
+WRITING = tuple(dict.fromkeys((*DECODING, *SEARCH, *SAMPLING, *TRANSCRIBING, *SPEAKING, "num_samples")))
 WEIGHTS = ("dtype", "no-certificate")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "new": (),
@@ -12,7 +12,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "launch": (),
     "plan": ("topology", "price", "search", "compiled", "json"),
     "evaluate": ("name", "all", "step"),
-    "predict": ("input", "among", "json", "out", "rank-by", "keep", "step", *WRITING),
+    "predict": ("input", "among", "json", "out", "rank-by", "keep", "vocoder", "step", *WRITING),
     "export": ("format", "step", *WEIGHTS),
     "import": WEIGHTS,
     "report": ("out", "open", "no-examples", "step"),
