@@ -4,6 +4,7 @@ import errno
 import io
 import os
 import stat
+import weakref
 from collections.abc import Iterator
 
 from jaxformer.errors import InputError
@@ -21,8 +22,9 @@ class FileBytes:
     def __init__(self, path: str):
         """Opens a file. Raises OSError if it cannot be opened, or is not a regular file, such as a pipe."""
         check_regular(path)
-        self.path, self._file = path, open(path, "rb", buffering=0)  # noqa: SIM115
-        self._size = os.fstat(self._file.fileno()).st_size
+        self.path, self._file = path, os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)  # Sources stay open as long as they are used.
+        self._size = os.fstat(self._file).st_size
 
     def __len__(self) -> int:
         """Returns the size of the file in bytes when it was opened."""
@@ -32,7 +34,7 @@ class FileBytes:
         start, stop, _ = part.indices(self._size)
         content = self.part(start, stop)
         if len(content) < stop - start:
-            now = os.fstat(self._file.fileno()).st_size
+            now = os.fstat(self._file).st_size
             raise InputError(
                 f"{self.path}: has been cut from {self._size:,} to {now:,} bytes since it was opened; put a whole copy "
                 "back, and start again"
@@ -46,7 +48,7 @@ class FileBytes:
         """Returns the bytes of a part of the file. They are fewer if the file has been shortened."""
         found: list[bytes] = []
         try:
-            while start < stop and (new := os.pread(self._file.fileno(), stop - start, start)):
+            while start < stop and (new := os.pread(self._file, stop - start, start)):
                 found.append(new)
                 start += len(new)
         except OSError as error:
@@ -55,7 +57,7 @@ class FileBytes:
 
     def lines(self) -> Iterator[bytes]:
         """Yields the lines of the file, each with its line break."""
-        with io.FileIO(self._file.fileno(), closefd=False) as file:
+        with io.FileIO(self._file, closefd=False) as file:
             file.seek(0)
             yield from io.BufferedReader(file, _CHUNK)
 
