@@ -161,5 +161,5 @@ class DiscreteVae(Model):
         x = self.from_code(vectors)
         output = self.decoder(x + self.position.astype(x.dtype), BlockInputs(train=train))
         pixels = self.pixels_out(output.hidden).astype(jnp.float32)
-        patches = pixels.reshape(len(pixels), -1, self.patch, self.patch, self.channels)
+        patches = pixels.reshape(*pixels.shape[:2], self.patch, self.patch, self.channels)
         return unpatchify(patches, self.image // self.patch), output.means
