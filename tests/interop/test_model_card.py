@@ -25,12 +25,13 @@ OF_THE_HUB_ALONE = {"question-answering", "text2text-generation"}
 def test_each_architecture_has_the_auto_class_and_the_pipeline_of_transformers(architecture):
     auto, task = next(family.auto_class(architecture) for family in FAMILIES if architecture in family.architectures)
     theirs = getattr(transformers, architecture)
-    found = getattr(transformers, auto)._model_mapping[theirs.config_class]
-    assert theirs in (found if isinstance(found, tuple) else (found,))
+    if auto != architecture:  # No auto class loads a vocoder.
+        found = getattr(transformers, auto)._model_mapping[theirs.config_class]
+        assert theirs in (found if isinstance(found, tuple) else (found,))
     if task is not None and task not in OF_THE_HUB_ALONE:
-        from transformers.pipelines import SUPPORTED_TASKS
+        from transformers.pipelines import SUPPORTED_TASKS, TASK_ALIASES
 
-        classes = [each.__name__ for each in SUPPORTED_TASKS[task]["pt"]]
+        classes = [each.__name__ for each in SUPPORTED_TASKS[TASK_ALIASES.get(task, task)]["pt"]]
         pretraining = architecture == "BertForPreTraining"  # It fills masks too, by another class.
         assert auto in classes or pretraining
 
