@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from jaxformer.data.fields.sound import write_wav
+from jaxformer.data.fields.sound import wav
 from jaxformer.errors import InputError
 from jaxformer.predictors.base import Answer
 from jaxformer.predictors.speech_page import figure, page
@@ -57,12 +57,6 @@ class Speech(Answer):
         plain = {"text": self.text, "seconds": self.seconds, "rate": self.rate}
         return plain | {"marks": [dataclasses.asdict(mark) for mark in self.marks]}
 
-    def wav(self) -> bytes:
-        """Returns the content of a 16-bit WAV file with the speech."""
-        with io.BytesIO() as file:
-            write_wav(file, self.samples, self.rate)
-            return file.getvalue()
-
     def save(self, path: Path) -> None:
         """Writes the speech to a file, in the format of its extension: a sound for .wav, .flac and .ogg, a page with
         waveform, spectrogram, times and a player for .html, and JSON without the sound for .json.
@@ -72,7 +66,7 @@ class Speech(Answer):
         """
         kind = path.suffix.lower()
         if kind == ".wav":
-            path.write_bytes(self.wav())
+            path.write_bytes(wav(self.samples, self.rate))
         elif kind in SOUNDS:
             import soundfile
 

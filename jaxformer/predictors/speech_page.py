@@ -1,28 +1,29 @@
 """HTML page of speech: waveform, spectrogram, parts with their times, and a player."""
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from jaxformer import html_page
+from jaxformer.data.fields.sound import wav
+from jaxformer.html_page import escape
+
 WIDTH, HEIGHT = 960, 80
 """Size of a waveform in pixels. A spectrogram has the same width and twice the height."""
 RANGE = 4.0
 """Range of the values of a spectrogram that are shown, from the largest one down, in log10 of amplitudes."""
 STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; padding: 0 1rem; color: #222 }
-figure { margin: 0 0 3rem } figcaption { margin-bottom: .5rem }
+figure.player { margin-bottom: 1.5rem } figcaption { margin-bottom: .5rem }
 .speech { position: relative; cursor: pointer } .speech svg, .speech img { display: block; width: 100% }
 .speech img { height: 160px } .speech svg { height: 80px }
-.marks { position: relative; height: 1.4rem; font-size: 11px; color: #555 }
-.marks span { position: absolute; overflow: hidden; border-left: 1px solid #bbb; padding-left: 2px; height: 100% }
-.now { position: absolute; top: 0; bottom: 0; width: 1px; background: #d33 } audio { width: 100%; margin-top: .5rem }
+.marks { position: relative; height: 1.4rem; font-size: 11px; color: var(--muted) }
+.marks span { position: absolute; overflow: hidden; border-left: 1px solid var(--edge); padding-left: 2px;
+  height: 100% }
+.now { position: absolute; top: 0; bottom: 0; width: 1px; background: var(--bad) }
 """
-SCRIPT = """
+SCRIPT = """<script>
 for (const figure of document.querySelectorAll("figure.player")) {
   const audio = figure.querySelector("audio"), area = figure.querySelector(".speech"), now = area.querySelector(".now");
   audio.addEventListener("timeupdate", () => { now.style.left = 100 * audio.currentTime / audio.duration + "%"; });
@@ -32,33 +33,29 @@ for (const figure of document.querySelectorAll("figure.player")) {
     audio.play();
   });
 }
-"""
+</script>"""
 
 
 def page(answers: Sequence[Any]) -> str:
     """Returns an HTML page with the `Speech` objects `answers`. It contains the sounds, and needs no other files."""
-    figures = "\n".join(map(figure, answers))
-    title = html.escape(answers[0].text[:60]) if answers else "Speech"
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>\n<style>{STYLE}</style>'
-        f"</head>\n<body>\n{figures}\n<script>{SCRIPT}</script>\n</body></html>\n"
-    )
+    title = answers[0].text[:60] if answers else "Speech"
+    return html_page.page(title, "\n".join(map(figure, answers)), STYLE, SCRIPT)
 
 
 def figure(speech: Any) -> str:
     """Returns the HTML of one `Speech`: its text, waveform, spectrogram, parts with their times, and player."""
-    sound = base64.b64encode(speech.wav()).decode()
     length = max(speech.seconds, 1e-3)
     marks = "".join(
         f'<span style="left:{100 * mark.start / length:.2f}%;width:{100 * (mark.end - mark.start) / length:.2f}%" '
-        f'title="{mark.start:.2f}–{mark.end:.2f} s">{html.escape(mark.text)}</span>'
+        f'title="{mark.start:.2f}–{mark.end:.2f} s">{escape(mark.text)}</span>'
         for mark in speech.marks
     )
+    picture = html_page.picture(spectrogram(speech.log_mel), "spectrogram")
     return (
-        f'<figure class="player"><figcaption>{html.escape(speech.text)} ({speech.seconds:.1f} s)</figcaption>\n'
-        f'<div class="speech">{waveform(speech.samples)}\n<img alt="spectrogram" '
-        f'src="data:image/png;base64,{spectrogram(speech.log_mel)}">\n<div class="marks">{marks}</div>'
-        f'<div class="now"></div></div>\n<audio controls src="data:audio/wav;base64,{sound}"></audio></figure>'
+        f'<figure class="player"><figcaption>{escape(speech.text)} ({speech.seconds:.1f} s)</figcaption>\n'
+        f'<div class="speech">{waveform(speech.samples)}\n{picture}\n'
+        f'<div class="marks">{marks}</div><div class="now"></div></div>\n'
+        f"{html_page.sound(wav(speech.samples, speech.rate), 'speech')}</figure>"
     )
 
 
@@ -76,11 +73,9 @@ def waveform(samples: np.ndarray) -> str:
     )
 
 
-def spectrogram(log_mel: np.ndarray) -> str:
-    """Draws a log-mel spectrogram [frames, mels] as a PNG, low frequencies at the bottom. Returns it in base64."""
+def spectrogram(log_mel: np.ndarray) -> Image.Image:
+    """Draws a log-mel spectrogram [frames, mels], low frequencies at the bottom."""
     shown = log_mel if log_mel.size else np.zeros((1, 1))
     levels = np.clip(1 + (shown - shown.max()) / RANGE, 0, 1).T[::-1]
     picture = Image.fromarray(np.round(255 * (1 - levels)).astype(np.uint8))
-    with io.BytesIO() as file:
-        picture.resize((WIDTH, 2 * HEIGHT), Image.Resampling.BILINEAR).save(file, "png")
-        return base64.b64encode(file.getvalue()).decode()
+    return picture.resize((WIDTH, 2 * HEIGHT), Image.Resampling.BILINEAR)

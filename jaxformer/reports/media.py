@@ -1,6 +1,5 @@
 """Shows the files of requests in a page: pictures, frames of videos, and sounds with their spectrograms."""
 
-import io
 import os
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from jaxformer import storage
-from jaxformer.data.fields.sound import SoundField, write_wav
+from jaxformer.data.fields.sound import SoundField, wav
 from jaxformer.data.sources import clips, pictures, sounds
 from jaxformer.errors import InputError
 from jaxformer.html_page import escape, picture, sound
@@ -83,10 +82,3 @@ def heat_map(values: np.ndarray) -> Image.Image:
     steps = np.linspace(0, 1, len(HEAT))
     channels = [np.interp(shares, steps, [color[channel] for color in HEAT]) for channel in range(3)]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
-
-
-def wav(samples: np.ndarray, rate: int) -> bytes:
-    """Returns the content of a WAV file. `samples` are floats from -1 to 1, with `rate` samples per second."""
-    content = io.BytesIO()
-    write_wav(content, samples, rate)
-    return content.getvalue()

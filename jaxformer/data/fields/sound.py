@@ -2,10 +2,11 @@
 
 import abc
 import dataclasses
+import io
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -176,14 +177,21 @@ class SoundField(AudioField):
         return self.log_mel(padded)
 
 
-def write_wav(path: Path | BinaryIO, samples: np.ndarray, rate: int) -> None:
-    """Writes samples (floats from -1 to 1, [samples]) as a 16-bit WAV file with `rate` samples per second. `path` is
-    the path of the file, or an open binary file.
+def wav(samples: np.ndarray, rate: int) -> bytes:
+    """Returns the content of a 16-bit WAV file with samples (floats from -1 to 1, [samples]) at `rate` samples per
+    second.
     """
     import wave
 
-    with wave.open(str(path) if isinstance(path, Path) else path, "wb") as file:
-        file.setnchannels(1)
-        file.setsampwidth(2)
-        file.setframerate(rate)
-        file.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
+    with io.BytesIO() as content:
+        with wave.open(content, "wb") as file:
+            file.setnchannels(1)
+            file.setsampwidth(2)
+            file.setframerate(rate)
+            file.writeframes((np.clip(samples, -1, 1) * 32767).round().astype("<i2").tobytes())
+        return content.getvalue()
+
+
+def write_wav(path: Path, samples: np.ndarray, rate: int) -> None:
+    """Writes samples as a WAV file (see `wav`)."""
+    path.write_bytes(wav(samples, rate))
