@@ -24,6 +24,12 @@ from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
 
 
+def check_widths(encoder: Transformer, decoder: Transformer, why: str = "") -> None:
+    """Raises InputError if a decoder does not have the width of its encoder. `why` is the reason, for the message."""
+    if encoder.width != decoder.width:
+        raise InputError(f"model.decoder.width={decoder.width}: {why}expected the encoder's width, {encoder.width}")
+
+
 def refuse_prefix(prefix: jax.Array | None) -> None:
     """Raises ValueError if `Model.decode` of an encoder–decoder is given a prefix."""
     if prefix is not None:
@@ -84,11 +90,7 @@ class EncoderDecoder(Model):
     def __post_init__(self):
         separate(self, "decoder", "encoder")
         super().__post_init__()
-        if self.encoder.width != self.decoder.width:
-            raise InputError(
-                f"model.decoder.width={self.decoder.width}: the embeddings are shared; "
-                f"expected the encoder's width, {self.encoder.width}"
-            )
+        check_widths(self.encoder, self.decoder, "the embeddings are shared; ")
 
     def inputs(self) -> dict[str, InputSpec]:
         """Returns a dict that maps input names to the specifications of the arrays: axes, data type and meaning."""

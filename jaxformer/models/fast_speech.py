@@ -22,6 +22,7 @@ from jaxformer.layers.time_convolution import TimeConvolution
 from jaxformer.layers.transformer import Transformer, separate
 from jaxformer.metrics.means import added
 from jaxformer.models.base import SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput
+from jaxformer.models.encoder_decoder import check_widths
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
 
@@ -144,10 +145,7 @@ class FastSpeech2(Model):
     def __post_init__(self):
         separate(self, "decoder", "encoder")
         super().__post_init__()
-        if self.encoder.width != self.decoder.width:
-            raise InputError(
-                f"model.decoder.width={self.decoder.width}: expected the encoder's width, {self.encoder.width}"
-            )
+        check_widths(self.encoder, self.decoder)
         if self.encoder.width % 2:
             raise InputError(f"model.encoder.width={self.encoder.width}: expected an even number")
         for field in ("max_length", "frames", "mels", "predictor_width", "bins"):

@@ -28,6 +28,7 @@ from jaxformer.layers.time_convolution import TimeConvolution
 from jaxformer.layers.transformer import Transformer, fresh, separate
 from jaxformer.metrics.means import added
 from jaxformer.models.base import SEGMENTS, TOKENS, InputSpec, Memory, Model, ModelOutput, TokenInput
+from jaxformer.models.encoder_decoder import check_widths
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
 
@@ -194,10 +195,7 @@ class SpeechT5(Model):
     def __post_init__(self):
         separate(self, "decoder", "encoder")
         super().__post_init__()
-        if self.encoder.width != self.decoder.width:
-            raise InputError(
-                f"model.decoder.width={self.decoder.width}: expected the encoder's width, {self.encoder.width}"
-            )
+        check_widths(self.encoder, self.decoder)
         for field in ("max_length", "max_frames", "mels", "reduction", "speaker_size", "prenet_depth", "postnet_depth"):
             if getattr(self, field) < 1:
                 raise InputError(f"model.{field}={getattr(self, field)}: expected at least 1")

@@ -22,7 +22,7 @@ from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.transformer import Transformer, TransformerOutput, separate
 from jaxformer.metrics.means import added
 from jaxformer.models.base import POSITION_IDS, SEGMENTS, TOKENS, InputSpec, LMOutput, Memory, Model, TokenInput
-from jaxformer.models.encoder_decoder import refuse_prefix
+from jaxformer.models.encoder_decoder import check_widths, refuse_prefix
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata, sharding
 
@@ -152,10 +152,7 @@ class Whisper(Model):
     def __post_init__(self):
         separate(self, "decoder", "encoder")
         super().__post_init__()
-        if self.encoder.width != self.decoder.width:
-            raise InputError(
-                f"model.decoder.width={self.decoder.width}: expected the encoder's width, {self.encoder.width}"
-            )
+        check_widths(self.encoder, self.decoder)
         if self.encoder.width % 2 or self.encoder.width < 4:
             raise InputError(f"model.encoder.width={self.encoder.width}: expected an even number from 4 on")
         for field, value in (("frames", self.frames), ("mels", self.mels), ("max_length", self.max_length)):
