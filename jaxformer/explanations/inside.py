@@ -83,7 +83,7 @@ def logit_lens(model: Model, params: Any, inside: Inside) -> jax.Array:
       inside: record of a call of the model.
 
     Returns:
-      Logits, float32 [layers, batch, length, vocab]. Those of the last layer are the logits of the model.
+      Logits, float32 [layers, batch, length, vocab]. The logits of the last layer are the logits of the model.
     """
     path, stack = list(model.stacks().items())[-1]
     vectors = inside.stacks[path].layers

@@ -34,8 +34,8 @@ SAVED = "attention"
 pass.
 """
 MATRIX = 2**26
-"""Maximum number of entries (queries times keys) of a mask for cuDNN, each of which takes two bytes for each batch
-row. If batch rows contain several segments and the mask would be larger, attention is computed in plain JAX.
+"""Maximum number of entries (queries times keys) of a mask for cuDNN. An entry takes two bytes per batch row. If batch
+rows contain several segments and the mask would be larger, attention is computed in plain JAX.
 """
 TILES = (512, 384, 256, 128)
 """Numbers of queries or keys that splash attention can process as one block, largest first. It uses the largest one

@@ -36,7 +36,7 @@ class HifiGan(Model):
     """HiFi-GAN generator: transposed convolutions that increase the rate from frames to samples, each followed by
     residual blocks of convolutions with several kernel sizes, whose outputs are averaged (Kong et al. 2020, §2.2).
 
-    The defaults are those of the vocoder of SpeechT5. It has no Transformer blocks.
+    The defaults are the sizes of SpeechT5's vocoder. There are no Transformer blocks.
     """
 
     is_vocoder: ClassVar[bool] = True

@@ -25,7 +25,7 @@ class SpeechFrames(Objective[SpeechT5]):
     the cross-entropy of the end of the speech (Shen et al. 2018), and the guided attention loss (Tachibana et al.
     2018), which is small where the text and the speech advance at the same rate.
 
-    Each group of frames is predicted from those of the recording before it.
+    Each group of frames is predicted from the earlier groups of the recording (teacher forcing).
     """
 
     guided_weight: float = 10.0

@@ -27,8 +27,8 @@ T = TypeVar("T")
 
 
 class Stopwatch:
-    """Measures how many seconds a session spends on each kind of work. Times are those of the host: while it waits for
-    a batch or saves, devices may still compute steps.
+    """Measures how many seconds a session spends on each kind of work. Times are measured on the host: while it waits
+    for a batch or saves, devices may still compute steps.
     """
 
     def __init__(self, began: float):

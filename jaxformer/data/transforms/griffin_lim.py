@@ -14,8 +14,8 @@ MOMENTUM = 0.99
 def griffin_lim(log_mel: np.ndarray, settings: LogMel, iterations: int = 60, seed: int = 0) -> np.ndarray:
     """Computes a sound with a given log-mel spectrogram, by the fast Griffin–Lim algorithm (Perraudin et al. 2013).
 
-    The phases of the Fourier transform start at random, and are repeatedly replaced by those of the sound that they
-    give.
+    The phases of the Fourier transform start at random. Each iteration computes a sound with the current phases, and
+    replaces them by the phases of this sound.
 
     Args:
       log_mel: log-mel spectrogram, float [frames, mels].

@@ -58,8 +58,8 @@ def _autocorrelation(frames: np.ndarray) -> np.ndarray:
 def averaged(values: np.ndarray, durations: np.ndarray) -> np.ndarray:
     """Averages values of frames over phonemes. Values that are NaN do not count.
 
-    A phoneme without any value, such as one without voice, has a value between those of the phonemes around it, by
-    linear interpolation. If no phoneme has a value, all are 0.
+    The value of a phoneme whose frames are all NaN, such as one without voice, is interpolated linearly between the
+    phonemes around it. If no phoneme has a value, all are 0.
 
     Args:
       values: value of each frame, [frames].

