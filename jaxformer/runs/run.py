@@ -275,11 +275,11 @@ class Run:
         Raises:
           InputError: If a setting does not exist, or the run's model does not generate text.
         """
-        if isinstance(self.predictor, Searches):
-            return self._with("search", settings, True, "")
-        if isinstance(self.predictor, Draws):
-            return self._with("sampling", settings, True, "")
-        return self._with("decoding", settings, isinstance(self.predictor, Generates), "does not generate text")
+        if settings and isinstance(self.predictor, Searches):
+            return self._with("search", settings, Searches, "")
+        if settings and isinstance(self.predictor, Draws):
+            return self._with("sampling", settings, Draws, "")
+        return self._with("decoding", settings, Generates, "does not generate text")
 
     def with_transcribing(self, **settings: Any) -> "Run":
         """Returns a copy of the run with other `Transcribing` settings: `run.with_transcribing(word_times=True)`.
@@ -287,7 +287,7 @@ class Run:
         Raises:
           InputError: If a setting does not exist, or the run's model does not transcribe sounds.
         """
-        return self._with("transcribing", settings, isinstance(self.predictor, Transcribes), "transcribes no sounds")
+        return self._with("transcribing", settings, Transcribes, "transcribes no sounds")
 
     def with_speaking(self, **settings: Any) -> "Run":
         """Returns a copy of the run with other `Speaking` settings: `run.with_speaking(speed=1.2)`.
@@ -295,7 +295,7 @@ class Run:
         Raises:
           InputError: If a setting does not exist, or the run's model does not speak.
         """
-        return self._with("speaking", settings, isinstance(self.predictor, Speaks), "does not speak")
+        return self._with("speaking", settings, Speaks, "does not speak")
 
     def with_vocoder(self, model: Model, params: Any) -> "Run":
         """Returns a copy of the run that converts spectrograms to sounds with a vocoder:
@@ -310,9 +310,13 @@ class Run:
         _ = found.predictor  # Raises an error if the model is not a vocoder.
         return found
 
-    def _with(self, field: str, settings: Mapping[str, Any], possible: bool, problem: str) -> "Run":
-        """Returns a copy of the run with other settings in a field of its objective."""
-        if settings and not possible:
+    def _with(self, field: str, settings: Mapping[str, Any], kind: type, problem: str) -> "Run":
+        """Returns a copy of the run with other settings in a field of its objective, whose predictor must be of a kind.
+        Without settings, returns the run itself, because a copy would make its predictor again.
+        """
+        if not settings:
+            return self
+        if not isinstance(self.predictor, kind):
             raise InputError(f"{next(iter(settings))}: {type(self.objective).__name__} {problem}; leave it out")
         overrides = {f"objective.{field}.{name}": value for name, value in settings.items()}
         return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
