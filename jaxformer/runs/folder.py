@@ -28,6 +28,7 @@ STARTING = ".jaxformer-starting"
 WRITTEN = (
     *(EXPERIMENT, f"{EXPERIMENT}.tmp", TOKENIZER, CHECKPOINTS, LOCK, DAMAGED, STARTING, "tensorboard", "profile"),
     *("data.json", "data.json.tmp", "metrics.jsonl", "metrics.tmp", "skipped.jsonl", "skipped.tmp"),
+    *("sessions.jsonl", "report.html", "report.html.tmp"),
 )
 """Names of everything that a run writes to its folder."""
 MOVED = "moved"

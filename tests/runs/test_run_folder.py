@@ -195,7 +195,7 @@ def test_an_experiment_that_is_the_same_is_not_written_again(experiment, tmp_pat
     assert tree(tmp_path) == before
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "checkpoints", "experiment.json.tmp", ".lock"])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "sessions.jsonl", "checkpoints", "experiment.json.tmp", ".lock"])
 def test_links_in_a_run_are_never_written_through(name, experiment, tmp_path):
     (tmp_path / "run").mkdir()
     writing.write_experiment(tmp_path / "run", experiment)
