@@ -156,12 +156,12 @@ def _predict_each(run, options: argparse.Namespace, lines: Sequence[str]) -> lis
     """
     texts, num_samples = options.texts, options.num_samples
     asked = [*texts, *filter(None, lines)]
+    ranker = run_commands.opened(options.rank_by) if options.rank_by else None  # Fails before the images are drawn.
     found = run.rank(asked, options.among) if options.among else run.predict(asked, num_samples)
     several = found if num_samples > 1 else [[answer] for answer in found]
-    if options.rank_by:
+    if ranker is not None:
         from jaxformer.runs.reranking import reranked
 
-        ranker = run_commands.opened(options.rank_by)
         several = [reranked(answers, ranker, options.keep) for answers in several]
     answers = iter(several)
     order = [True] * len(texts) + list(map(bool, lines))
