@@ -8,6 +8,7 @@ from typing import Literal
 
 from jaxformer import fields, storage
 from jaxformer.data.sources import columns
+from jaxformer.data.sources.sources import record, skippable
 from jaxformer.data.tokenizers import training
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
 from jaxformer.data.tokenizers.characters import DELIMITER, CharacterTokenizer, load_characters, of_alphabet
@@ -225,7 +226,8 @@ class Phonemes:
             return load_tokenizer(folder)
         documents, found = open_source(), set()
         for index in range(0, len(documents), max(1, -(-len(documents) // self.sample))):
-            found |= set(columns.strings(documents[index], self.column, "tokenizer.column"))
+            with skippable(documents, index):
+                found |= set(columns.strings(record(documents, index), self.column, "tokenizer.column"))
         tokenizer = PhonemeTokenizer(sorted(found - {"", PAUSE, PAD}))
         tokenizer.save(folder)
         return tokenizer
@@ -268,8 +270,8 @@ def _file(path: str, *names: str) -> str:
     for name in names:
         if storage.path(os.path.join(path, name)).exists():
             return os.path.join(path, name)
-    missing = f"no {names[0]}" if len(names) == 1 else f"none of {', '.join(names)}"
-    missing = f"neither {names[0]} nor {names[1]}" if len(names) == 2 else missing
+    few = {1: f"no {names[0]}", 2: f"neither {names[0]} nor {names[-1]}"}
+    missing = few.get(len(names), f"none of {', '.join(names)}")
     raise InputError(f"{path}: this folder has {missing}")
 
 
