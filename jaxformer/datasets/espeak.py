@@ -4,6 +4,7 @@ import concurrent.futures
 import ctypes
 import ctypes.util
 import dataclasses
+import functools
 import io
 import multiprocessing
 import wave
@@ -137,10 +138,11 @@ def speak_all(texts: Iterable[tuple[str, str]]) -> Iterator[Speech]:
         yield from process.submit(_speak, chunk).result()
 
 
-_speakers: list[Speaker] = []
+@functools.cache
+def speaker() -> Speaker:
+    """Returns the speaker of this process. The library of espeak-ng has one state per process."""
+    return Speaker()
 
 
 def _speak(texts: list[tuple[str, str]]) -> list[Speech]:
-    if not _speakers:
-        _speakers.append(Speaker())
-    return [_speakers[0].speak(text, voice) for text, voice in texts]
+    return [speaker().speak(text, voice) for text, voice in texts]

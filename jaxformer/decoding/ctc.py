@@ -175,12 +175,13 @@ class BeamSearch:
         sums: dict[_Prefix, list[float]] = {}  # Of paths that end in a blank, and of others.
         completed: list[_Prefix] = []
         for beam in beams:
+            total = _sum(beam.blank, beam.spelled)
             for token, probability in tokens:
                 if token == self.blank:
                     found = sums.setdefault(beam, [-math.inf, -math.inf])
-                    found[0] = _sum(found[0], _sum(beam.blank, beam.spelled) + probability)
+                    found[0] = _sum(found[0], total + probability)
                     continue
-                before = _sum(beam.blank, beam.spelled)
+                before = total
                 if token == beam.token:
                     found = sums.setdefault(beam, [-math.inf, -math.inf])
                     found[1] = _sum(found[1], beam.spelled + probability)

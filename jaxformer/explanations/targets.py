@@ -59,7 +59,7 @@ def choose(
     if run.tokenizer is None or tokens is None or logits.ndim != 3:
         return None, inputs, inside
     if model.is_encoder_decoder:
-        return _of_answer(run, inputs, answer, label)
+        return _of_answer(run, inputs, inside, answer, label)
     mask = run.tokenizer.special_id("mask")
     blanks = np.flatnonzero(tokens[0] == mask) if mask is not None else []
     if not model.is_generative and not len(blanks):
@@ -101,7 +101,7 @@ def _of_token(run: Run, logits: np.ndarray, position: int, label: str | None) ->
 
 
 def _of_answer(
-    run: Run, inputs: Mapping[str, np.ndarray], answer: Any, label: str | None
+    run: Run, inputs: Mapping[str, np.ndarray], inside: Inside, answer: Any, label: str | None
 ) -> tuple[Prediction | None, Mapping[str, np.ndarray], Inside]:
     """Explains all tokens of a text that an encoder–decoder has written: `label`, or else its answer."""
     tokenizer = run.require_tokenizer().target
@@ -111,7 +111,7 @@ def _of_answer(
     room = run.model.token_inputs()["tokens"].max_length - start.shape[1]
     written = written[: max(1, room)]
     if not len(written):
-        return None, inputs, look_inside(run.model, run.params, dict(inputs))
+        return None, inputs, inside
     tokens = np.concatenate([start, written[None, :-1]], axis=1)
     changed = dict(inputs) | {"tokens": tokens}
     changed |= {"segments": np.ones_like(tokens)} if "segments" in inputs else {}

@@ -3,6 +3,7 @@ skipped steps, the sessions, the data and the certificate.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -55,18 +56,18 @@ class RunRecord:
         """Number of steps that the config asks for."""
         return int(self.config.get("steps") or 0)
 
-    @property
+    @functools.cached_property
     def step(self) -> int:
         """Number of steps that are done, as far as they were logged."""
         logged = max((int(line["step"]) for line in self.lines), default=0)
         return max(logged, max((session.last_step for session in self.sessions), default=0))
 
-    @property
+    @functools.cached_property
     def evaluations(self) -> tuple[str, ...]:
         """Names of the evaluations that have run, in the order in which they first ran."""
         return tuple(dict.fromkeys(line["split"] for line in self.lines if line["split"] != TRAIN))
 
-    @property
+    @functools.cached_property
     def status(self) -> str:
         """Describes whether the run is finished, such as `done` or `stopped by SIGTERM`."""
         if self.sessions:

@@ -115,10 +115,4 @@ def _pronounced(text: str, voice: str) -> tuple[str, ...]:
     """Returns the phonemes of a text, as a voice of espeak-ng speaks it."""
     from jaxformer.datasets import espeak
 
-    return _speaker(espeak.Speaker).speak(text, voice).phonemes
-
-
-@functools.cache
-def _speaker(kind: Any) -> Any:
-    """Returns the speaker of this process. The library of espeak-ng has one state per process."""
-    return kind()
+    return espeak.speaker().speak(text, voice).phonemes

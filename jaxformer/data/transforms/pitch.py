@@ -37,10 +37,10 @@ def pitch(samples: np.ndarray, settings: LogMel) -> np.ndarray:
     frames = frames[: settings.frames(len(samples) / rate)]
     frames = (frames - frames.mean(1, keepdims=True)) * hann(window)
     lags = np.arange(int(rate / HIGHEST), min(half, int(np.ceil(rate / LOWEST))) + 1)
-    found = _autocorrelation(frames)
-    # Dividing by that of the window corrects for the frame's decrease toward its ends.
-    found = found[:, lags] / np.maximum(found[:, :1], 1e-12) / _autocorrelation(hann(window)[None])[:, lags]
-    found *= _autocorrelation(hann(window)[None])[:, :1]
+    found, of_window = _autocorrelation(frames), _autocorrelation(hann(window)[None])
+    # Dividing by the autocorrelation of the window corrects for the frame's decrease toward its ends.
+    found = found[:, lags] / np.maximum(found[:, :1], 1e-12) / of_window[:, lags]
+    found *= of_window[:, :1]
     # Multiples of the period are as similar as the period itself.
     chosen = (found - OCTAVE_COST * np.log2(lags * LOWEST / rate)).argmax(1)
     voiced = (found[np.arange(len(found)), chosen] > VOICED) & (frames.std(1) > SILENCE)
