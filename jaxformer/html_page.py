@@ -8,6 +8,8 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxformer import strict_json
+
 if TYPE_CHECKING:
     from PIL import Image
 
@@ -124,12 +126,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], numbers: Sequenc
       wide: whether the table has the width of the page.
     """
 
-    def cells(row: Sequence[str], tag: str) -> str:
-        marked = ((' class="number"' if index in numbers else "", cell) for index, cell in enumerate(row))
+    def cells(row: Sequence[str], tag: str, first: int = 0) -> str:
+        marked = ((' class="number"' if index in numbers else "", cell) for index, cell in enumerate(row, first))
         return "".join(f"<{tag}{mark}>{cell}</{tag}>" for mark, cell in marked)
 
     head = f"<thead><tr>{cells(header, 'th')}</tr></thead>" if header else ""
-    lines = (f"<tr><th>{row[0]}</th>{cells(('', *row[1:]), 'td').removeprefix('<td></td>')}</tr>" for row in rows)
+    lines = (f"<tr><th>{row[0]}</th>{cells(row[1:], 'td', 1)}</tr>" for row in rows)
     body = "\n".join(lines)
     return f'<div class="scroll"><table{" class=wide" if wide else ""}>{head}<tbody>\n{body}\n</tbody></table></div>'
 
@@ -138,6 +140,12 @@ def grid(items: Iterable[str]) -> str:
     """Returns a grid of frames, each with one of several pieces of HTML. Figures are not framed again."""
     framed = (item if item.startswith("<figure") else f"<figure>{item}</figure>" for item in items)
     return f'<div class="grid">{"".join(framed)}</div>'
+
+
+def data(value: Any) -> str:
+    """Returns an HTML `<script>` that contains a value as JSON, for the scripts of the page."""
+    text = strict_json.dumps(value, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
+    return f'<script type="application/json">{text}</script>'
 
 
 def details(summary: str, content: str) -> str:

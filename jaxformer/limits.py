@@ -105,7 +105,7 @@ def parse_json(content: bytes | str, what: str, **options: Any) -> Any:
     except RecursionError as error:
         raise InputError(f"{what}: expected JSON: nested too deeply") from error
     except ValueError as error:
-        raise InputError(f"{what}: expected JSON: {' '.join(str(error).split())}") from error
+        raise InputError(f"{what}: expected JSON: {one_line(error)}") from error
 
 
 def one_line(error: BaseException) -> str:

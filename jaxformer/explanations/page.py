@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jaxformer import html_page, strict_json
+from jaxformer import html_page
 from jaxformer.explanations.attributions import SOUND
 from jaxformer.explanations.explanation import AttentionView, Explanation, Lens
 from jaxformer.html_page import details, escape, table
@@ -180,8 +180,7 @@ def _maps(weights: np.ndarray, queries: Sequence[str], keys: Sequence[Sequence[s
         "keys": [list(names) for names in keys],
         "data": base64.b64encode(levels.tobytes()).decode(),
     }
-    data = strict_json.dumps(view, ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
-    return f'<div class="attention"><script type="application/json">{data}</script></div>'
+    return f'<div class="attention">{html_page.data(view)}</div>'
 
 
 def _halved(weights: np.ndarray, queries: Sequence[str], keys: Sequence[Sequence[str]]):

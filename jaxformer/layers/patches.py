@@ -62,6 +62,12 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     return images.astype(jnp.float32) / (255 * stds) - means / stds
 
 
+def denormalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Converts normalized images to uint8 pixels, the inverse of `normalise`."""
+    means, stds = (jnp.asarray(values, jnp.float32) for values in (mean, std))
+    return jnp.round(255 * jnp.clip(images * stds + means, 0, 1)).astype(jnp.uint8)
+
+
 def check_geometry(image: int, patch: int, channels: int, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Raises InputError if the image settings of a model are not valid: sizes below 1, an image size that is not a
     multiple of the patch size, or a mean or std with another number of values than 1 or `channels`.

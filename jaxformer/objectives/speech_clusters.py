@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxformer import fields
 from jaxformer.errors import InputError
+from jaxformer.losses.cross_entropy import class_cross_entropy
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
 from jaxformer.metrics.means import Mean, auxiliary
@@ -65,14 +66,9 @@ class SpeechClusters(Objective[Hubert]):
         output, targets = self.apply_model(model, params, batch, key), batch["targets"]
         real = batch["weights"] * (jnp.arange(targets.shape[1]) < output.frames[:, None])
         masked = batch["masked"] * real
-        losses = -jnp.take_along_axis(jax.nn.log_softmax(output.logits), targets[..., None], axis=-1)[..., 0]
-        right = output.logits.argmax(-1) == targets
-        terms = {
-            "masked": Mean.of(losses, masked),
-            "unmasked": Mean.of(losses, real - masked),
-            "accuracy": Mean.of(right, masked),
-        }
-        return terms | auxiliary(output)
+        loss, accuracy = class_cross_entropy(output.logits, targets, masked)
+        unmasked, _ = class_cross_entropy(output.logits, targets, real - masked)
+        return {"masked": loss, "unmasked": unmasked, "accuracy": accuracy} | auxiliary(output)
 
     def metrics(self, model: Hubert) -> tuple[Metric, ...]:
         """Returns the total loss, the losses of masked and of other frames, and the accuracy at masked frames."""

@@ -24,7 +24,7 @@ from jaxformer.planning.traffic import Collective
 from jaxformer.progress import display, phase
 from jaxformer.training.loop import lower_step, trace_step
 from jaxformer.training.stages import check_batch, check_experts, check_pipeline
-from jaxformer.training.state import abstract_batch, abstract_state, check_axes, check_positions, split_frozen
+from jaxformer.training.state import abstract_batch, abstract_state, check_axes, check_positions, count, split_frozen
 from jaxformer.training.utilization import PEAK_FLOPS
 
 PREALLOCATED = 0.75
@@ -280,9 +280,5 @@ def model_flops(experiment: Experiment, mesh: jax.sharding.Mesh) -> float:
             sizes |= dict(zip(specs[name].axes, array.shape, strict=True))
     params = abstract_state(experiment, mesh).params
     trained, _ = split_frozen(experiment, params)
-    share = _count(trained) / _count(params)
+    share = count(trained) / count(params)
     return (2 + share) * experiment.model.flops(sizes)
-
-
-def _count(tree: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(tree))

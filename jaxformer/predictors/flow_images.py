@@ -11,8 +11,10 @@ import numpy as np
 
 from jaxformer.data.tasks import layouts
 from jaxformer.decoding.flow import Sampling, guided, integrate
+from jaxformer.layers.patches import denormalise
 from jaxformer.models.dit import Dit
 from jaxformer.predictors.base import Draws, Predictor
+from jaxformer.predictors.padding import stacked
 from jaxformer.predictors.pictures import Pictures
 
 ROWS = 16
@@ -64,12 +66,8 @@ def encode_texts(tokenizer: Any, texts: Sequence[str], length: int) -> dict[str,
     """Encodes texts as padded rows: `tokens` and `segments` (1 for tokens, 0 for padding), int32 [texts, length]. Long
     texts are truncated.
     """
-    tokens = np.zeros((len(texts), length), np.int32)
-    segments = np.zeros_like(tokens)
-    for number, text in enumerate(tokenizer.encode_batch(texts)):
-        row = layouts.lay_out(tokenizer, "encoder", length, text).tokens
-        tokens[number, : len(row)], segments[number, : len(row)] = row, 1
-    return {"tokens": tokens, "segments": segments}
+    encoded = tokenizer.encode_batch(texts)
+    return stacked([layouts.lay_out(tokenizer, "encoder", length, text).tokens for text in encoded], length=length)
 
 
 def filled(array: np.ndarray) -> np.ndarray:
@@ -117,5 +115,4 @@ def _generate(
         return guided(conditional, unconditional, sampling.guidance)
 
     images = integrate(velocity, noise, sampling.method, sampling.steps)
-    mean, std = (jnp.asarray(values, jnp.float32) for values in (model.mean, model.std))
-    return jnp.round(255 * jnp.clip(images * std + mean, 0, 1)).astype(jnp.uint8)
+    return denormalise(images, model.mean, model.std)

@@ -14,6 +14,7 @@ from jaxformer.decoding import steps
 from jaxformer.decoding.speech_frames import Texts, generate_frames
 from jaxformer.errors import InputError
 from jaxformer.models.speech_t5 import SpeechT5
+from jaxformer.predictors.padding import stacked
 from jaxformer.predictors.speech import Speech
 from jaxformer.predictors.vocoding import SpeakingPredictor
 
@@ -95,12 +96,10 @@ class FrameSpeaker(SpeakingPredictor[SpeechT5]):
     def _texts(self, rows: Sequence[np.ndarray]) -> Texts:
         longest = max(map(len, rows))
         length = min(self.model.max_length, -(-longest // LENGTHS) * LENGTHS)
-        tokens, segments = np.zeros((2, len(rows), length), np.int32)
-        for number, row in enumerate(rows):
-            tokens[number, : len(row)], segments[number, : len(row)] = row, 1
+        arrays = stacked(rows, length=length)
         most = [int(len(row) * self.speaking.longest / self.model.reduction) for row in rows]
         limits = np.clip(np.array(most, np.int32), 1, self.model.max_frames)
-        return Texts(tokens, segments, np.tile(self.speaker, (len(rows), 1)), limits)
+        return Texts(arrays["tokens"], arrays["segments"], np.tile(self.speaker, (len(rows), 1)), limits)
 
     @functools.cached_property
     def _ready(self) -> Any:

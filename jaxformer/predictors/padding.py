@@ -40,11 +40,13 @@ def padded(
         yield places, batch
 
 
-def stacked(rows: Sequence[np.ndarray], token_types: Sequence[np.ndarray] | None = None) -> dict[str, np.ndarray]:
-    """Stacks all rows into one batch, padded to the length of the longest row. Takes `rows` and `token_types` as
-    `padded` does. Returns the dict of its arrays, int32 [rows, length].
+def stacked(
+    rows: Sequence[np.ndarray], token_types: Sequence[np.ndarray] | None = None, length: int | None = None
+) -> dict[str, np.ndarray]:
+    """Stacks all rows into one batch, padded to `length`, or to the length of the longest row if it is None. Takes
+    `rows` and `token_types` as `padded` does. Returns the dict of its arrays, int32 [rows, length].
     """
-    shape = (len(rows), max(map(len, rows), default=0))
+    shape = (len(rows), max(map(len, rows), default=0) if length is None else length)
     batch = {"tokens": np.zeros(shape, np.int32), "segments": np.zeros(shape, np.int32)}
     if token_types is not None:
         batch["token_types"] = np.zeros(shape, np.int32)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxformer.data.tasks.speaking import PreparedText
 from jaxformer.errors import InputError
 from jaxformer.models.fast_speech import FastSpeech2, SpokenOutput
+from jaxformer.predictors.padding import stacked
 from jaxformer.predictors.speech import Mark, Speech
 from jaxformer.predictors.vocoding import SpeakingPredictor
 
@@ -23,7 +24,7 @@ class PhonemeSpeaker(SpeakingPredictor[FastSpeech2]):
     def encode(self, requests: Sequence[PreparedText]) -> dict[str, np.ndarray]:
         """Converts texts to the arguments of the model: `tokens` and `segments`, with a row for each part of a text."""
         rows = [ids for ids, _ in self._parts(requests)]
-        return _padded(rows, self.model.max_length)
+        return stacked(rows, length=self.model.max_length)
 
     def predict(self, requests: Sequence[PreparedText]) -> list[Speech]:
         """Speaks each text.
@@ -69,7 +70,7 @@ class PhonemeSpeaker(SpeakingPredictor[FastSpeech2]):
         """
         rows = [ids for ids, _ in parts]
         rows += rows[:1] * ((1 << (len(rows) - 1).bit_length()) - len(rows))  # XLA compiles for few batch sizes.
-        arrays = _padded(rows, self.model.max_length)
+        arrays = stacked(rows, length=self.model.max_length)
         output = jax.device_get(_compute(self.model, self.params, arrays, self.speaking.speed))
         found = []
         for (ids, where), frames, durations, log_mel in zip(
@@ -80,15 +81,6 @@ class PhonemeSpeaker(SpeakingPredictor[FastSpeech2]):
                 raise InputError(f"{where}: {problem}")
             found.append((ids, durations[: len(ids)], log_mel[:frames]))
         return found
-
-
-def _padded(rows: Sequence[np.ndarray], length: int) -> dict[str, np.ndarray]:
-    """Pads rows of ids to arrays `tokens` and `segments` [rows, length]."""
-    tokens, segments = np.zeros((2, len(rows), length), np.int32)
-    for number, ids in enumerate(rows):
-        tokens[number, : len(ids)] = ids
-        segments[number, : len(ids)] = 1
-    return {"tokens": tokens, "segments": segments}
 
 
 @functools.partial(jax.jit, static_argnums=0)

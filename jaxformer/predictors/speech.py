@@ -10,12 +10,11 @@ import numpy as np
 
 from jaxformer.data.fields.sound import wav
 from jaxformer.errors import InputError
-from jaxformer.predictors.base import Answer
+from jaxformer.predictors.base import PAGES, Answer
 from jaxformer.predictors.speech_page import figure, page
 
 SOUNDS = {".flac": "FLAC", ".ogg": "OGG"}
 """Maps file name extensions of sounds, except .wav, to their formats in libsndfile."""
-PAGES = (".html", ".htm")
 
 
 @dataclasses.dataclass(frozen=True)

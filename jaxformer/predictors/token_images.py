@@ -12,6 +12,7 @@ import numpy as np
 from jaxformer.decoding.choosing import choose
 from jaxformer.decoding.flow import guided
 from jaxformer.decoding.settings import Decoding
+from jaxformer.layers.patches import denormalise
 from jaxformer.models.dalle import Dalle
 from jaxformer.predictors.base import Generates, Predictor
 from jaxformer.predictors.flow_images import ROWS, encode_texts, filled
@@ -92,5 +93,4 @@ def _generate(
     _, rest = jax.lax.scan(step, (first, cache), jnp.arange(1, model.vae.patches))
     codes = jnp.concatenate([first[:, None], rest.swapaxes(0, 1)], axis=1)
     pixels = model.vae.apply({"params": params["vae"]}, codes, method="decode_codes")
-    mean, std = (jnp.asarray(values, jnp.float32) for values in (model.vae.mean, model.vae.std))
-    return jnp.round(255 * jnp.clip(pixels * std + mean, 0, 1)).astype(jnp.uint8)
+    return denormalise(pixels, model.vae.mean, model.vae.std)

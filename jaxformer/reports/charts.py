@@ -13,7 +13,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from jaxformer import strict_json
+from jaxformer import html_page
 from jaxformer.errors import InputError
 from jaxformer.html_page import escape
 
@@ -77,8 +77,7 @@ def charts_html(charts: Sequence[Chart]) -> str:
     figures = []
     for chart in charts:
         height = f' style="height: {10 + 2.2 * _count_bars(chart):.0f}rem"' if chart.bars else ""
-        data = strict_json.dumps(_plain(chart), ensure_ascii=False, separators=(",", ":")).replace("</", "<\\/")
-        script = f'<script type="application/json">{data}</script>'
+        script = html_page.data(_plain(chart))
         wide = " wide" if chart.wide else ""
         drawn = f'<div role="img" aria-label="{escape(chart.title)}"{height}></div>'
         figures.append(f'<figure class="chart{wide}"><h3>{escape(chart.title)}</h3>{drawn}{script}</figure>')

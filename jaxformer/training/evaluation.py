@@ -87,10 +87,11 @@ class Evaluator:
         documents = [] if self._data.validation is None else self._data.validation.open()
         with sharding.use(mesh, self._experiment.mesh):
             for metric in self._of_documents:
-                for state in (scored := _score(metric, context, documents, stopped)) or ():
-                    states.add_state(metric, state)
+                scored = _score(metric, context, documents, stopped)
                 if scored is None:
                     return False
+                for state in scored:
+                    states.add_state(metric, state)
         return True
 
     def _batches(
@@ -174,9 +175,10 @@ def _until_all_end(batches: Iterator[Batch], empty: Batch, stopped: Callable[[],
         if jax.process_count() > 1:
             now = multihost_utils.process_allgather(now).any(axis=0)
         more, stops = map(bool, now)
-        if stops or not more:
-            if stops and more:
-                yield None
+        if not more:
+            return
+        if stops:
+            yield None
             return
         yield empty if batch is None else batch
         first = False

@@ -4,7 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 from rich.table import Table
@@ -28,7 +27,7 @@ from jaxformer.training.board import Board
 from jaxformer.training.log_files import LogFiles
 from jaxformer.training.session_log import SessionLog
 from jaxformer.training.skips import Skip
-from jaxformer.training.state import TrainState, split_frozen
+from jaxformer.training.state import TrainState, count, split_frozen
 from jaxformer.training.trackers import Tracker, open_trackers
 from jaxformer.training.utilization import memory_in_use, peak_flops, step_flops
 
@@ -99,14 +98,10 @@ class Meter:
         peak, experiment = peak_flops(jax.devices()[0]), self._experiment
         if peak is None:
             return {}
-        trained = _count(split_frozen(experiment, state.params)[0]) / _count(state.params)
+        trained = count(split_frozen(experiment, state.params)[0]) / count(state.params)
         data = experiment.data
         operations = step_flops(experiment.model, data.task.row, data.batch, trained)
         return {UTILIZATION: steps_per_second * operations / (peak * jax.device_count())}
-
-
-def _count(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh) -> str:
@@ -114,10 +109,7 @@ def describe(experiment: Experiment, state: TrainState, mesh: jax.sharding.Mesh)
     device, usual = mesh.devices.flat[0], ("data", "fsdp", "tensor")
     used = {axis: size for axis, size in mesh.shape.items() if size > 1 or axis in usual}
     sizes = " × ".join(f"{axis} {size}" for axis, size in used.items())
-    parameters, trained = (
-        sum(leaf.size for leaf in jax.tree.leaves(tree))
-        for tree in (state.params, split_frozen(experiment, state.params)[0])
-    )
+    parameters, trained = count(state.params), count(split_frozen(experiment, state.params)[0])
     of_them = f" ({trained:,} trained)" if trained < parameters else ""
     unit, in_row = experiment.data.task.unit
     start = f", from step {int(state.step):,}" if int(state.step) else ""
@@ -284,9 +276,10 @@ class Logs:
         self._lines.write("".join(f"{digests.seal_line(text)}\n" for text in texts))
         width = len(str(self._steps))
         for split, values in numbers.items():
-            self._board.write(step, {f"{split}/{name}": value for name, value in values.items()})
+            named = {f"{split}/{name}": value for name, value in values.items()}
+            self._board.write(step, named)
             for tracker in self._trackers:
-                tracker.log(step, {f"{split}/{name}": value for name, value in values.items()})
+                tracker.log(step, named)
             shown = (
                 train_summary(values, self._display.remaining) if split == "train" else f"{split}  {summary(values)}"
             )

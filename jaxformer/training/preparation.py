@@ -60,13 +60,9 @@ def check_tokenizer(experiment: Experiment, tokenizer: Tokenizer | None) -> None
     size, row = tokenizer.vocab_size, experiment.data.task.row
     limits = experiment.model.token_inputs()
     experiment.objective.check_tokenizer(experiment.model, tokenizer)
-    if (vocab := experiment.model.output_vocab) is not None and vocab < size:
-        raise InputError(f"model.vocab={vocab} is smaller than the tokenizer's {size}: expected at least {size}")
-    for limit in limits.values():
-        if limit.vocab < size:
-            raise InputError(
-                f"model.vocab={limit.vocab} is smaller than the tokenizer's {size}: expected at least {size}"
-            )
+    for vocab in (experiment.model.output_vocab, *(limit.vocab for limit in limits.values())):
+        if vocab is not None and vocab < size:
+            raise InputError(f"model.vocab={vocab} is smaller than the tokenizer's {size}: expected at least {size}")
     longest = min((limit.max_length for limit in limits.values()), default=0)
     for array, field in TOKEN_ARRAYS.items():
         # If one encoder reads both texts of a pair, they share its maximum length.

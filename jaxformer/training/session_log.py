@@ -14,7 +14,7 @@ import jaxformer
 from jaxformer import digests, strict_json
 from jaxformer.config import Experiment
 from jaxformer.runs.sessions import COMPILATION, DATA, KINDS, SESSIONS, STARTING, STEPS
-from jaxformer.training.state import TrainState, split_frozen
+from jaxformer.training.state import TrainState, count, split_frozen
 from jaxformer.training.utilization import memory_in_use
 
 EVERY = 10.0
@@ -85,8 +85,8 @@ class SessionLog:
             "start",
             int(state.step),
             steps=experiment.steps,
-            parameters=_count(state.params),
-            trained=_count(trained),
+            parameters=count(state.params),
+            trained=count(trained),
             device=mesh.devices.flat[0].device_kind,
             devices=mesh.devices.size,
             processes=jax.process_count(),
@@ -120,10 +120,6 @@ class SessionLog:
 def _spent(watch: Stopwatch) -> dict[str, Any]:
     seconds = {kind: round(spent, 2) for kind, spent in watch.seconds.items()}
     return {"total": round(watch.total, 2), "seconds": seconds, "memory": memory_in_use()}
-
-
-def _count(params: Any) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
 def _versions() -> dict[str, str]:

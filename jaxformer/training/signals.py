@@ -136,8 +136,7 @@ class Stop:
             ending.end(self._message(), self.status)
 
     def _end_unsaved(self) -> None:
-        if self.harmless is not None:
-            ending.end(self._message(), self.status)
+        self._end_harmlessly()
         ending.end(
             f"stopped by {self.signal}: not saved within checkpoint.grace={self._grace:g} seconds; run the same "
             "command to resume from the last checkpoint",

@@ -76,6 +76,11 @@ def _init_model(model: Model, key: jax.Array, inputs: dict[str, Any]) -> Any:
     return model.init(key, **inputs)["params"]
 
 
+def count(tree: Any) -> int:
+    """Returns the number of elements of all arrays of a tree."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
 def split_frozen(experiment: Experiment, params: Any) -> tuple[Any, Any]:
     """Splits the parameters of a run into two trees: those that are trained, and those that are frozen.
 

@@ -17,8 +17,6 @@ from jaxformer.errors import InputError
 
 PROJECT = "jaxformer"
 """Name of the project of Weights & Biases, and of the experiment of MLflow."""
-EXTRAS = {"wandb": "wandb", "mlflow": "mlflow"}
-"""Maps the name of each tracker to the extra of jaxformer that installs it."""
 _LONGEST = 500
 """Maximum number of characters of a parameter's value in MLflow."""
 _AT_ONCE = 100
@@ -42,7 +40,7 @@ def check_installed(names: Sequence[str]) -> None:
     for name in names:
         if importlib.util.find_spec(name) is None:
             raise InputError(
-                f"log.trackers={name}: needs {name}, which is not installed; pip install 'jaxformer[{EXTRAS[name]}]'"
+                f"log.trackers={name}: needs {name}, which is not installed; pip install 'jaxformer[{name}]'"
             )
 
 
@@ -50,7 +48,7 @@ def open_trackers(names: Sequence[str], folder: Path, home: Path, config: Mappin
     """Opens experiment trackers.
 
     Args:
-      names: names of trackers, keys of `EXTRAS`.
+      names: names of trackers, which are also extras of jaxformer.
       folder: the run's folder, whose name is that of the tracked run.
       home: local folder in which the trackers store their files: the run's folder, or a copy of it.
       config: all fields of the experiment, keyed by dotted path.

@@ -78,9 +78,9 @@ def open_pytorch(path: Path) -> dict[str, LazyTensor]:
     except InputError:
         raise
     except (OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: not a PyTorch file, or truncated: {_one_line(error)}") from error
+        raise InputError(f"{path}: not a PyTorch file, or truncated: {limits.one_line(error)}") from error
     except Exception as error:  # An invalid pickle may raise any exception.
-        raise InputError(f"{path}: its pickle cannot be read as tensors: {_one_line(error)}") from error
+        raise InputError(f"{path}: its pickle cannot be read as tensors: {limits.one_line(error)}") from error
 
 
 class _Tensors(pickle.Unpickler):
@@ -160,7 +160,7 @@ def _open_zip(path: Path) -> tuple[Any, _Read]:
                 file.seek(first * size)
                 return np.frombuffer(file.read(count * size), storage.dtype)
         except (KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: truncated or changed: {_one_line(error)}") from error
+            raise InputError(f"{path}: truncated or changed: {limits.one_line(error)}") from error
 
     return views, read
 
@@ -215,7 +215,3 @@ def _stored(path: Path, name: str, view: Any, read: _Read) -> LazyTensor:
         return np.lib.stride_tricks.as_strided(numbers, view.shape, strides, writeable=False)
 
     return LazyTensor(view.storage.dtype, view.shape, load)
-
-
-def _one_line(error: BaseException) -> str:
-    return limits.one_line(error)
