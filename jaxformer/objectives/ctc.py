@@ -19,7 +19,7 @@ from jaxformer.models.base import Model
 from jaxformer.models.speech_encoder import SpeechEncoder
 from jaxformer.models.wav2vec2 import Wav2Vec2Ctc
 from jaxformer.objectives.base import Objective
-from jaxformer.predictors.spelling import Speller
+from jaxformer.predictors.spelling import Speller, check_blank
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,7 @@ class Ctc(Objective[Wav2Vec2Ctc]):
         check_frames(model, row)
 
     def check_tokenizer(self, model: Wav2Vec2Ctc, tokenizer: Tokenizer) -> None:
-        if tokenizer.pad_id != model.blank:
-            raise InputError(
-                f"model.blank={model.blank}: expected the id of the tokenizer's padding token, {tokenizer.pad_id}"
-            )
+        check_blank(model, tokenizer)
 
     def __call__(self, model: Wav2Vec2Ctc, params, batch: Mapping[str, jax.Array], key=None) -> dict[str, Mean]:
         """Computes the loss of a batch in nats per character, as a weighted mean. Transcripts that are too long for

@@ -27,6 +27,14 @@ MAX_EXAMPLES = 3
 """Maximum number of held-out sounds that `demonstrate` transcribes."""
 
 
+def check_blank(model: Wav2Vec2Ctc, tokenizer: Any) -> None:
+    """Raises InputError if the blank of CTC is not the padding token of the tokenizer."""
+    if tokenizer.pad_id != model.blank:
+        raise InputError(
+            f"model.blank={model.blank}: expected the id of the tokenizer's padding token, {tokenizer.pad_id}"
+        )
+
+
 class _Window(NamedTuple):
     """A part of a sound that the model reads at once."""
 
@@ -139,11 +147,7 @@ class Speller(Predictor[Wav2Vec2Ctc], Searches):
 
     def _decoder(self):
         """Returns the function that decodes log-probabilities [frames, vocab] to characters."""
-        if self.tokenizer.pad_id != self.model.blank:
-            raise InputError(
-                f"model.blank={self.model.blank}: expected the id of the tokenizer's padding token, "
-                f"{self.tokenizer.pad_id}"
-            )
+        check_blank(self.model, self.tokenizer)
         if self.search.num_beams == 1:
             return functools.partial(best_path, blank=self.model.blank)
         vocabulary: CharacterTokenizer = self.tokenizer

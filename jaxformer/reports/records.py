@@ -96,16 +96,21 @@ class RunRecord:
         return next((line for line in reversed(self.lines) if line["split"] == split), {})
 
 
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns all fields of a run's experiment, keyed by dotted path. Raises InputError if there is no run."""
+    try:
+        return flattened(json.loads(experiment_text(folder)))
+    except json.JSONDecodeError as error:
+        raise InputError(f"{folder}: not a run's folder: its experiment is not valid JSON: {error}") from error
+
+
 def read_record(folder: Path) -> RunRecord:
     """Reads the record of a run. The run may still be training.
 
     Raises:
       InputError: If the folder does not contain a run, or a file cannot be read.
     """
-    try:
-        config = flattened(json.loads(experiment_text(folder)))
-    except json.JSONDecodeError as error:
-        raise InputError(f"{folder}: not a run's folder: its experiment is not valid JSON: {error}") from error
+    config = read_config(folder)
     problems: list[str] = []
     with storage.reported(folder):
         lines, damaged = read_history(folder / METRICS)

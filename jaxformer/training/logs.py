@@ -16,7 +16,7 @@ from jaxformer.metrics.averages import Average
 from jaxformer.metrics.base import MetricStates
 from jaxformer.metrics.means import Mean
 from jaxformer.progress import duration
-from jaxformer.reports.records import read_record
+from jaxformer.reports.records import read_config, read_record
 from jaxformer.reports.report import REPORT, write_report
 from jaxformer.runs.folder import DAMAGED
 from jaxformer.runs.history import METRICS, SKIPPED, read_history, rewrite_history
@@ -171,7 +171,7 @@ class Logs:
             self.flush()
         self._trackers: list[Tracker] = []
         if self._writes and settings.trackers:
-            self._trackers = open_trackers(settings.trackers, folder, home, read_record(folder).config)
+            self._trackers = open_trackers(settings.trackers, folder, home, read_config(folder))
         self.sessions = SessionLog(home if self._writes else None)
         """Record of what the run is trained on, and of what its time is spent on."""
 

@@ -166,6 +166,14 @@ class ConfigReader:
             fields = ", ".join(f"{name}={self._values[name]!r}"[:60] for name in left)
             raise InputError(f"{self.where}: unsupported fields for this model family: {fields}")
 
+    @contextlib.contextmanager
+    def located(self) -> Iterator[None]:
+        """Context manager for code that builds a model. Errors about fields of the model name the file too."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{self.where}: {str(error).removeprefix(f'{self.where}: ')}") from error
+
     def error(self, name: str, value: Any, expected: str) -> InputError:
         """Creates the error for an unsupported value of a field. `expected` says which values are supported."""
         return InputError(f"{self.where}: {name}={shown(value)} is not supported; expected {expected}")

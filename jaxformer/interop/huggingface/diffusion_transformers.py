@@ -128,7 +128,7 @@ def build(reader: ConfigReader, labels: tuple[str, ...] = ()) -> Dit:
     heads, channels = reader.integer("num_attention_heads", 16), reader.integer("in_channels", 4)
     outputs, classes = reader.integer("out_channels", channels), reader.integer("num_embeds_ada_norm", 1000)
     epsilon = reader.number("norm_eps", 1e-5)
-    try:
+    with reader.located():
         model = Dit(
             Transformer(
                 heads * reader.integer("attention_head_dim", 72),
@@ -147,8 +147,6 @@ def build(reader: ConfigReader, labels: tuple[str, ...] = ()) -> Dit:
             channels=channels,
             out_channels=None if outputs == channels else outputs,
         )
-    except InputError as error:
-        raise InputError(f"{reader.where}: {error}") from error
     reader.finish()
     return model
 

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxformer import differences as configs
 from jaxformer.differences import Difference
-from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.config_reader import ConfigReader
 from jaxformer.interop.huggingface.families.bridge import Bridge
 from jaxformer.interop.huggingface.table import Table
@@ -137,10 +136,8 @@ class Family:
 
 def stack(reader: ConfigReader, **fields: Any) -> Transformer:
     """Builds a stack of Transformer blocks. If a field is invalid, raises an InputError that names the config."""
-    try:
+    with reader.located():
         return Transformer(**fields)
-    except InputError as error:
-        raise InputError(f"{reader.where}: {error}") from error
 
 
 def sizes_of_sides(model: Model) -> dict[str, Any]:

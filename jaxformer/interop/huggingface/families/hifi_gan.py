@@ -46,7 +46,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> HifiGan:
     dilations = reader.get("resblock_dilation_sizes", [[1, 3, 5]] * BLOCKS)
     if len(numbers("resblock_kernel_sizes", (3, 7, 11))) != BLOCKS:
         raise reader.error("resblock_kernel_sizes", reader.get("resblock_kernel_sizes"), f"{BLOCKS} numbers")
-    try:
+    with reader.located():
         return HifiGan(
             mels=reader.integer("model_in_dim", 80),
             channels=reader.integer("upsample_initial_channel", 512),
@@ -58,8 +58,6 @@ def build(reader: ConfigReader, names: Collection[str]) -> HifiGan:
             normalize=reader.flag("normalize_before", True),
             rate=reader.integer("sampling_rate", 16_000),
         )
-    except InputError as error:
-        raise InputError(f"{reader.where}: {str(error).removeprefix(f'{reader.where}: ')}") from error
 
 
 def describe(model: HifiGan) -> dict[str, Any]:

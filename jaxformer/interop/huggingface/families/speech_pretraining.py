@@ -34,7 +34,7 @@ def build_pretraining(reader: ConfigReader, names: Collection[str]) -> Wav2Vec2:
     del names
     reader.must("feat_proj_layer_norm", True)  # A field of HuBERT.
     reader.must("apply_spec_augment", True)
-    try:
+    with reader.located():
         quantizer = ProductQuantizer(
             codebooks=reader.integer("num_codevector_groups", 2),
             entries=reader.integer("num_codevectors_per_group", 320),
@@ -46,8 +46,6 @@ def build_pretraining(reader: ConfigReader, names: Collection[str]) -> Wav2Vec2:
             projected=reader.integer("proj_codevector_dim", 256),
             quantizer_dropout=reader.rate("feat_quantizer_dropout", 0.0),
         )
-    except InputError as error:
-        raise InputError(f"{reader.where}: {str(error).removeprefix(f'{reader.where}: ')}") from error
 
 
 def describe_pretraining(model: Wav2Vec2) -> dict[str, Any]:

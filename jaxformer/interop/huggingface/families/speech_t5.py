@@ -129,7 +129,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> SpeechT5:
             **fields,
         )
 
-    try:
+    with reader.located():
         return SpeechT5(
             make("encoder", position_embedding=RelativeKeys(reader.integer("encoder_max_relative_position", 160))),
             make("decoder"),
@@ -147,8 +147,6 @@ def build(reader: ConfigReader, names: Collection[str]) -> SpeechT5:
             postnet_taps=reader.integer("speech_decoder_postnet_kernel", 5),
             postnet_dropout=reader.rate("speech_decoder_postnet_dropout", 0.5),
         )
-    except InputError as error:
-        raise InputError(f"{reader.where}: {str(error).removeprefix(f'{reader.where}: ')}") from error
 
 
 def describe(model: SpeechT5) -> dict[str, Any]:

@@ -109,7 +109,7 @@ def encoder_fields(reader: ConfigReader) -> dict[str, Any]:
         reader.get(name)
     sizes = {name: tuple(reader.get(f"conv_{name}", default)) for name, default in CONVOLUTION.items()}
     masked = any(reader.number(f"mask_{kind}_prob", 0.05 * (kind == "time")) > 0 for kind in ("time", "feature"))
-    try:
+    with reader.located():
         return {
             "transformer": _stack(reader),
             "widths": sizes["dim"],
@@ -123,8 +123,6 @@ def encoder_fields(reader: ConfigReader) -> dict[str, Any]:
             "feature_dropout": reader.rate("feat_proj_dropout", 0.0),
             "has_mask_embedding": masked,
         }
-    except InputError as error:
-        raise InputError(f"{reader.where}: {str(error).removeprefix(f'{reader.where}: ')}") from error
 
 
 CONVOLUTION = {"dim": (512,) * 7, "kernel": Framing().kernels, "stride": Framing().strides}

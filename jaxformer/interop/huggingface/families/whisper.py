@@ -87,7 +87,7 @@ def build(reader: ConfigReader, names: Collection[str]) -> Whisper:
             attention_dropout=reader.rate("attention_dropout"),
         )
 
-    try:
+    with reader.located():
         return Whisper(
             make("encoder"),
             make("decoder"),
@@ -96,8 +96,6 @@ def build(reader: ConfigReader, names: Collection[str]) -> Whisper:
             frames=2 * reader.integer("max_source_positions", 1500),
             mels=reader.integer("num_mel_bins", 80),
         )
-    except InputError as error:
-        raise InputError(f"{reader.where}: {str(error).removeprefix(f'{reader.where}: ')}") from error
 
 
 def describe(model: Whisper) -> dict[str, Any]:
