@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from jaxformer.interop.huggingface.runs import from_pretrained as from_pretrained
     from jaxformer.interop.huggingface.runs import import_run as import_run
     from jaxformer.layers.lora import Lora as Lora
+    from jaxformer.notebook import chart as chart
     from jaxformer.parallel.sharding import Mesh as Mesh
     from jaxformer.planning.plans import plan as plan
     from jaxformer.planning.search import search_plans as search_plans
@@ -78,6 +79,7 @@ else:
             "interop.huggingface.models": ("export_hf", "import_hf"),
             "interop.huggingface.runs": ("export_run", "from_pretrained", "import_run"),
             "layers.lora": ("Lora",),
+            "notebook": ("chart",),
             "parallel.sharding": ("Mesh",),
             "planning.plans": ("plan",),
             "planning.search": ("search_plans",),

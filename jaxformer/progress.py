@@ -4,20 +4,24 @@
         with phase("training the tokenizer"):
             ...
 
-In a terminal, the last lines show the running phases with their time. Elsewhere, a phase that takes more than two
+In a terminal, the last lines show the running phases with their time. In a notebook, the output of the cell shows the
+phases, a bar and the curve of the loss (`notebook`). Elsewhere, a phase that takes more than two
 seconds prints one line to standard error. Without an open display, phases show nothing.
 """
 
 import contextlib
+import io
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.progress import TimeRemainingColumn as Remaining
+
+from jaxformer import notebook
 
 SILENCE = 2.0
 """Number of seconds after which a running phase prints its name on a line, if the output is not a terminal."""
@@ -39,9 +43,10 @@ class Display:
         # The file is fixed: some libraries redirect standard output while they work.
         self._console = Console(file=sys.stderr if stderr else sys.stdout, quiet=quiet, highlight=False, soft_wrap=True)
         self._errors = Console(stderr=True, quiet=quiet, highlight=False, soft_wrap=True)
-        self.live = self._console.is_terminal and not quiet
-        """Whether phases and the bar are redrawn continually."""
-        self._lines = not (quiet or stderr or self.live)
+        self._view = notebook.View() if notebook.is_notebook() and not (quiet or stderr) else None
+        self.live = self._console.is_terminal and not quiet and self._view is None
+        """Whether phases and the bar are redrawn continually in a terminal."""
+        self._lines = not (quiet or stderr or self.live or self._view)
         self._keeps_times = self.live and not stderr
         count = TextColumn("{task.fields[count]}")
         self._phases = Progress(SpinnerColumn(), TextColumn("{task.description}"), count, TimeElapsedColumn())
@@ -59,17 +64,34 @@ class Display:
                     drawn, console=self._console, refresh_per_second=8, transient=True, vertical_overflow="visible"
                 )
                 stack.enter_context(live)
-            yield self
+            try:
+                yield self
+            finally:
+                if self._view is not None:
+                    self._view.draw(now=True)
 
     def say(self, text: str) -> None:
         """Prints text that stays on the screen above the phases and the bar."""
+        if self._view is not None:
+            self._view.say(text, logged=self._task is not None)
+            return
         self._console.print(text, markup=False)
 
     def show(self, renderable: object) -> None:
         """Prints a table, or any other object that Rich can render. It stays on the screen above the phases and the
         bar.
         """
+        if self._view is not None:
+            text = io.StringIO()
+            Console(file=text, width=100, force_jupyter=False).print(renderable)
+            self.say(text.getvalue().rstrip())
+            return
         self._console.print(renderable)
+
+    def plot(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """In a notebook, adds the metrics of a step to the curve. Elsewhere, does nothing. See `notebook.View.plot`."""
+        if self._view is not None:
+            self._view.plot(step, split, values)
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[Callable[[str], None]]:
@@ -81,22 +103,40 @@ class Display:
         timer.daemon = True
         if self._lines:
             timer.start()
+        self._show_phases(name)
         try:
             yield lambda count: self._phases.update(task, count=count)
         finally:
             timer.cancel()
             self._phases.remove_task(task)
+            self._show_phases()
         if self._keeps_times and (seconds := time.monotonic() - began) > SILENCE:
             self._console.print(f"{name}: {duration(seconds)}", style="dim", markup=False)
+
+    def _show_phases(self, begun: str | None = None) -> None:
+        """Shows the names of the running phases in a notebook. Redraws the output at once if a phase has begun."""
+        if self._view is not None:
+            self._view.phases = [task.description for task in self._phases.tasks]
+            self._view.draw(now=begun is not None)
 
     def start_bar(self, name: str, total: int, completed: int) -> None:
         """Shows a progress bar of `total` steps, beginning at `completed`."""
         self._task = self._bar.add_task(name, total=total, completed=completed)
+        self._show_bar(completed)
 
     def advance(self, completed: int) -> None:
         """Sets the number of completed steps that the bar shows."""
         if self._task is not None:
             self._bar.update(self._task, completed=completed)
+            self._show_bar(completed)
+
+    def _show_bar(self, completed: int) -> None:
+        """Shows the bar in a notebook."""
+        if self._view is not None:
+            task = self._bar.tasks[0]
+            self._view.bar = task.description, completed, int(task.total or 0)
+            self._view.remaining = f"eta {duration(self.remaining)}" if self.remaining else ""
+            self._view.draw()
 
     def end_bar(self) -> None:
         """Removes the progress bar."""

@@ -86,20 +86,22 @@ def search_plans(
       topology: name of a topology, such as `v5p:4x4x4`.
       overrides: maps dotted paths of fields of the experiment, such as `data.batch`, to values that replace theirs.
       price: price of one device per hour.
-      compiled: maximum number of candidates to compile.
+      compiled: maximum number of candidates to compile. If 0, all times are estimates by formulas, and no compiler is
+        needed.
 
     Raises:
-      InputError: If the topology does not exist, the compiler is not installed, or no candidate can run.
+      InputError: If the topology does not exist, the compiler is needed and not installed, or no candidate can run.
     """
     compiling.prepare()
     if not isinstance(experiment, Experiment):
         experiment = config.load(experiment)
     experiment = config.override(experiment, overrides or {})
     topology = topologies.parse(topology) if isinstance(topology, str) else topology
-    if compiled < 1:
-        raise InputError(f"--compiled {compiled}: expected at least 1")
+    if compiled < 0:
+        raise InputError(f"--compiled {compiled}: expected at least 0")
     plans.check_vocabulary(experiment)
-    compiling.check_compiler(topology)
+    if compiled:
+        compiling.check_compiler(topology)
     with display(stderr=True):
         return _search(experiment, topology, price, compiled)
 
@@ -171,6 +173,9 @@ def rank(tried: Sequence[Ranked], waiting: Sequence[Ranked], lost: Sequence[Rank
       lost: candidates that do not fit in memory or cannot run, with the reason.
     """
     in_order = sorted(tried, key=_middle)
+    if not in_order and not any(one.plan for one in lost):  # Nothing was compiled: the order is that of the formulas.
+        first = min(waiting, key=_middle, default=None)
+        return (*(dataclasses.replace(one, loses=_slower(one, first)) for one in waiting), *lost)
     if not in_order:
         not_compiled = "was not compiled; --compiled says how many are"
         return (*lost, *(dataclasses.replace(one, loses=not_compiled) for one in waiting))

@@ -276,6 +276,7 @@ class Logs:
         self._lines.write("".join(f"{digests.seal_line(text)}\n" for text in texts))
         width = len(str(self._steps))
         for split, values in numbers.items():
+            self._display.plot(step, split, values)
             named = {f"{split}/{name}": value for name, value in values.items()}
             self._board.write(step, named)
             for tracker in self._trackers:

@@ -1,12 +1,16 @@
 """The display of progress, in a terminal and elsewhere."""
 
+import math
 import re
+import sys
 import time
+import types
 
 import jax
 import pytest
+from rich.table import Table
 
-from jaxformer import progress
+from jaxformer import notebook, progress
 from jaxformer.progress import Display, display, duration, phase
 from jaxformer.runs.summaries import headline
 from jaxformer.training import utilization
@@ -52,6 +56,59 @@ def test_elsewhere_only_a_long_phase_is_a_line(capsys, monkeypatch):
         with phase("fetching a==1"):
             time.sleep(0.3)
     assert capsys.readouterr() == ("", "fetching a==1 …\n")
+
+
+@pytest.fixture
+def outputs(monkeypatch):
+    """Makes this process the kernel of a notebook; gives the contents of its outputs."""
+    found = []
+
+    def show(content, display_id):
+        found.append(content)
+        return types.SimpleNamespace(update=lambda content: found.__setitem__(-1, content))
+
+    shell = types.SimpleNamespace(kernel=object())
+    module = types.ModuleType("IPython.display")
+    module.HTML, module.display = str, show
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell, display=module))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    monkeypatch.setattr(notebook, "INTERVAL", 0.0)
+    return found
+
+
+def test_a_notebook_shows_one_output_with_a_bar_and_a_curve(outputs, capsys):
+    with display() as shown:
+        assert not shown.live
+        shown.say("before <training>")
+        shown.start_bar("training", 20, 0)
+        with phase("compiling"):
+            assert "<div>compiling …</div>" in outputs[-1]
+        for step, loss in ((1, 4.0), (2, 3.0), (3, math.nan), (4, 1.0)):
+            shown.plot(step, "train", {"loss": loss, "tokens_per_second": 12.0, "f1/spam": 0.5})
+            shown.advance(step)
+            shown.say(f"step {step}")
+        shown.plot(4, "validation", {"loss": 2.0})
+        shown.end_bar()
+        shown.show(Table("a table"))
+    (found,) = outputs
+    assert '<progress value="4" max="20"' in found and "4/20" in found and "compiling" not in found
+    assert found.count("<polyline") == 2 and found.count("<circle") == 1  # No loss at step 3.
+    assert "loss 1 · tokens per second 12<" in found and "f1" not in found
+    notes, log = found.split("<details>")
+    assert "before &lt;training&gt;" in notes and "a table" in notes and "step 4\n" not in notes and "step 4" in log
+    assert capsys.readouterr() == ("", "")
+
+
+def test_long_curves_and_logs_are_thinned(outputs, monkeypatch):
+    monkeypatch.setattr(notebook, "INTERVAL", 60.0)
+    view = notebook.View()
+    for step in range(1000):
+        view.plot(step, "train", {"loss": 1.0})
+        view.say(f"line {step}", logged=True)
+    points = re.search(r'points="([^"]*)"', view.html())[1].split()
+    assert 150 <= len(points) <= notebook.POINTS and points[0].startswith("56.0,") and points[-1].startswith("632.0,")
+    assert "line 999" in view.html() and "line 599" not in view.html()
+    assert notebook.chart({"train": [(1, 2.0)]}) == ""
 
 
 def test_a_quiet_display_and_phases_without_one_print_nothing(capsys, monkeypatch):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import random
+import types
 
 import pytest
 import tiny
@@ -207,7 +208,11 @@ def test_each_that_loses_says_why():
     assert rank(tried, [guess[0], waits], [])[-1].loses == (
         "not compiled: by formulas 1.57 times the time: stages of the pipeline wait longer, 5.00 s against 3.00 s"
     )
-    assert rank([], guess, [lost])[-1].loses == "was not compiled; --compiled says how many are"
+    refused = dataclasses.replace(lost, plan=types.SimpleNamespace())
+    assert rank([], guess, [refused])[-1].loses == "was not compiled; --compiled says how many are"
+    formulas = rank([], guess, [lost])  # Nothing was compiled.
+    assert [one.candidate for one in formulas] == [*(one.candidate for one in guess), lost.candidate]
+    assert [one.loses for one in formulas[:2]] == ["", "3.00 times the time: more communication, 9.00 s against 1.00 s"]
 
 
 @pytest.fixture
@@ -285,9 +290,17 @@ def test_where_nothing_that_was_compiled_fits_the_search_says_so(without_compile
     assert "nothing that was compiled fits" in console.export_text()
 
 
+def test_without_compiling_the_formulas_rank(monkeypatch):
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None)  # There is no compiler.
+    found = jf.search_plans(BERT, V5E, compiled=0)
+    times = [one.estimate.middle for one in found.ranking if one.estimate is not None]
+    assert len(times) > 1 and times == sorted(times) and found.best is None
+    assert found.ranking[0].loses == "" and "times the time" in found.ranking[1].loses
+
+
 def test_bad_searches_are_refused_in_one_line(without_compilers, capsys):
-    with pytest.raises(InputError, match="--compiled 0: expected at least 1"):
-        jf.search_plans(BERT, V5E, compiled=0)
+    with pytest.raises(InputError, match="--compiled -1: expected at least 0"):
+        jf.search_plans(BERT, V5E, compiled=-1)
     with pytest.raises(InputError, match="--search: no way to run it on v5e:4x4: the batch of 7 does not divide"):
         jf.search_plans(BERT, V5E, {"data.batch": 7})
     assert cli.main(["plan", "bert_base", "--topology", "v5e:4x4", "--search", "--compiled", "x"]) == 2
