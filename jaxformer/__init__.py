@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jaxformer.config import Experiment as Experiment
     from jaxformer.config import Log as Log
     from jaxformer.config import load as load
+    from jaxformer.config import override as override
     from jaxformer.decoding.ctc import CtcSearch as CtcSearch
     from jaxformer.decoding.flow import Sampling as Sampling
     from jaxformer.decoding.ngrams import Ngrams as Ngrams
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from jaxformer.interop.huggingface.runs import export_run as export_run
     from jaxformer.interop.huggingface.runs import from_pretrained as from_pretrained
     from jaxformer.interop.huggingface.runs import import_run as import_run
+    from jaxformer.interop.huggingface.text.chat_templates import chat_template as chat_template
     from jaxformer.layers.lora import Lora as Lora
     from jaxformer.notebook import chart as chart
     from jaxformer.parallel.sharding import Mesh as Mesh
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from jaxformer.predictors.few_shot import Question as Question
     from jaxformer.predictors.few_shot import few_shot as few_shot
     from jaxformer.predictors.few_shot import questions_of as questions_of
+    from jaxformer.runs.conversation import Conversation as Conversation
     from jaxformer.runs.run import Run as Run
     from jaxformer.runs.run import open_run as open_run
     from jaxformer.training.loop import fit as fit
@@ -64,7 +67,7 @@ else:
         __name__,
         {
             "classes": ("allow",),
-            "config": ("Checkpoint", "Evaluation", "Experiment", "Log", "load"),
+            "config": ("Checkpoint", "Evaluation", "Experiment", "Log", "load", "override"),
             "decoding.ctc": ("CtcSearch",),
             "decoding.flow": ("Sampling",),
             "decoding.ngrams": ("Ngrams",),
@@ -78,12 +81,14 @@ else:
             "interop.export.stablehlo_program": ("export_stablehlo",),
             "interop.huggingface.models": ("export_hf", "import_hf"),
             "interop.huggingface.runs": ("export_run", "from_pretrained", "import_run"),
+            "interop.huggingface.text.chat_templates": ("chat_template",),
             "layers.lora": ("Lora",),
             "notebook": ("chart",),
             "parallel.sharding": ("Mesh",),
             "planning.plans": ("plan",),
             "planning.search": ("search_plans",),
             "predictors.few_shot": ("FewShot", "Question", "few_shot", "questions_of"),
+            "runs.conversation": ("Conversation",),
             "runs.run": ("Run", "open_run"),
             "training.loop": ("fit",),
         },

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxformer
-from jaxformer import classes, predict_command, report_commands, run_commands, storage
+from jaxformer import chat_command, classes, predict_command, report_commands, run_commands, storage
 from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
 from jaxformer.completion import completion
 from jaxformer.ending import STOPPED
@@ -42,6 +42,8 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         transcribe sound files, as subtitles with --out FILE.srt;
                                                         with --among VALUE ..., rank these texts for an image,
                                                         or these images (or folders of images) for a text
+  chat RUN [--system TEXT] [--template FILE]            talk to a chat model: a run that was trained on dialogues, or
+                                                        an imported one; also answers each line of standard input
   export RUN OUT [--dtype TYPE] [--no-certificate]      write a Hugging Face folder, which transformers loads;
                                                         with --format stablehlo, a program that needs only jax;
                                                         with --format onnx, a program for ONNX Runtime
@@ -90,6 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "plan": plan,
         "evaluate": evaluate,
         "predict": predict_command.predict,
+        "chat": chat_command.chat,
         "export": export,
         "import": import_,
         "launch": launch,

@@ -1,10 +1,11 @@
 """Completion of the command line in bash, zsh and fish: `jaxformer completion SHELL` prints a script for the shell."""
 
-from jaxformer import config_files
+from jaxformer import chat_command, config_files
 from jaxformer.command_arguments import Parser
 from jaxformer.decoding_options import DECODING, SAMPLING, SEARCH, SPEAKING, TRANSCRIBING
 
 WRITING = tuple(dict.fromkeys((*DECODING, *SEARCH, *SAMPLING, *TRANSCRIBING, *SPEAKING, "num_samples")))
+CHATTING = chat_command.OPTIONS
 WEIGHTS = ("dtype", "no-certificate")
 OPTIONS: dict[str, tuple[str, ...]] = {
     "new": (),
@@ -13,6 +14,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "plan": ("topology", "price", "search", "compiled", "json"),
     "evaluate": ("name", "all", "step"),
     "predict": ("input", "among", "json", "out", "rank-by", "keep", "vocoder", "step", *WRITING),
+    "chat": ("system", "template", "step", *CHATTING),
     "export": ("format", "step", *WEIGHTS),
     "import": WEIGHTS,
     "report": ("out", "open", "no-examples", "step"),

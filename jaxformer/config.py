@@ -174,6 +174,9 @@ class Experiment:
             raise InputError(
                 f"optimizer.freeze={self.optimizer.freeze}: lora determines which parameters are trained; expected none"
             )
+        if self.objective.needs_reference and self.init is None and self.fork is None:
+            name = type(self.objective).__name__
+            raise InputError(f"init=None: objective={name} compares the model with the one it starts from; set init")
         if self.evaluation.patience is not None and self.checkpoint.best is None:
             raise InputError(f"evaluation.patience={self.evaluation.patience}: needs a metric; set checkpoint.best")
         self._check_evaluations()

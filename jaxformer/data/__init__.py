@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.base import Task as Task
     from jaxformer.data.tasks.boxes import LabelledBoxes as LabelledBoxes
     from jaxformer.data.tasks.causal_lm import NextToken as NextToken
+    from jaxformer.data.tasks.chat_template import ChatTemplate as ChatTemplate
     from jaxformer.data.tasks.classification import Classify as Classify
     from jaxformer.data.tasks.clips import ClipTask as ClipTask
     from jaxformer.data.tasks.clips import LabelledClips as LabelledClips
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from jaxformer.data.tasks.masked_lm import MaskedSentencePairs as MaskedSentencePairs
     from jaxformer.data.tasks.multi import MultiTask as MultiTask
     from jaxformer.data.tasks.pairs import TextPairs as TextPairs
+    from jaxformer.data.tasks.preferences import Preferences as Preferences
     from jaxformer.data.tasks.question_answering import AnswerSpans as AnswerSpans
     from jaxformer.data.tasks.segmentation import SegmentedImages as SegmentedImages
     from jaxformer.data.tasks.seq2seq import PrefixLM as PrefixLM
@@ -112,6 +114,7 @@ else:
             "data.tasks.base": ("Task",),
             "data.tasks.boxes": ("LabelledBoxes",),
             "data.tasks.causal_lm": ("NextToken",),
+            "data.tasks.chat_template": ("ChatTemplate",),
             "data.tasks.classification": ("Classify",),
             "data.tasks.clips": ("ClipTask", "LabelledClips", "MaskedTubes"),
             "data.tasks.dialogue": ("Dialogue", "DialogueTemplate"),
@@ -122,6 +125,7 @@ else:
             "data.tasks.masked_lm": ("MaskedSentencePairs",),
             "data.tasks.multi": ("MultiTask",),
             "data.tasks.pairs": ("TextPairs",),
+            "data.tasks.preferences": ("Preferences",),
             "data.tasks.question_answering": ("AnswerSpans",),
             "data.tasks.segmentation": ("SegmentedImages",),
             "data.tasks.seq2seq": ("PrefixLM", "TextToText"),

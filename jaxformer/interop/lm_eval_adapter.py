@@ -19,6 +19,7 @@ from jaxformer.decoding.scoring import score
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.text.tokenizer_folders import names_beginning
 from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.dpo import Dpo
 from jaxformer.parallel import sharding
 from jaxformer.predictors.base import ScoresContinuations
 from jaxformer.predictors.continuation import Continuation
@@ -70,7 +71,7 @@ class RunLM(LM):
         Otherwise it adds a second BOS token and scores the first one.
         """
         run, tokenizer = self.run, self.run.require_tokenizer()
-        if not isinstance(run.objective, CausalLM):
+        if not isinstance(run.objective, CausalLM | Dpo):
             raise InputError(
                 f"{run.folder}: expected a language model, because other models have no probability of a text"
             )

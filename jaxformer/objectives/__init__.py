@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxformer.objectives.classification import Classification as Classification
     from jaxformer.objectives.ctc import Ctc as Ctc
     from jaxformer.objectives.discrete_autoencoding import DiscreteAutoencoding as DiscreteAutoencoding
+    from jaxformer.objectives.dpo import Dpo as Dpo
     from jaxformer.objectives.extractive_summarization import ExtractiveSummarization as ExtractiveSummarization
     from jaxformer.objectives.flow_matching import FlowMatching as FlowMatching
     from jaxformer.objectives.image_classification import ImageClassification as ImageClassification
@@ -41,6 +42,7 @@ else:
             "objectives.classification": ("Classification",),
             "objectives.ctc": ("Ctc",),
             "objectives.discrete_autoencoding": ("DiscreteAutoencoding",),
+            "objectives.dpo": ("Dpo",),
             "objectives.extractive_summarization": ("ExtractiveSummarization",),
             "objectives.flow_matching": ("FlowMatching",),
             "objectives.image_classification": ("ImageClassification",),

@@ -52,6 +52,11 @@ class Objective(abc.ABC, Generic[ModelT]):
     exported to its format.
     """
 
+    needs_reference: ClassVar[bool] = False
+    """Whether the loss compares the model with a reference model, which has the parameters that the training starts
+    from. If True, the training state contains these parameters too.
+    """
+
     decoding: ClassVar[Decoding | None] = None
     """Settings for generating text. Objectives of generative models override it with a field of the same name. None if
     the model does not generate text.
@@ -78,6 +83,17 @@ class Objective(abc.ABC, Generic[ModelT]):
           values are instances of `Mean`, which are merged over micro-batches. In an evaluation, they may also be other
           arrays.
         """
+
+    def with_reference(self, model: ModelT, reference: Any, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+        """Adds arrays to a batch that are computed with the reference model, without dropout and without a gradient.
+        The loss is computed from the returned batch. By default, returns the batch unchanged.
+
+        Args:
+          model: the model.
+          reference: parameters of the reference model. None if `needs_reference` is False.
+          batch: maps names to arrays [batch, ...].
+        """
+        return batch
 
     @property
     def loss_weights(self) -> Mapping[str, float]:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 
 from jaxformer import fields
-from jaxformer.data.tasks.dialogue import DialogueTemplate
+from jaxformer.data.tasks.turns import TurnTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
@@ -35,7 +35,7 @@ class CausalLM(Objective[Gpt]):
     """
     beginning: bool = False
     """Whether prompts begin with the BOS token. Set it if the training texts begin with it."""
-    template: DialogueTemplate | None = None
+    template: TurnTemplate | None = None
     """Template that formats dialogues as text. Must be the template of the `Dialogue` task that the model was trained
     on. A prompt is then a dialogue or a user message, and the model generates the answer. If None, the model continues
     texts.

@@ -255,7 +255,8 @@ def state_memory(experiment: Experiment, topology: Topology, mesh: jax.sharding.
     """
     state, chip = abstract_state(experiment, mesh), topology.chip
     usable = chip.memory * (MOST if chip.platform == "gpu" else 1.0)
-    params, batch = device_bytes(state.params), device_bytes(abstract_batch(experiment, mesh))
+    params = device_bytes((state.params, state.reference))
+    batch = device_bytes(abstract_batch(experiment, mesh))
     # Shardings do not say it for GPUs that are not attached (see `compiling.place_in_host_memory`).
     host = device_bytes(host_memory.offloaded(state.optimizer)) if experiment.optimizer.offload else 0.0
     optimizer = device_bytes((state.optimizer, state.average)) - host

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import numpy as np
 
 from jaxformer import html_page
+from jaxformer.data.tasks.turns import Turn, TurnTemplate
 from jaxformer.decoding.ctc import CtcSearch
 from jaxformer.decoding.flow import Sampling
 from jaxformer.decoding.scoring import Score
@@ -83,9 +84,9 @@ class Answer(abc.ABC):
 class Predictor(abc.ABC, Generic[ModelT]):
     """Computes answers to requests: texts, pairs of texts or images, as returned by `Task.prepare_requests`.
 
-    Subclasses with further abilities also inherit from interfaces: `Generates`, `Draws`, `Streams`, `Transcribes`,
-    `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must be called inside a `with sharding.use(...)`
-    block with the mesh of the parameters.
+    Subclasses with further abilities also inherit from interfaces: `Generates`, `Draws`, `Streams`, `Chats`,
+    `Transcribes`, `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must be called inside a
+    `with sharding.use(...)` block with the mesh of the parameters.
     """
 
     model: ModelT
@@ -172,6 +173,25 @@ class Streams(Generates):
         Raises:
           InputError: If `predict` would raise it for this text, or `decoding` requests beam search.
         """
+
+
+class Chats(Streams):
+    """Interface of predictors that answer in dialogues."""
+
+    template: TurnTemplate | None
+    """Template that formats dialogues as text. If None, the predictor cannot answer in dialogues."""
+
+    @abc.abstractmethod
+    def chat(self, turns: Sequence[Turn]) -> Iterator[str]:
+        """Yields parts of the answer to a dialogue as soon as they are generated.
+
+        Raises:
+          InputError: If there is no template, the template refuses the dialogue, or the dialogue is too long.
+        """
+
+    @abc.abstractmethod
+    def count_tokens(self, turns: Sequence[Turn]) -> int:
+        """Returns the number of tokens in the prompt for the next answer of a dialogue."""
 
 
 class ScoresContinuations(abc.ABC):

@@ -1,19 +1,19 @@
 """Continues texts and dialogues with a causal language model."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from jaxformer.data.tasks.dialogue import ANSWERS, DialogueTemplate
+from jaxformer.data.tasks.turns import Turn, TurnTemplate
 from jaxformer.data.tokenizers.tokenizer import Ids
 from jaxformer.decoding.generate import generate, stream
 from jaxformer.decoding.scoring import Score, score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.models.gpt import Gpt
-from jaxformer.predictors.base import Answer, Predictor, ScoresContinuations, Streams
+from jaxformer.predictors.base import Answer, Chats, Predictor, ScoresContinuations
 from jaxformer.predictors.padding import stacked
 
 MAX_PROMPT_TOKENS = 48
@@ -35,7 +35,7 @@ class Continued(Answer):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
+class Continuation(Predictor[Gpt], Chats, ScoresContinuations):
     """Predictor that continues texts or, if `template` is set, generates answers in dialogues."""
 
     decoding: Decoding
@@ -44,7 +44,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
     """Kind of prompt, which determines its attention and whether it ends in an EOS token. See `CausalLM.prompt`."""
     beginning: bool = False
     """Whether prompts start with the BOS token of the tokenizer."""
-    template: DialogueTemplate | None = None
+    template: TurnTemplate | None = None
     """Template that formats requests as dialogues. If None, the model continues the texts as they are."""
 
     def encode(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
@@ -73,18 +73,47 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         Raises:
           InputError: If `predict` would raise it for this text, or `decoding` requests beam search.
         """
-        (prompt,), shown = self.prompts([text]), ""
-        output = np.zeros(0, np.int32)
-        for tokens in stream(self.model, self.params, prompt, self.decoding, self.tokenizer.eos_id, **self._settings):
-            if not len(output):
-                yield text
+        (prompt,) = self.prompts([text])
+        pieces = self._stream(prompt, lambda output: self._decode_output(prompt, output))
+        first = next(pieces)  # Before the text, which is not shown if the prompt is refused.
+        yield text
+        yield first
+        yield from pieces
+
+    def chat(self, turns: Sequence[Turn]) -> Iterator[str]:
+        """Yields parts of the answer to a dialogue as soon as they are generated. With beam search, yields the whole
+        answer at once.
+
+        Raises:
+          InputError: If there is no template, the template refuses the dialogue, or the dialogue exceeds the maximum
+            length of the model.
+        """
+        prompt = self._chat_prompt(turns)
+        if self.decoding.num_beams > 1:
+            yield self._decode_answer(self.write([prompt])[0])
+            return
+        yield from self._stream(prompt, self._decode_answer)
+
+    def count_tokens(self, turns: Sequence[Turn]) -> int:
+        """Returns the number of tokens in the prompt for the next answer of a dialogue."""
+        return len(self._chat_prompt(turns))
+
+    def _chat_prompt(self, turns: Sequence[Turn]) -> np.ndarray:
+        if self.template is None:
+            raise InputError("a dialogue needs a template; set objective.template, or give a chat template")
+        return self._begun(self.template.encode_prompt(turns, self.tokenizer))
+
+    def _stream(self, prompt: np.ndarray, decode: Callable[[np.ndarray], str]) -> Iterator[str]:
+        """Yields parts of the text that `decode` returns for the tokens generated so far, int32 [tokens]."""
+        output, shown = np.zeros(0, np.int32), ""
+        for tokens in stream(self.model, self.params, prompt, self._ending, self.tokenizer.eos_id, **self._settings):
             output = np.append(output, tokens)
-            written = self._decode_output(prompt, output)
+            written = decode(output)
             # The last token may be only part of a multi-byte character.
             if written.startswith(shown) and not written.endswith("\N{REPLACEMENT CHARACTER}"):
                 yield written[len(shown) :]
                 shown = written
-        yield self._decode_output(prompt, output)[len(shown) :]
+        yield decode(output)[len(shown) :]
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
         """Computes the log-probability of each continuation given the text before it. `texts` and `continuations` have
@@ -109,13 +138,18 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         Raises:
           InputError: If a prompt would be empty.
         """
-        before = [self.tokenizer.bos_id] if self.beginning else []
         after = [self.tokenizer.eos_id] if self.prompt == "inputs" else []
-        encoded = [self._read(text) for text in texts]
-        for text, tokens in zip(texts, encoded, strict=True):
-            if not len(tokens) and not before:
+        begun = [self._begun(self._read(text)) for text in texts]
+        for text, tokens in zip(texts, begun, strict=True):
+            if not len(tokens):
                 raise InputError(f"{text!r}: an empty prompt; expected some text to continue")
-        return [np.concatenate([before, tokens, after]).astype(np.int32) for tokens in encoded]
+        return [np.append(tokens, after).astype(np.int32) for tokens in begun]
+
+    def _begun(self, tokens: np.ndarray) -> np.ndarray:
+        """Adds the BOS token to a prompt if `beginning` is set, unless the template has added it."""
+        if not self.beginning or (self.template is not None and self.template.writes_beginning):
+            return tokens
+        return np.append(self.tokenizer.bos_id, tokens).astype(np.int32)
 
     def _read(self, text: str) -> np.ndarray:
         if self.template is None:
@@ -124,7 +158,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
 
     def write(self, prompts: Sequence[Ids]) -> list[np.ndarray]:
         """Generates new tokens after each prompt, a sequence of token ids. Returns only the new tokens."""
-        return generate(self.model, self.params, prompts, self.decoding, self.tokenizer.eos_id, **self._settings)
+        return generate(self.model, self.params, prompts, self._ending, self.tokenizer.eos_id, **self._settings)
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
         """Continues the start of the first text of a held-out batch, and formats the prompt and its continuation for
@@ -144,6 +178,16 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         return [f"{self.tokenizer.decode(prompt)} […]{self._decode_output(prompt, output)}"]
 
     @property
+    def _ending(self) -> Decoding:
+        """Settings for generating tokens, with the tokens that end an answer in a dialogue."""
+        if self.template is None:
+            return self.decoding
+        ends, known = self.template.end_ids(self.tokenizer), self.decoding.eos_token_ids or ()
+        if not known and ends == (self.tokenizer.eos_id,):
+            return self.decoding
+        return dataclasses.replace(self.decoding, eos_token_ids=tuple(dict.fromkeys((*known, *ends))))
+
+    @property
     def _settings(self) -> dict[str, Any]:
         return {"prefix": self.prompt != "text", "pieces": self.tokenizer.vocab_size}
 
@@ -152,8 +196,11 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         those of the continuation.
         """
         if self.template is not None:
-            answer = self.template.encode((ANSWERS, continuation.strip()), self.tokenizer)[1]
-            return self.prompts([text])[0], answer[:-1]  # Without the end token.
+            turns = self.template.turns(text)
+            exchange = self.template.encode_exchange(turns, continuation.strip(), self.tokenizer)
+            ends = np.flatnonzero(np.isin(exchange.answer, self.template.end_ids(self.tokenizer)))
+            answer = exchange.answer[: ends[-1]] if len(ends) else exchange.answer
+            return self._begun(exchange.prompt), answer  # Without the end token.
         if self.prompt == "inputs":
             return self.prompts([text])[0], self.tokenizer.encode(continuation)
         given = text.rstrip()
@@ -168,7 +215,7 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         a line break if one is needed.
         """
         if self.template is not None:
-            return f"\n{self.template.text((ANSWERS, self.tokenizer.decode(output).lstrip()))}"
+            return self.template.show_answer(self._decode_answer(output))
         if self.prompt == "inputs":
             return "\n  " + self.tokenizer.decode(output)
         # Decode both together, because the output tokens do not determine whether a space precedes them.
@@ -176,3 +223,6 @@ class Continuation(Predictor[Gpt], Streams, ScoresContinuations):
         if not whole.startswith(before):  # The output may complete a multi-byte character of the prompt.
             before = before.rstrip("\N{REPLACEMENT CHARACTER}")
         return whole.removeprefix(before) if whole.startswith(before) else f" {self.tokenizer.decode(output)}"
+
+    def _decode_answer(self, output: np.ndarray) -> str:
+        return self.tokenizer.decode(output).lstrip()

@@ -60,6 +60,22 @@ def read_params(
     return used, used_params(experiment, join(restored["average"] or {}, restored["params"] or {}), mesh)
 
 
+def read_reference(folder: Path, experiment: Experiment, mesh: jax.sharding.Mesh, step: int) -> Any:
+    """Reads the parameters of the reference model from a checkpoint of a run, for an objective that needs one
+    (`Objective.needs_reference`).
+
+    Args:
+      folder: the run's folder.
+      experiment: experiment of the run.
+      mesh: mesh for the parameters.
+      step: step of the checkpoint.
+    """
+    stored = state.abstract_state(experiment, mesh)
+    params = stored.params if stored.reference is None else None
+    restored = Checkpoints(folder / CHECKPOINTS).restore({"params": params, "reference": stored.reference}, step)
+    return state.reference_params(experiment, restored["params"], restored["reference"])
+
+
 def _beside_a_writer(
     folder: Path, attempt: Callable[[], tuple[int, dict[str, Any], list[str]]]
 ) -> tuple[int, dict[str, Any], list[str]]:

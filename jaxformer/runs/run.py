@@ -53,7 +53,7 @@ from jaxformer.runs import summaries
 from jaxformer.runs.files import read_tokenizer
 from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.runs.history import METRICS, read_history
-from jaxformer.runs.parameters import no_checkpoint, read_params
+from jaxformer.runs.parameters import no_checkpoint, read_params, read_reference
 from jaxformer.runs.writing import read_experiment
 from jaxformer.training.evaluation import Evaluator
 
@@ -352,7 +352,11 @@ class Run:
         name = next(iter(known)) if name is None else name
         if name not in known:
             raise InputError(f"{name}: no such evaluation; expected {', '.join(known)}")
-        return Evaluator(self.experiment, self.tokenizer, self.mesh, known[name])(self.params) or {}
+        reference = None
+        if self.objective.needs_reference:
+            reference = read_reference(self.folder, self.experiment, self.mesh, self.step)
+        evaluator = Evaluator(self.experiment, self.tokenizer, self.mesh, known[name])
+        return evaluator(self.params, reference=reference) or {}
 
 
 def _with_language_model(predictor: Searches) -> Any:

@@ -55,20 +55,23 @@ class Evaluator:
         with contextlib.closing(self._batches()) as batches:
             next(batches)
 
-    def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+    def __call__(
+        self, params, stopped: Callable[[], bool] = lambda: False, reference: Any = None
+    ) -> dict[str, float] | None:
         """Computes the metrics on the held-out data. Returns a dict from metric names to values, or None if `stopped`
         returned True.
 
         Args:
           params: parameters on the mesh.
           stopped: called after every batch. If it returns True in one process, all abandon the evaluation.
+          reference: parameters of the reference model, if the objective needs one.
         """
         objective, model, states = self._experiment.objective, self._experiment.model, MetricStates(self._metrics)
         with sharding.use(self._mesh, self._experiment.mesh), phase("evaluating") as show:
             for number, batch in enumerate(self._batches(stopped), 1):
                 if batch is None:
                     return None
-                states.add(jax.device_get(_terms(objective, model, params, batch)))
+                states.add(jax.device_get(_terms(objective, model, params, batch, reference)))
                 show(f"batch {number:,}")
             if self._of_documents:
                 show("documents")
@@ -123,13 +126,15 @@ class Evaluations:
         for evaluator in self._evaluators.values():
             evaluator.check()
 
-    def __call__(self, params, stopped: Callable[[], bool] = lambda: False) -> dict[str, dict[str, float]] | None:
-        """Runs all evaluations. Returns a dict that maps names of evaluations to their metrics, or None if `stopped`
-        returned True.
+    def __call__(
+        self, params, stopped: Callable[[], bool] = lambda: False, reference: Any = None
+    ) -> dict[str, dict[str, float]] | None:
+        """Runs all evaluations, with the arguments of `Evaluator.__call__`. Returns a dict that maps names of
+        evaluations to their metrics, or None if `stopped` returned True.
         """
         results = {}
         for name, evaluate in self._evaluators.items():
-            values = evaluate(params, stopped)
+            values = evaluate(params, stopped, reference)
             if values is None:
                 return None
             results[name] = values
@@ -137,12 +142,14 @@ class Evaluations:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _terms(objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+def _terms(
+    objective: Objective, model: Any, params: Any, batch: dict[str, jax.Array], reference: Any = None
+) -> dict[str, Any]:
     """Computes the values that the objective returns for a batch, keyed by name: the loss, and the statistics from
     which the metrics are computed. The batch is sharded; the values are replicated on all devices.
     """
     with fixed_order():
-        terms = objective(model, params, batch)
+        terms = objective(model, params, objective.with_reference(model, reference, batch))
     return jax.tree.map(lambda array: jax.lax.with_sharding_constraint(array, PartitionSpec()), terms)
 
 

@@ -43,4 +43,5 @@ def restore_or_init(
     params = start.params if experiment.lora is None else state.params | {"base": start.params}
     trained, _ = split_frozen(experiment, params)
     average = None if state.average is None else copied(trained)
-    return dataclasses.replace(state, params=params, average=average), lanes, start.summary
+    reference = None if state.reference is None else copied(start.params)
+    return dataclasses.replace(state, params=params, average=average, reference=reference), lanes, start.summary

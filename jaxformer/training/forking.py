@@ -19,7 +19,7 @@ from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.runs.parameters import checkpoint_order
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import first_good
-from jaxformer.training.state import TrainState, abstract_state, copied, split_frozen
+from jaxformer.training.state import TrainState, abstract_state, copied, separate_reference, split_frozen
 
 NOT_AFFECTING_BATCHES = ("data.validation", "data.workers", "data.prefetch", "data.timeout")
 """Fields of the experiment below `data` that do not affect the training batches."""
@@ -67,6 +67,8 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     places = loader.initial_state(other.data)
     trees = wanted.trees() | {"lanes": {"lanes": replicated(places.shape, places.dtype, mesh)}}
     trees |= {} if averaged else {"average": None}
+    compared = wanted.reference is not None and abstract_state(other, mesh).reference is not None
+    trees |= {} if compared else {"reference": None}
     try:
         step, restored, damaged = first_good(order, functools.partial(checkpoints.restore, trees))
     except InputError as error:
@@ -77,6 +79,8 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     if wanted.average is not None and not averaged:
         trained, _ = split_frozen(experiment, state.params)
         state = dataclasses.replace(state, average=copied(trained))
+    if wanted.reference is not None and not compared:  # The run itself is the reference model.
+        state = dataclasses.replace(state, reference=copied(separate_reference(experiment, state.params)))
     moved = _other_batches(other, experiment) or _other_data(folder, experiment)
     lanes = loader.initial_state(experiment.data) if moved else np.asarray(restored["lanes"]["lanes"])
     summary = [f"{line}; using step {step}" for line in damaged]

@@ -19,7 +19,7 @@ from jaxformer.training.state import model_params, split_frozen
 Means = dict[str, Mean]
 
 
-def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means, Any]:
+def loss_and_gradient(experiment: Experiment, params, batch, key, reference=None) -> tuple[Means, Any]:
     """Computes the weighted means of a batch (losses and metrics), and the gradient of its loss with respect to the
     trained parameters.
 
@@ -28,11 +28,15 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
     of the whole batch, so the gradients add up to the gradient of the whole batch even if micro-batches differ in
     weight. For objectives that compare the examples of a batch with each other (`BatchObjective`), a first pass
     computes the vectors of all examples, so that each micro-batch is compared with the whole batch.
+
+    `reference` contains the parameters of the reference model, if the objective needs one (`reference_params`).
     """
     objective, model, parts = experiment.objective, experiment.model, experiment.optimizer.accumulate
     trained, frozen = split_frozen(experiment, params)
 
     def gradient(micro, key, totals):
+        micro = objective.with_reference(model, reference, micro)
+
         def loss(trained):
             means = objective(model, model_params(experiment, join(trained, frozen)), micro, key)
             return _weighted(objective.loss_weights, means, totals), means
@@ -45,7 +49,8 @@ def loss_and_gradient(experiment: Experiment, params, batch, key) -> tuple[Means
     if isinstance(objective, BatchObjective):
         return _by_cached_vectors(experiment, objective, params, batch, key)
     # Only the weights are used, so the compiler removes the rest of this pass. Without a key, there may be other terms.
-    terms = objective(model, model_params(experiment, params), batch)
+    compared = objective.with_reference(model, reference, batch)
+    terms = objective(model, model_params(experiment, params), compared)
     totals = {name: mean.weight for name, mean in terms.items() if is_mean(mean)}
 
     def body(total, numbered):

@@ -48,6 +48,7 @@ from jaxformer.training.state import (
     abstract_state,
     check_positions,
     parameter_info,
+    reference_params,
     split_frozen,
 )
 from jaxformer.training.write_errors import write_errors
@@ -66,7 +67,8 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
       The state after the step, and the losses and metrics of the batch as weighted means, including the gradient norm.
     """
     key = jax.random.fold_in(jax.random.key(experiment.seed), state.step)
-    means, gradient = loss_and_gradient(experiment, state.params, batch, key)
+    reference = reference_params(experiment, state.params, state.reference)
+    means, gradient = loss_and_gradient(experiment, state.params, batch, key, reference)
     norm = optax.tree.norm(gradient)
     finite = jnp.isfinite(norm)
     transform = experiment.optimizer.transform(experiment.steps, parameter_info(experiment))
@@ -97,6 +99,7 @@ def train_step(experiment: Experiment, state: TrainState, batch: dict[str, jax.A
         average=average,
         skipped=state.skipped + skipped,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+        reference=state.reference,
     )
     return after, means | {"gradient_norm": Mean(norm, jnp.ones(()))}
 
@@ -277,7 +280,11 @@ def train_to_end(training: Training, state: TrainState, lanes: np.ndarray, meter
             with training.watch.measure(EVALUATION):
                 # No variable holds the parameters: the step donates them, and merged LoRA parameters would stay in
                 # memory.
-                results = training.evaluate(used_params(experiment, state.best_params, mesh), training.stop.requested)
+                results = training.evaluate(
+                    used_params(experiment, state.best_params, mesh),
+                    training.stop.requested,
+                    reference_params(experiment, state.params, state.reference),
+                )
             if results is None:
                 training.stop.agree()  # All processes have abandoned the evaluation.
             else:

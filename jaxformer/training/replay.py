@@ -28,7 +28,7 @@ from jaxformer.runs.history import SKIPPED, read_history
 from jaxformer.runs.parameters import used_params
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import Damaged, first_good
-from jaxformer.training.state import abstract_state
+from jaxformer.training.state import abstract_state, reference_params
 
 MOST_NUMBERS = 12
 """Maximum number of values to print of an array that does not contain tokens."""
@@ -175,19 +175,21 @@ def _losses(
     order = [found for found in saved.steps if found < step] + [found for found in saved.steps[::-1] if found >= step]
     if not order or isinstance(experiment.objective, BatchObjective):
         return None, None
-    stored = abstract_state(experiment, mesh).params
-    used, restored, _ = first_good(order, lambda found: saved.restore({"params": stored}, found))
+    stored = abstract_state(experiment, mesh)
+    trees = {"params": stored.params, "reference": stored.reference}
+    used, restored, _ = first_good(order, lambda found: saved.restore(trees, found))
     params = used_params(experiment, restored["params"], mesh)
+    reference = reference_params(experiment, restored["params"], restored["reference"])
     objective, model = experiment.objective, experiment.model
 
     @jax.jit
-    def loss(params, row):
-        means = objective(model, params, row)
+    def loss(params, reference, row):
+        means = objective(model, params, objective.with_reference(model, reference, row))
         return sum(weight * means[name].value for name, weight in with_auxiliary(objective.loss_weights, means).items())
 
     with phase("computing losses"), sharding.use(mesh, experiment.mesh):
         rows = ({name: jnp.asarray(array[row : row + 1]) for name, array in batch.items()} for row in _rows(batch))
-        return used, [float(loss(params, row)) for row in rows]
+        return used, [float(loss(params, reference, row)) for row in rows]
 
 
 def _rows(batch: Mapping[str, np.ndarray]) -> range:

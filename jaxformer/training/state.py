@@ -41,6 +41,10 @@ class TrainState:
     """Number of skipped steps, int32 scalar. A step is skipped if its gradient is not finite."""
     skipped_in_a_row: jax.Array
     """Number of consecutive skipped steps up to now, int32 scalar."""
+    reference: Any = None
+    """Parameters of the reference model, with which the objective compares the model (`Objective.needs_reference`).
+    None if it does not, or if the frozen parameters of a run with LoRA are those of the reference model.
+    """
 
     @property
     def best_params(self) -> Any:
@@ -48,16 +52,18 @@ class TrainState:
         return self.params if self.average is None else join(self.average, self.params)
 
     def trees(self) -> dict[str, Any]:
-        """Splits the state into trees for a checkpoint: `params`, `average`, and `training` with the optimizer state
-        and step counts. Each can be read without the others.
+        """Splits the state into trees for a checkpoint: `params`, `average`, `reference`, and `training` with the
+        optimizer state and step counts. Each can be read without the others.
         """
         counts = {"step": self.step, "skipped": self.skipped, "skipped_in_a_row": self.skipped_in_a_row}
-        return {"params": self.params, "average": self.average, "training": {"optimizer": self.optimizer, **counts}}
+        training = {"optimizer": self.optimizer, **counts}
+        return {"params": self.params, "average": self.average, "reference": self.reference, "training": training}
 
     @classmethod
     def from_trees(cls, trees: dict[str, Any]) -> "TrainState":
         """Creates the state from a dict of trees, the inverse of `trees`."""
-        return cls(params=trees["params"], average=trees["average"], **trees["training"])
+        names = ("params", "average", "reference")
+        return cls(**{name: trees[name] for name in names}, **trees["training"])
 
 
 def init_params(experiment: Experiment, key: jax.Array) -> Any:
@@ -103,6 +109,31 @@ def model_params(experiment: Experiment, params: Any) -> Any:
     return params if experiment.lora is None else experiment.lora.merge(params)
 
 
+def separate_reference(experiment: Experiment, params: Any) -> Any:
+    """Returns the parameters of the reference model before the first step, given those of the run. None if the
+    objective needs no reference model, or if only adapters are trained, so that the run keeps its parameters.
+    """
+    if not experiment.objective.needs_reference:
+        return None
+    if experiment.lora is None:
+        return params
+    trained, _ = split_frozen(experiment, params)
+    return params["base"] if "base" in trained else None
+
+
+def reference_params(experiment: Experiment, params: Any, reference: Any) -> Any:
+    """Returns the parameters of the reference model, or None if the objective needs none.
+
+    Args:
+      experiment: experiment of the run.
+      params: parameters of the run.
+      reference: `TrainState.reference`.
+    """
+    if not experiment.objective.needs_reference or reference is not None:
+        return reference
+    return params["base"]
+
+
 def _run_params(experiment: Experiment, key: jax.Array) -> Any:
     """Initialises the parameters of a run: the model's, or with LoRA `{"base": model parameters, "lora": adapters}`."""
     params = init_params(experiment, key)
@@ -134,7 +165,7 @@ def create(experiment: Experiment) -> TrainState:
     zero, (trained, _) = jnp.zeros((), jnp.int32), split_frozen(experiment, params)
     optimizer = experiment.optimizer.transform(experiment.steps, metadata.parameter_info(params)).init(trained)
     average = None if experiment.optimizer.ema is None else trained
-    return TrainState(zero, params, optimizer, average, zero, zero)
+    return TrainState(zero, params, optimizer, average, zero, zero, separate_reference(experiment, params))
 
 
 def abstract_state(experiment: Experiment, mesh: jax.sharding.Mesh) -> TrainState:

@@ -13,13 +13,16 @@ import tiny_sounds
 import tiny_speech
 import tiny_waveforms
 from config_kinds import of_each_kind
+from small_bert import noisy_params
 
 import jaxformer as jf
 from jaxformer import config
 from jaxformer.data.sources.sources import JsonLines, Mixture, TextFiles
 from jaxformer.data.tasks.classification import Classify
+from jaxformer.data.tasks.dialogue import Dialogue
 from jaxformer.data.tasks.multi import MultiTask
 from jaxformer.data.tasks.pairs import TextPairs
+from jaxformer.data.tasks.preferences import Preferences
 from jaxformer.data.tasks.question_answering import AnswerSpans
 from jaxformer.data.tasks.segmentation import SegmentedImages
 from jaxformer.data.tasks.seq2seq import TextToText
@@ -69,7 +72,8 @@ def shrunk(experiment):
     vocab = {f"{path}.vocab": 300, "tokenizer.vocab": least + sentinels, "tokenizer.path": None}
     if not hasattr(experiment.tokenizer, "vocab"):  # It comes with weights, which are not fetched here.
         vocab = {f"{path}.vocab": 300, "tokenizer": WordPiece(60)}
-    return small | vocab | {"data.batch": 8, "data.workers": 0, "steps": 2, "mesh": Mesh(1), "init": None}
+    init = "start" if experiment.objective.needs_reference else None
+    return small | vocab | {"data.batch": 8, "data.workers": 0, "steps": 2, "mesh": Mesh(1), "init": init}
 
 
 def tiny_sources(experiment, folder):
@@ -112,6 +116,10 @@ def example(task, line):
         return {task.inputs: f"saw {line}", task.targets: line[::-1]}
     if isinstance(task, SummarySentences):
         return {task.document: [line, line[::-1]], task.summary: line[::-1]}
+    if isinstance(task, Dialogue):
+        return {task.messages: [{"role": "user", "content": line}, {"role": "assistant", "content": line[::-1]}]}
+    if isinstance(task, Preferences):
+        return {task.prompt: line, task.chosen: line, task.rejected: line[::-1]}
     if isinstance(task, TextPairs):
         return {task.first: line[::-1], task.second: line}
     if isinstance(task, Classify):
@@ -183,6 +191,10 @@ def test_it_trains_when_it_is_shrunk(file, tiny_config, tmp_path):
     whole = jf.load(file)
     needs_pycocotools(whole)
     experiment = config.override(whole, shrunk(whole) | tiny_sources(whole, tiny_config.parent))
+    if experiment.init is not None:
+        params = noisy_params(experiment.model, np.zeros((1, 4), np.int32))
+        jf.export_hf(experiment.model, params, None, tmp_path / "hf")
+        experiment = config.override(experiment, {"init": str(tmp_path / "hf")})
     run = jf.fit(experiment, tmp_path / "run", quiet=True)
     assert run.step == 2
     assert np.isfinite(tiny.metrics(run.folder, "validation")[-1]["loss"])

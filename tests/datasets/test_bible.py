@@ -7,6 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from jaxformer.data.sources.sources import Tfds
+from jaxformer.data.tasks.dialogue import Dialogue
 from jaxformer.datasets import downloads
 from jaxformer.datasets.bible import bible_dataset_builder as bible
 from jaxformer.errors import InputError
@@ -84,6 +85,28 @@ def test_pairs(wheel, language, first):
     for pair in pairs.values():
         assert pair["en"] and pair[language]
         assert not re.search(r"[\[\]<>*+\t\n\u00ad]|\(\d+:\d+\)|ADDED|MISSING", pair[language])
+
+
+@pytest.mark.slow
+def test_answers_are_the_next_verse(read, wheel):
+    splits = bible.preferences(wheel)
+    found = {one["reference"]: one for split in splits.values() for one in split}
+    assert 25_000 < len(found) == sum(map(len, splits.values()))
+    assert found["Genesis 1:3"] == {
+        "prompt": found["Genesis 1:2"]["chosen"],
+        "chosen": 'God said, "Let there be light," and there was light.',
+        "rejected": "And God said, Let there be light: and there was light.",
+        "reference": "Genesis 1:3",
+    }
+    assert "Genesis 2:1" not in found  # The first verse of a chapter is not an answer.
+    one, other, *_ = read("dialogues", "validation")
+    by_reference = [found[document["reference"]] for document in (one, other)]
+    task = Dialogue()
+    assert {task.read(document)[1][1] for document in (one, other)} <= {
+        pair[side] for pair in by_reference for side in ("chosen", "rejected")
+    }
+    assert task.read(one)[0] == ("user", by_reference[0]["prompt"])
+    assert read("preferences", "test")[0].keys() == found["Genesis 1:3"].keys()
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
-"""Dialogue task: formats dialogues as text with a role name before each turn. A decoder learns to generate the
-assistant turns.
+"""Dialogue task: formats dialogues as text, with a role name before each turn or by a chat template. A decoder learns
+to generate the assistant turns.
 """
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,17 +15,21 @@ from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks import layouts
 from jaxformer.data.tasks.base import Demonstration, Task
+from jaxformer.data.tasks.turns import (
+    ANSWERS,
+    EncodedRow,
+    Exchange,
+    Turn,
+    TurnTemplate,
+    exchanges,
+    read_turns,
+)
 from jaxformer.data.tokenizers import Tokenizer
-from jaxformer.errors import FieldError, InputError
-
-Turn = tuple[str, str]
-"""Role and content of a turn, such as ("user", "Hello")."""
-ANSWERS = "assistant"
-"""Role whose turns are the training targets, so that the model learns to generate them."""
+from jaxformer.errors import FieldError
 
 
 @dataclasses.dataclass(frozen=True)
-class DialogueTemplate:
+class DialogueTemplate(TurnTemplate):
     """Texts that are written before the turns of each role (role texts), such as "User:" before a user turn. An EOS
     token follows each turn.
     """
@@ -46,6 +50,13 @@ class DialogueTemplate:
     def roles(self) -> dict[str, str]:
         """Maps each role (system, user, assistant) to the text that is written before its turns."""
         return dataclasses.asdict(self)
+
+    @property
+    def known_roles(self) -> tuple[str, ...]:
+        return tuple(self.roles)
+
+    def content(self, text: str) -> str:
+        return text.strip()
 
     def space(self, role: str) -> str:
         """Returns the white space at the end of a role's text, which separates it from the content of a turn. If the
@@ -69,15 +80,40 @@ class DialogueTemplate:
         size = int(np.sum(offsets[:, 0] < len(self.roles[turn[0]].rstrip())))
         return tokens[:size], layouts.ended(tokens[size:], tokenizer)
 
-    def prompt(self, text: str, tokenizer: Tokenizer) -> np.ndarray:
-        """Encodes a text as a dialogue that ends with the role text of the assistant, so that a model continues with an
-        answer. Returns int32 [tokens].
+    def encode_rows(self, turns: Sequence[Turn], tokenizer: Tokenizer, longest: int) -> list[EncodedRow]:
+        rows: list[EncodedRow] = []
+        for exchange in exchanges(turns):
+            more = self._encode_turns(exchange, tokenizer)
+            if rows and len(rows[-1].ids) + len(more.ids) <= longest:
+                last = rows.pop()
+                more = EncodedRow(
+                    np.concatenate([last.ids, more.ids]), np.concatenate([last.is_target, more.is_target])
+                )
+            rows.append(more)
+        return rows
 
-        A line that begins with the role text of a role, such as "User:", starts a new turn. Lines before the first such
-        line are a user turn.
-        """
-        parts = [part for turn in self.turns(text) for part in self.encode(turn, tokenizer)]
-        return np.concatenate([*parts, tokenizer.encode(self.assistant.rstrip())]).astype(np.int32)
+    def _encode_turns(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> EncodedRow:
+        ids, targets = [np.zeros(0, np.int32)], [np.zeros(0, bool)]
+        for turn in turns:
+            before, content = self.encode(turn, tokenizer)
+            ids += [before, content]
+            targets += [np.zeros(len(before), bool), np.full(len(content), turn[0] == ANSWERS)]
+        return EncodedRow(np.concatenate(ids).astype(np.int32), np.concatenate(targets))
+
+    def encode_prompt(self, turns: Sequence[Turn], tokenizer: Tokenizer) -> np.ndarray:
+        before = self._encode_turns(turns, tokenizer).ids
+        return np.concatenate([before, tokenizer.encode(self.assistant.rstrip())]).astype(np.int32)
+
+    def encode_exchange(self, turns: Sequence[Turn], answer: str, tokenizer: Tokenizer) -> Exchange:
+        before = self._encode_turns(turns, tokenizer).ids
+        role, content = self.encode((ANSWERS, self.content(answer)), tokenizer)
+        return Exchange(np.concatenate([before, role]).astype(np.int32), content)
+
+    def end_ids(self, tokenizer: Tokenizer) -> tuple[int, ...]:
+        return (tokenizer.eos_id,)
+
+    def show_answer(self, text: str) -> str:
+        return f"\n{self.text((ANSWERS, text))}"
 
     def turns(self, text: str) -> list[Turn]:
         """Splits a text into its turns, and leaves out empty turns. A line that begins with the text of a role, such as
@@ -94,33 +130,22 @@ class DialogueTemplate:
         return [turn for turn in [*found, (role, "\n".join(lines).strip())] if turn[1]]
 
 
-class EncodedTurn(NamedTuple):
-    """An encoded turn of a dialogue, and whether it is a training target."""
-
-    role_tokens: np.ndarray
-    """Tokens of the text of the role, such as "User:", which precedes the content, int32 [tokens]."""
-    tokens: np.ndarray
-    """Tokens of the content of the turn, followed by the EOS token, int32 [tokens]."""
-    is_target: bool
-    """Whether the tokens are training targets, which is the case for turns of the assistant."""
-
-
 @dataclasses.dataclass(frozen=True)
-class Turns:
-    """The encoded turns of a dialogue."""
+class EncodedDialogue:
+    """The tokens of a dialogue, divided into batch rows."""
 
-    parts: tuple[EncodedTurn, ...]
+    rows: tuple[EncodedRow, ...]
     size: int
     """Number of characters in all turns, which counts as their size in the cache of encoded documents."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Dialogue(Task[Turns]):
+class Dialogue(Task[EncodedDialogue]):
     """Next-token prediction on the assistant turns of a dialogue. Each token is predicted from everything before it.
 
     Each example has a list of turns {"role": ..., "content": ...} with the role system, user or assistant. A dialogue
-    that does not fit in a row is split after an answer and continues in the next row. If a question and the answers to
-    it are together longer than a row, they are truncated.
+    that does not fit in a row is split after an answer and continues in the next row, with a `ChatTemplate` after the
+    system prompt. If a question and the answers to it are together longer than a row, they are truncated.
 
     Batch rows: `tokens`, `targets` int32 and `weights` float32 [batch, length], and the `segments` (the number of each
     token's example in the row) and `position_ids` that the data pipeline adds. Weights are 1 if the target belongs to
@@ -131,8 +156,10 @@ class Dialogue(Task[Turns]):
     """Number of tokens per batch row."""
     messages: str = "messages"
     """Name of the column with the list of turns."""
-    template: DialogueTemplate = DialogueTemplate()
-    """Text that is written before the turns of each role."""
+    template: TurnTemplate = DialogueTemplate()
+    """Template that formats dialogues as text: a text before the turns of each role (`DialogueTemplate`), or a Jinja
+    template of a chat model (`ChatTemplate`).
+    """
 
     def __post_init__(self):
         fields.at_least("data.task.length", self.length, 8)
@@ -146,18 +173,10 @@ class Dialogue(Task[Turns]):
         return f"dialogue with an answer in {self.messages!r}"
 
     def check(self, tokenizer: Tokenizer, pack: bool) -> None:
-        tokenizer.require("eos")
+        self.template.check(tokenizer)
 
     def read(self, example: Mapping[str, Any]) -> list[Turn]:
-        turns = []
-        for number, message in enumerate(columns.items(example, self.messages, "data.task.messages")):
-            role, content = (message.get(key) if isinstance(message, Mapping) else None for key in ("role", "content"))
-            if not isinstance(role, str) or role not in self.template.roles or not isinstance(content, str):
-                roles = ", ".join(self.template.roles)
-                raise InputError(f"turn {str(message)[:80]!r}: expected a role, one of {roles}, and a text as content")
-            columns.check_text(content, f"turn {number}")
-            turns.append((role, content.strip()))
-        return turns
+        return read_turns(example, self.messages, "data.task.messages", self.template)
 
     def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
         questions = [content for role, content in self.read(example) if role == "user"]
@@ -168,51 +187,16 @@ class Dialogue(Task[Turns]):
         answers = [content for role, content in turns if role == ANSWERS]
         return Demonstration(self.requests(example, folder), answers[0] if answers else None)
 
-    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> Turns:
+    def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer) -> EncodedDialogue:
         turns = self.read(example)
-        encoded = [EncodedTurn(*self.template.encode(turn, tokenizer), turn[0] == ANSWERS) for turn in turns]
-        return Turns(tuple(encoded), sum(len(content) for _, content in turns))
+        rows = self.template.encode_rows(turns, tokenizer, self.length + 1) if turns else []
+        return EncodedDialogue(tuple(rows), sum(len(content) for _, content in turns))
 
-    def examples(self, document: Turns, visit: Visit[Turns]) -> list[Example]:
-        return [example for row in self._rows(document) if (example := self._example(row)) is not None]
+    def examples(self, document: EncodedDialogue, visit: Visit[EncodedDialogue]) -> list[Example]:
+        return [example for row in document.rows if (example := self._example(row)) is not None]
 
-    def _rows(self, document: Turns) -> list[list[EncodedTurn]]:
-        """Distributes the turns of a dialogue over batch rows, in order, without separating a question from its
-        answers. Returns one list of turns per row.
-        """
-        rows, size = [[]], 0
-        for exchange in _exchanges(document.parts):
-            more = len(_joined(exchange))
-            if rows[-1] and size + more > self.length + 1:
-                rows.append([])
-                size = 0
-            rows[-1] += exchange
-            size += more
-        return rows
-
-    def _example(self, parts: Sequence[EncodedTurn]) -> Example | None:
-        """Makes a training example from the turns of one batch row. Returns None if none of its tokens is a target."""
-        ids = _joined(parts)[: self.length + 1]
-        learned = [np.repeat([False, part.is_target], [len(part.role_tokens), len(part.tokens)]) for part in parts]
-        weights = np.concatenate([[], *learned])[1 : len(ids)].astype(np.float32)
-        if not weights.any():
-            return None
-        return layouts.text_example(ids) | {"weights": weights}
-
-
-def _exchanges(parts: Sequence[EncodedTurn]) -> Iterator[list[EncodedTurn]]:
-    """Groups the turns of a dialogue into exchanges: each contains the turns up to and including the next assistant
-    turns, such as a question and its answer.
-    """
-    exchange = []
-    for part in parts:
-        if exchange and exchange[-1].is_target and not part.is_target:
-            yield exchange
-            exchange = []
-        exchange.append(part)
-    if exchange:
-        yield exchange
-
-
-def _joined(parts: Sequence[EncodedTurn]) -> np.ndarray:
-    return np.concatenate([np.zeros(0, np.int32), *(array for part in parts for array in part[:2])]).astype(np.int32)
+    def _example(self, row: EncodedRow) -> Example | None:
+        """Makes a training example from a row of tokens. Returns None if none of the tokens is a target."""
+        ids = row.ids[: self.length + 1]
+        weights = row.is_target[1 : len(ids)].astype(np.float32)
+        return layouts.text_example(ids) | {"weights": weights} if weights.any() else None

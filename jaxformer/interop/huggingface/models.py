@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.tasks.dialogue import DialogueTemplate
+from jaxformer.data.tasks.turns import TurnTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop.formats.stored import FLOATS, DType
@@ -31,7 +31,11 @@ from jaxformer.interop.huggingface.folders import (
 from jaxformer.interop.huggingface.images import with_pixels, write_preprocessor
 from jaxformer.interop.huggingface.locations import locate
 from jaxformer.interop.huggingface.table import tensor_mappings
-from jaxformer.interop.huggingface.text.chat_templates import chat_template, read_chat_template, write_chat_template
+from jaxformer.interop.huggingface.text.chat_templates import (
+    exported_template,
+    read_chat_template,
+    write_chat_template,
+)
 from jaxformer.interop.huggingface.text.tokenizer_folders import check_vocabulary, export_tokenizer, names_beginning
 from jaxformer.models.base import Model
 from jaxformer.predictors.labelled_texts import template_of
@@ -139,7 +143,7 @@ class ExportPlan:
     """Id of an encoder–decoder's start token. If None, uses the token of the model family."""
     add_bos: bool = False
     """Whether the exported tokenizer adds the BOS token to the start of texts."""
-    dialogue: DialogueTemplate | None = None
+    dialogue: TurnTemplate | None = None
     """Template of the dialogues in training, which is exported as the chat template of the tokenizer. If None, the chat
     template in `origin` is exported.
     """
@@ -177,7 +181,7 @@ class ExportPlan:
         export_tokenizer(tokenizer, folder, beginning=self.add_bos, template=template_of(model, tokenizer))
         chat = self.origin and self.origin.chat_template
         if self.dialogue is not None:
-            chat = chat_template(self.dialogue, tokenizer, folder, self.add_bos)
+            chat = exported_template(self.dialogue, tokenizer, folder, self.add_bos)
         if chat is not None:
             write_chat_template(folder, chat)
 

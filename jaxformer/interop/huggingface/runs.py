@@ -37,6 +37,7 @@ from jaxformer.interop.parity import certificate as certificates
 from jaxformer.interop.parity.lines import Unreadable
 from jaxformer.models.base import Model
 from jaxformer.objectives.causal_lm import CausalLM
+from jaxformer.objectives.dpo import Dpo
 from jaxformer.objectives.sentence_embedding import SentenceEmbedding
 from jaxformer.objectives.seq2seq_lm import Seq2SeqLM
 from jaxformer.parallel.sharding import Mesh, make_mesh
@@ -188,8 +189,8 @@ def plan_of(run: Run, dtype: DType = "float32", origin: SourceMetadata | None = 
         origin=origin,
         generation=generation,
         decoder_start=None if run.tokenizer is None else objective.start_id(run.tokenizer),
-        add_bos=isinstance(objective, CausalLM | Seq2SeqLM) and objective.beginning,
-        dialogue=objective.template if isinstance(objective, CausalLM) else None,
+        add_bos=isinstance(objective, CausalLM | Dpo | Seq2SeqLM) and objective.beginning,
+        dialogue=objective.template if isinstance(objective, CausalLM | Dpo) else None,
         problem_type=objective.problem_type,
     )
 

@@ -26,6 +26,7 @@ from jaxformer.interop.parity.sides import TEXTS, Sides, line
 from jaxformer.objectives.causal_lm import CausalLM
 from jaxformer.objectives.classification import Classification
 from jaxformer.objectives.ctc import Ctc
+from jaxformer.objectives.dpo import Dpo
 from jaxformer.objectives.image_classification import ImageClassification
 from jaxformer.objectives.image_embedding import ImageEmbedding
 from jaxformer.objectives.image_text import ImageTextContrastive
@@ -206,7 +207,7 @@ def _compare_translations(sides: Sides) -> Iterator[Line]:
 
 def _compare_generated(sides: Sides, auto: Any, written: Callable[[Any], str]) -> Iterator[Line]:
     prompts, objective = sides.short(TEXTS), sides.run.objective
-    if not prompts or (isinstance(objective, CausalLM) and objective.template is not None):
+    if not prompts or (isinstance(objective, CausalLM | Dpo) and objective.template is not None):
         return  # The prompt of a dialogue is made by the chat template, not only by the tokenizer.
     network, tokenizer, differing, note = sides.network(auto), their_tokenizer(sides.folder), 0, "all are equal"
     sides.mask_unused_ids(network)
@@ -260,6 +261,7 @@ COMPARISONS: Mapping[type, Callable[[Sides], Iterator[Line]]] = {
     Tagging: _compare_tags,
     QuestionAnswering: _compare_answers,
     CausalLM: _compare_continuations,
+    Dpo: _compare_continuations,
     Seq2SeqLM: _compare_translations,
     SentenceEmbedding: _compare_vectors,
     ImageClassification: pictures.compare_labels,

@@ -5,6 +5,7 @@ import pytest
 
 from jaxformer.data.examples import Visit
 from jaxformer.data.tasks.dialogue import Dialogue, DialogueTemplate
+from jaxformer.data.tokenizers.training import texts
 from jaxformer.errors import InputError
 
 TEMPLATE = DialogueTemplate(system="w90", user="w91", assistant="w92")
@@ -93,3 +94,12 @@ def test_errors_in_dialogues_are_one_line(turns, message, tokenizer):
 def test_invalid_dialogue_templates_are_refused():
     with pytest.raises(InputError, match="expected a different, non-empty text for each role"):
         DialogueTemplate(user="A:", assistant="A:")
+
+
+def test_messages_may_be_two_lists_and_train_a_tokenizer(tokenizer):
+    """The form of TFDS: a dict of lists."""
+    columns = {"messages": {name: [turn[name] for turn in TURNS] for name in ("role", "content")}}
+    task = Dialogue(40, template=TEMPLATE)
+    assert task.read(columns) == task.read({"messages": TURNS})
+    contents = [turn["content"] for turn in TURNS]
+    assert list(texts([columns, {"messages": TURNS}], 9)) == 2 * contents

