@@ -137,9 +137,6 @@ def test_loss_equals_that_of_trl(folder, ours, tmp_path):
     # Smoothing adds a share of the loss of interchanged answers, which is larger by the margin.
     smoothed_loss = loss.item() + SMOOTHING * means["margin"].value
     assert means["loss"].value == pytest.approx(smoothed_loss, rel=1e-4)
-    names = {"margins": "margin", "accuracies": "accuracy", "chosen": "chosen_reward", "rejected": "rejected_reward"}
-    theirs = {names[name]: trainer._metrics["train"][f"rewards/{name}"][0] for name in names}
-    assert {name: means[name].value for name in theirs} == pytest.approx(theirs, rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.slow
