@@ -27,6 +27,8 @@ OWN_MEMORY = 3 << 30
 LONGEST = 10.0
 """Seconds that an input may take."""
 NUMBERS = [0, -1, 1, 2**31, 2**63, 2**64, 10**400, 10**7, 3 * 10**8, 1e308, -1e-12, 0.5, float("nan"), float("inf")]
+CHARACTERS = b'{"<pad>": 0, "<unk>": 1, "|": 2, "a": 3}'
+SPELLING = b'{"pad_token": "<pad>", "unk_token": {"content": "<unk>"}, "do_lower_case": true}'
 VALUES = [*NUMBERS, None, True, "", "x", "\ud83d", "\x00", "../../etc/passwd", "9" * 400, [], {}, [[]], {"a": {}}]
 
 
@@ -229,6 +231,21 @@ def read_history(path):
     read_history(path)
 
 
+def read_characters(path):
+    """Reads a vocabulary of characters with its settings. The file that is not at the path is undamaged."""
+    from jaxformer.data.tokenizers import characters, loading
+
+    other = {"vocab.json": CHARACTERS, "tokenizer_config.json": SPELLING}
+    vocab = path.parent / "vocab.json"
+    characters.load_characters(vocab, lambda name: loading.read(name) if name == str(path) else other[Path(name).name])
+
+
+def read_phonemes(path):
+    from jaxformer.data.tokenizers import loading, phonemes
+
+    phonemes.load_phonemes(str(path), loading.read)
+
+
 def read_tensors(reader, path):
     for tensor in reader(path).values():
         tensor.read()
@@ -272,6 +289,9 @@ def targets():
             damaged_bytes,
             lambda path: loading.load(loading.SentencePieceTokenizer, str(path)),
         ),
+        "vocab.json": ("vocab.json", CHARACTERS, damaged_json, read_characters),
+        "tokenizer_config.json": ("tokenizer_config.json", SPELLING, damaged_json, read_characters),
+        "phonemes.json": ("phonemes.json", b'["a", "ai", "t"]', damaged_json, read_phonemes),
         "config.json": ("config.json", bert_config(), damaged_json, read_config),
         "generation_config.json": ("generation_config.json", decoding, damaged_json, read_generation),
         "experiment.json": ("experiment.json", experiment, damaged_json, read_experiment),

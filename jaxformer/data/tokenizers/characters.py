@@ -2,13 +2,14 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer
-from jaxformer.errors import InputError
+from jaxformer.errors import InputError, shown
+from jaxformer.limits import parse_json
 
 SETTINGS = "tokenizer_config.json"
 """Name of the file with the settings of the tokenizer, next to the vocabulary."""
@@ -122,7 +123,7 @@ def of_alphabet(alphabet: str) -> CharacterTokenizer:
     return CharacterTokenizer({piece: number for number, piece in enumerate(pieces)})
 
 
-def load_characters(path: str | os.PathLike, read: Any) -> CharacterTokenizer:
+def load_characters(path: str | os.PathLike, read: Callable[[str], bytes]) -> CharacterTokenizer:
     """Loads the tokenizer of a vocab.json, with the settings in the tokenizer_config.json next to it, if it exists.
 
     Args:
@@ -134,29 +135,40 @@ def load_characters(path: str | os.PathLike, read: Any) -> CharacterTokenizer:
     """
     path = os.fspath(path)
     beside = os.path.join(os.path.dirname(path), SETTINGS)
+    settings = _read_settings(beside, read)
+    vocab = parse_json(read(path), path)
+    numbers = isinstance(vocab, dict) and all(type(number) is int for number in vocab.values())
+    if not numbers or settings.get("target_lang"):
+        expected = "expected a map of characters to ids; vocabularies of several languages are not supported"
+        raise InputError(f"{path}: {expected}")
     try:
-        settings = json.loads(read(beside))
-    except InputError:
-        settings = {}
-    except ValueError as error:
-        raise InputError(f"{beside}: not JSON: {error}") from error
-    kind = str(settings.get("tokenizer_class") or TOKENIZER_CLASS)
-    if kind != TOKENIZER_CLASS:
-        raise InputError(f"{beside}: tokenizer_class={kind!r} is not supported; expected {TOKENIZER_CLASS}")
-    try:
-        vocab = json.loads(read(path))
-        numbers = isinstance(vocab, dict) and all(type(number) is int for number in vocab.values())
-        if not numbers or settings.get("target_lang"):
-            raise InputError("expected a map of characters to ids; vocabularies of several languages are not supported")
-        plain = {
-            name: said["content"] if isinstance(said, dict) and "content" in said else said
-            for name, said in settings.items()
-        }
-        return CharacterTokenizer(vocab, plain)
+        return CharacterTokenizer(vocab, settings)
     except InputError as error:
         raise InputError(f"{path}: {str(error).removeprefix(f'{CharacterTokenizer.file}: ')}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+
+
+def _read_settings(path: str, read: Callable[[str], bytes]) -> dict[str, Any]:
+    """Returns the content of a tokenizer_config.json, with the texts of the special tokens instead of objects that
+    contain them. Empty if there is no file.
+    """
+    try:
+        content = read(path)
+    except InputError:
+        return {}
+    settings = parse_json(content, path)
+    if not isinstance(settings, dict):
+        raise InputError(f"{path}: expected a JSON object of settings")
+    kind = settings.get("tokenizer_class") or TOKENIZER_CLASS
+    if kind != TOKENIZER_CLASS:
+        raise InputError(f"{path}: tokenizer_class={shown(kind)} is not supported; expected {TOKENIZER_CLASS}")
+    plain = {
+        name: said["content"] if isinstance(said, dict) and "content" in said else said
+        for name, said in settings.items()
+    }
+    for name in (*(f"{role}_token" for role in ROLES), "word_delimiter_token"):
+        if not isinstance(plain.get(name), str | None):
+            raise InputError(f"{path}: {name}={shown(plain[name])}: expected a text")
+    return plain
 
 
 def _json(value: Mapping[str, Any]) -> bytes:

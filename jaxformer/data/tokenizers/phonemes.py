@@ -7,6 +7,7 @@ import numpy as np
 
 from jaxformer.data.tokenizers.tokenizer import Ids, Tokenizer
 from jaxformer.errors import InputError
+from jaxformer.limits import parse_json
 
 PAD = "<pad>"
 """Vocabulary entry of the padding token, whose id is 0."""
@@ -74,10 +75,10 @@ def load_phonemes(path: str, read: Callable[[str], bytes]) -> PhonemeTokenizer:
     Raises:
       InputError: If the file is not a JSON list of phonemes.
     """
-    try:
-        names = json.loads(read(path))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+    names = parse_json(read(path), path)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: expected a JSON list of phonemes")
-    return PhonemeTokenizer(names)
+    try:
+        return PhonemeTokenizer(names)
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix(f'{PhonemeTokenizer.file}: ')}") from error

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -58,6 +59,30 @@ def test_a_vocabulary_is_refused_in_a_line(vocab, settings, said, tmp_path):
     with pytest.raises(InputError, match=said.replace("|", r"\|")) as caught:
         load_tokenizer(str(tmp_path))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "files, place, said",
+    [
+        ({"vocab.json": "{"}, "vocab.json", "expected JSON"),
+        ({"vocab.json": "[" * 100_000}, "vocab.json", "nested too deeply"),
+        ({"vocab.json": "{}", "tokenizer_config.json": "[1]"}, "tokenizer_config.json", "a JSON object of settings"),
+        (
+            {"vocab.json": json.dumps(VOCAB), "tokenizer_config.json": '{"pad_token": [0]}'},
+            "tokenizer_config.json",
+            "pad_token=[0]: expected a text",
+        ),
+        ({"phonemes.json": '["a"'}, "phonemes.json", "expected JSON"),
+        ({"phonemes.json": "[" * 100_000}, "phonemes.json", "nested too deeply"),
+        ({"phonemes.json": '["a", "a"]'}, "phonemes.json", "expected different phonemes"),
+    ],
+)
+def test_files_that_cannot_be_read_are_refused_in_a_line(files, place, said, tmp_path):
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=re.escape(said)) as caught:
+        load_tokenizer(str(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path / place}: ") and "\n" not in str(caught.value)
 
 
 def test_an_alphabet_is_refused_in_a_line():

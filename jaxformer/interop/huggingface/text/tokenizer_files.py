@@ -26,6 +26,7 @@ from jaxformer.data.tokenizers.template import (
 from jaxformer.data.tokenizers.word_piece import WordPieceTokenizer
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.text.sentence_piece_json import to_json_tokenizer
+from jaxformer.limits import parse_json
 
 SETTINGS = "tokenizer_config.json"
 ADDED = "added_tokens.json"
@@ -142,10 +143,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Reads a JSON object from a file. Returns an empty dict if the file does not exist."""
     if not path.exists():
         return {}
-    try:
-        value = json.loads(read(str(path)))
-    except ValueError as error:
-        raise InputError(f"{path}: not JSON: {error}") from error
+    value = parse_json(read(str(path)), str(path))
     if not isinstance(value, dict):
         raise InputError(f"{path}: expected a JSON object")
     return value
