@@ -2,6 +2,7 @@
 the runs in a folder, and `jaxformer explain`, which writes a page about one prediction.
 """
 
+import argparse
 import sys
 import webbrowser
 from pathlib import Path
@@ -30,7 +31,7 @@ def report(arguments: list[str]) -> None:
         metavar="FILE",
         help="the file to write; by default report.html in the run's folder, or, for several, here",
     )
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    _add_open(parser)
     parser.add_argument("--no-examples", action="store_true", help="do not open the model to answer held-out examples")
     add_step(parser)
     options = parser.parse(arguments)
@@ -47,8 +48,7 @@ def report(arguments: list[str]) -> None:
     folders = [storage.path(name) for name in options.runs]
     records = [read_record(folder) for folder in folders]
     out = storage.path(options.out) if options.out else (folders[0] if len(folders) == 1 else Path()) / REPORT
-    if options.open and storage.is_remote(out):
-        raise InputError(f"--open: {out} is not a local file; set --out")
+    _check_open(options, out)
     charts.check_library()
     check_writable(out)
     for record in records:
@@ -57,9 +57,7 @@ def report(arguments: list[str]) -> None:
     run = None if len(records) > 1 or options.no_examples else _opened(options.runs[0], options.step)
     with display(stderr=True), phase("writing the report"):
         write_report(records, out, run)
-    print(out)
-    if options.open:
-        webbrowser.open(out.absolute().as_uri())
+    _announce(options, out)
 
 
 def runs(arguments: list[str]) -> None:
@@ -109,12 +107,11 @@ def explain(arguments: list[str]) -> None:
     parser.add_argument("input", metavar="INPUT", help="a text, or the path of a picture, clip or sound")
     parser.add_argument("--out", metavar="FILE", required=True, help="the file to write, such as page.html")
     parser.add_argument("--label", metavar="NAME", help="the label, token or answer to explain; by default the best")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+    _add_open(parser)
     add_step(parser)
     options = parser.parse(arguments)
     out = storage.path(options.out)
-    if options.open and storage.is_remote(out):
-        raise InputError(f"--open: {out} is not a local file; set --out")
+    _check_open(options, out)
     run = run_commands.opened(options.run, step=options.step)
     from jaxformer.explanations.explanation import explain
     from jaxformer.explanations.page import page
@@ -125,6 +122,22 @@ def explain(arguments: list[str]) -> None:
     with display(stderr=True):
         explanation = explain(run, options.input, options.label)
     write_page(out, page(explanation))
+    _announce(options, out)
+
+
+def _add_open(parser: Parser) -> None:
+    """Adds the option `--open`, which opens the written page in the browser."""
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
+
+
+def _check_open(options: argparse.Namespace, out: Path) -> None:
+    """Raises InputError if `--open` is given and the page is not a file of this machine."""
+    if options.open and storage.is_remote(out):
+        raise InputError(f"--open: {out} is not a local file; set --out")
+
+
+def _announce(options: argparse.Namespace, out: Path) -> None:
+    """Prints the path of a page that was written. With `--open`, also opens it in the browser."""
     print(out)
     if options.open:
         webbrowser.open(out.absolute().as_uri())
