@@ -1,6 +1,8 @@
-"""Reads the parameters of a run from its checkpoints."""
+"""Reads the parameters of a run from its checkpoints, on a mesh that fits the available devices."""
 
+import contextlib
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -142,3 +144,14 @@ def used_params(experiment: Experiment, params: Any, mesh: jax.sharding.Mesh) ->
         return params
     shardings = sharding.shardings_of(state.abstract_params(experiment, mesh))
     return jax.jit(experiment.lora.merge, out_shardings=shardings)(params)
+
+
+def mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
+    """Returns the experiment's own mesh config if it fits the number of available devices and the batch size.
+    Otherwise, returns a data-parallel mesh config whose size divides both.
+    """
+    with contextlib.suppress(InputError):
+        sizes = experiment.mesh.sizes(devices)
+        if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:
+            return experiment.mesh
+    return sharding.Mesh(data=math.gcd(experiment.data.batch, devices))

@@ -11,20 +11,18 @@ damaged/          corrupted checkpoints
 origin.json       only in an imported run: metadata of its Hugging Face folder
 """
 
-import contextlib
 import dataclasses
 import functools
-import math
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from jaxformer import config, fields, storage
+from jaxformer import storage
 from jaxformer.config import Experiment
 from jaxformer.data.pipeline.loader import evaluation_batches
 from jaxformer.data.sources import columns
@@ -53,7 +51,8 @@ from jaxformer.runs import summaries
 from jaxformer.runs.files import read_tokenizer
 from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.runs.history import METRICS, read_history
-from jaxformer.runs.parameters import no_checkpoint, read_params, read_reference
+from jaxformer.runs.parameters import mesh_for, no_checkpoint, read_params, read_reference
+from jaxformer.runs.settings import check_samples, with_settings
 from jaxformer.runs.writing import read_experiment
 from jaxformer.training.evaluation import Evaluator
 
@@ -173,7 +172,7 @@ class Run:
         Raises:
           InputError: If the model cannot answer a text, or `num_samples` > 1 and the model does not sample.
         """
-        self._check_samples(num_samples)
+        check_samples(self, num_samples)
         requests = self.prepare_requests(as_list(text))
         requests = [one for one in requests for _ in range(num_samples)] if num_samples > 1 else requests
         with sharding.use(self.mesh, self.experiment.mesh):
@@ -217,19 +216,6 @@ class Run:
                 if isinstance(one, str):
                     columns.check_text(one, f"text {number}")
         return list(self.experiment.data.task.prepare_requests(inputs))
-
-    def _check_samples(self, num_samples: int) -> None:
-        fields.at_least("num_samples", num_samples, 1)
-        if num_samples > 1:
-            predictor = self.predictor
-            if not isinstance(predictor, Generates):
-                raise InputError(
-                    f"num_samples={num_samples}: {type(self.objective).__name__} does not generate text; expected 1"
-                )
-            if predictor.decoding.temperature == 0 or predictor.decoding.num_beams > 1:
-                raise InputError(
-                    f"num_samples={num_samples}: all answers would be the same; set temperature=1 and num_beams=1"
-                )
 
     def stream(self, text: str) -> Iterator[str]:
         """Generates the answer to a text, and yields it in pieces as they are generated. Yields the whole answer at
@@ -276,10 +262,10 @@ class Run:
           InputError: If a setting does not exist, or the run's model does not generate text.
         """
         if settings and isinstance(self.predictor, Searches):
-            return self._with("search", settings, Searches, "")
+            return with_settings(self, "search", settings, Searches, "")
         if settings and isinstance(self.predictor, Draws):
-            return self._with("sampling", settings, Draws, "")
-        return self._with("decoding", settings, Generates, "does not generate text")
+            return with_settings(self, "sampling", settings, Draws, "")
+        return with_settings(self, "decoding", settings, Generates, "does not generate text")
 
     def with_transcribing(self, **settings: Any) -> "Run":
         """Returns a copy of the run with other `Transcribing` settings: `run.with_transcribing(word_times=True)`.
@@ -287,7 +273,7 @@ class Run:
         Raises:
           InputError: If a setting does not exist, or the run's model does not transcribe sounds.
         """
-        return self._with("transcribing", settings, Transcribes, "transcribes no sounds")
+        return with_settings(self, "transcribing", settings, Transcribes, "transcribes no sounds")
 
     def with_speaking(self, **settings: Any) -> "Run":
         """Returns a copy of the run with other `Speaking` settings: `run.with_speaking(speed=1.2)`.
@@ -295,7 +281,7 @@ class Run:
         Raises:
           InputError: If a setting does not exist, or the run's model does not speak.
         """
-        return self._with("speaking", settings, Speaks, "does not speak")
+        return with_settings(self, "speaking", settings, Speaks, "does not speak")
 
     def with_vocoder(self, model: Model, params: Any) -> "Run":
         """Returns a copy of the run that converts spectrograms to sounds with a vocoder:
@@ -309,17 +295,6 @@ class Run:
         found = dataclasses.replace(self, vocoder=(model, params))
         _ = found.predictor  # Raises an error if the model is not a vocoder.
         return found
-
-    def _with(self, field: str, settings: Mapping[str, Any], kind: type, problem: str) -> "Run":
-        """Returns a copy of the run with other settings in a field of its objective, whose predictor must be of a kind.
-        Without settings, returns the run itself, because a copy would make its predictor again.
-        """
-        if not settings:
-            return self
-        if not isinstance(self.predictor, kind):
-            raise InputError(f"{next(iter(settings))}: {type(self.objective).__name__} {problem}; leave it out")
-        overrides = {f"objective.{field}.{name}": value for name, value in settings.items()}
-        return dataclasses.replace(self, experiment=config.override(self.experiment, overrides))
 
     @phase("trying held-out examples")
     def demonstrate(self) -> list[str]:
@@ -423,14 +398,3 @@ def open_run(
     step, params = read_params(folder, experiment, mesh, in_memory, step)
     tokenizer = None if experiment.tokenizer is None else read_tokenizer(folder)
     return Run(folder, experiment, tokenizer, step, params, mesh)
-
-
-def mesh_for(experiment: Experiment, devices: int) -> sharding.Mesh:
-    """Returns the experiment's own mesh config if it fits the number of available devices and the batch size.
-    Otherwise, returns a data-parallel mesh config whose size divides both.
-    """
-    with contextlib.suppress(InputError):
-        sizes = experiment.mesh.sizes(devices)
-        if experiment.data.batch % math.prod(sizes[name] for name in sharding.RULES["batch"]) == 0:
-            return experiment.mesh
-    return sharding.Mesh(data=math.gcd(experiment.data.batch, devices))

@@ -21,11 +21,10 @@ from jaxformer.objectives.base import BatchObjective
 from jaxformer.parallel import sharding
 from jaxformer.progress import phase
 from jaxformer.runs import data_record, writing
-from jaxformer.runs import run as runs
 from jaxformer.runs.files import read_tokenizer
 from jaxformer.runs.folder import CHECKPOINTS
 from jaxformer.runs.history import SKIPPED, read_history
-from jaxformer.runs.parameters import used_params
+from jaxformer.runs.parameters import mesh_for, used_params
 from jaxformer.training.checkpoints import Checkpoints, replicated
 from jaxformer.training.damage import Damaged, first_good
 from jaxformer.training.state import abstract_state, reference_params
@@ -87,7 +86,7 @@ def replay(folder: Path, step: int) -> Replay:
         raise InputError(f"--step {step}: expected at least 1, the first step")
     tokenizer = None if experiment.tokenizer is None else read_tokenizer(folder)
     record = _check_data(folder, experiment)
-    mesh = sharding.make_mesh(runs.mesh_for(experiment, len(jax.devices())))
+    mesh = sharding.make_mesh(mesh_for(experiment, len(jax.devices())))
     saved = Checkpoints(folder / CHECKPOINTS)
     before, lanes = _lanes_before(folder, step, experiment, saved, record)
     batch = _batch_after(experiment, tokenizer, lanes, step - before)
