@@ -61,9 +61,12 @@ a { color: var(--accent); text-decoration: none }
   align-items: start }
 figure { margin: 0; padding: .8rem; border: 1px solid var(--edge); border-radius: .5rem; background: var(--card);
   min-width: 0 }
+figure figure { padding: 0; border: 0; background: none }
 figure ul { margin: .3rem 0 0; padding-left: 1.2rem }
+figure table { display: block; overflow-x: auto; max-width: 100% }
 figcaption { font-size: .9rem; overflow-wrap: anywhere }
 img { max-width: 100%; height: auto; border-radius: .25rem }
+.spectrogram img { display: block; width: 100%; height: 8rem; margin-bottom: .4rem }
 audio { width: 100% }
 @media (max-width: 40rem) { tbody th { white-space: normal } h2 { margin-top: 2rem } }
 """

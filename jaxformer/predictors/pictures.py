@@ -54,7 +54,7 @@ class Pictures(Answer):
         write([answer for answer in answers if isinstance(answer, Pictures)], path)
 
     def _repr_html_(self) -> str:
-        return table([self])
+        return f"<figure><figcaption><b>{html.escape(self.request)}</b></figcaption>{' '.join(_images(self))}</figure>"
 
 
 def write(answers: Sequence[Pictures], path: Path) -> None:
@@ -106,16 +106,23 @@ def table(answers: Sequence[Pictures]) -> str:
 def page(answers: Sequence[Pictures]) -> str:
     """Returns an HTML page with all answers, which needs no other files."""
     body = f'<h1>Generated images</h1><div class="scroll">{table(answers)}</div>'
-    return html_page.page("Generated images", body, "th { max-width: 16em } img { image-rendering: pixelated }")
+    return html_page.page("Generated images", body, "th { max-width: 16em }")
 
 
 def _row(answer: Pictures) -> str:
-    cells = []
+    cells = "".join(f"<td>{image}</td>" for image in _images(answer))
+    return f"<tr><th>{html.escape(answer.request)}</th>{cells}</tr>\n"
+
+
+def _images(answer: Pictures) -> list[str]:
+    """Returns the HTML of each image. Small ones are enlarged, and their pixels stay sharp."""
+    found = []
     scores = answer.scores or (None,) * len(answer.images)
     for image, score in zip(answer.images, scores, strict=True):
         content = io.BytesIO()
         picture(image).save(content, "PNG")
         data, size = base64.b64encode(content.getvalue()).decode(), max(SMALLEST, image.shape[1])
         title = html.escape(answer.request if score is None else f"{answer.request} ({score:.2f})", quote=True)
-        cells.append(f'<td><img width="{size}" alt="{title}" title="{title}" src="data:image/png;base64,{data}"></td>')
-    return f"<tr><th>{html.escape(answer.request)}</th>{''.join(cells)}</tr>\n"
+        style = f'width="{size}" style="image-rendering: pixelated"'
+        found.append(f'<img {style} alt="{title}" title="{title}" src="data:image/png;base64,{data}">')
+    return found

@@ -22,6 +22,8 @@ figure.player { margin-bottom: 1.5rem } figcaption { margin-bottom: .5rem }
 .marks span { position: absolute; overflow: hidden; border-left: 1px solid var(--edge); padding-left: 2px;
   height: 100% }
 .now { position: absolute; top: 0; bottom: 0; width: 1px; background: var(--bad) }
+.speech svg { color: var(--muted) }
+@media (prefers-color-scheme: dark) { .speech img { filter: invert(1) } }
 """
 SCRIPT = """<script>
 for (const figure of document.querySelectorAll("figure.player")) {
@@ -69,7 +71,7 @@ def waveform(samples: np.ndarray) -> str:
     points = " ".join([*upper, *reversed(lower)])
     return (
         f'<svg viewBox="0 0 {len(edges)} {HEIGHT}" preserveAspectRatio="none"><polygon points="{points}" '
-        'fill="#456" stroke="#456" stroke-width=".5"/></svg>'
+        'fill="currentColor" stroke="currentColor" stroke-width=".5"/></svg>'
     )
 
 

@@ -135,7 +135,7 @@ def _shown(example: Example, media: Media) -> str:
     parts += map(media.fitting, answers)
     if reference is not None:
         parts.append(f"<p><small>in the data</small></p><pre>{escape(_cut(reference))}</pre>")
-    return "".join(parts)
+    return f"<figure>{''.join(parts)}</figure>"
 
 
 def _answer(answer: Answer, request: str) -> str:

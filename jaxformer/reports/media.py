@@ -8,13 +8,16 @@ import numpy as np
 from PIL import Image
 
 from jaxformer import storage
-from jaxformer.data.fields.sound import SoundField, wav
+from jaxformer.data.fields.sound import AudioField, wav
 from jaxformer.data.sources import clips, pictures, sounds
+from jaxformer.data.transforms.log_mel import LogMel
 from jaxformer.errors import InputError
 from jaxformer.html_page import escape, picture, sound
 
 LONGEST_SIDE = 256
 """Maximum number of pixels of the longer side of a picture."""
+SMALLEST_SIDE = 128
+"""Number of pixels to which the longer side of a smaller picture is enlarged, at least."""
 SECONDS = 10.0
 """Number of seconds of a sound that are part of the page."""
 FRAMES = 4
@@ -32,7 +35,7 @@ class Media:
         """Prepares to show files. `task` is the task that reads them, which determines how sounds are decoded."""
         self._left = BYTES
         audio = getattr(task, "audio", None)
-        self._audio = audio if isinstance(audio, SoundField) else None
+        self._log_mel = _log_mel_of(audio) if isinstance(audio, AudioField) else None
 
     def shown(self, request: str) -> str:
         """Returns the HTML that shows a file, or a note if the page has no room for it. Empty for a text, which is part
@@ -41,7 +44,7 @@ class Media:
         if "\n" in request or not (os.path.isfile(request) or storage.is_remote(request)):
             return ""
         try:
-            content = self._sound(request) if self._audio is not None else self._pictures(request)
+            content = self._sound(request) if self._log_mel is not None else self._pictures(request)
         except (InputError, pictures.Undecodable, sounds.Undecodable) as error:
             return f"<p><small>{escape(error)}</small></p>"
         return self.fitting(content)
@@ -56,7 +59,7 @@ class Media:
     def _pictures(self, request: str) -> str:
         name = Path(request).name
         try:
-            return picture(pictures.read_picture(request, 3, name), name, LONGEST_SIDE)
+            return picture(_enlarged(pictures.read_picture(request, 3, name)), name, LONGEST_SIDE)
         except pictures.Undecodable:
             clip = clips.open_clip(request)
         found = clip.pictures(np.linspace(0, clip.frames - 1, FRAMES).astype(int).tolist())
@@ -64,11 +67,28 @@ class Media:
         return "".join(picture(frame, name, LONGEST_SIDE // 2) for frame in frames)
 
     def _sound(self, request: str) -> str:
-        assert self._audio is not None
-        log_mel, name = self._audio.log_mel, Path(request).name
+        assert self._log_mel is not None
+        log_mel, name = self._log_mel, Path(request).name
         samples = sounds.read_sound(request, log_mel.rate, name)[: int(SECONDS * log_mel.rate)]
         spectrogram = heat_map(log_mel(samples).T[::-1])
-        return picture(spectrogram, f"spectrogram of {name}") + sound(wav(samples, log_mel.rate), name)
+        shown = f'<div class="spectrogram">{picture(spectrogram, f"spectrogram of {name}")}</div>'
+        return shown + sound(wav(samples, log_mel.rate), name)
+
+
+def _log_mel_of(audio: AudioField) -> LogMel:
+    """Returns the settings of the spectrograms that show the sounds of a field: those of the field, or for a field of
+    waveforms frames of 25 ms, 10 ms apart, up to the highest frequency of the sounds.
+    """
+    if found := getattr(audio, "log_mel", None):
+        return found
+    rate = audio.sampling_rate
+    return LogMel(rate=rate, window=max(1, rate // 40), hop=max(1, rate // 100), highest=rate / 2)
+
+
+def _enlarged(image: Image.Image) -> Image.Image:
+    """Enlarges a small picture by a whole number, so that its pixels stay sharp."""
+    factor = -(-SMALLEST_SIDE // max(1, *image.size))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def heat_map(values: np.ndarray) -> Image.Image:

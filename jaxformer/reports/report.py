@@ -11,6 +11,7 @@ import jaxformer
 from jaxformer import html_page, storage
 from jaxformer.errors import InputError
 from jaxformer.html_page import escape
+from jaxformer.predictors import speech_page
 from jaxformer.reports import certificate, charts, curves
 from jaxformer.reports.records import RunRecord
 from jaxformer.reports.trained import facts_section, names_of, results_section
@@ -79,7 +80,9 @@ def report(records: Sequence[RunRecord], run: "Run | None" = None) -> str:
     written = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     end = f"<p><small>Written on {written} by jaxformer {jaxformer.__version__}</small></p>"
     body = "\n".join([f"<h1>{escape(title)}</h1>{subtitle}<nav>{links}</nav>", *parts, end])
-    return html_page.page(f"{title} · jaxformer report", body, charts.STYLE, charts.scripts())
+    players = speech_page.SCRIPT if 'class="player"' in body else ""
+    style = charts.STYLE + speech_page.STYLE
+    return html_page.page(f"{title} · jaxformer report", body, style, charts.scripts() + players)
 
 
 def _sections(records: Sequence[RunRecord], run: "Run | None") -> dict[str, str]:

@@ -1,19 +1,31 @@
 """The report of runs: its content, its size, and how it looks in a browser."""
 
+import base64
 import html
 import importlib.util
+import io
 import json
 import math
 import re
+import types
 
 import browser
+import numpy as np
 import pytest
+import small_whisper
 import tiny
 import written_runs
+from PIL import Image
 
 import jaxformer as jf
 from jaxformer import cli, html_page
+from jaxformer.data.fields.sound import SoundField
+from jaxformer.data.fields.waveform import WaveformField
+from jaxformer.data.tasks.base import Demonstration
+from jaxformer.predictors.pictures import Pictures
+from jaxformer.reports import examples
 from jaxformer.reports.charts import thinned
+from jaxformer.reports.media import Media
 from jaxformer.runs.sessions import KINDS, read_sessions
 
 pytest.importorskip("plotly")
@@ -138,6 +150,27 @@ def test_long_series_keep_their_outliers():
     assert len(y) <= 1000 and x == sorted(x)
     assert {9.0, -4.0} <= set(y) and any(map(math.isnan, y))
     assert x[y.index(9.0)] == 31_234 and (x[0], x[-1]) == (0, 49_999)
+
+
+def test_sounds_have_a_spectrogram_and_a_player(tmp_path):
+    path = small_whisper.wav(tmp_path / "a.wav", 0.5)
+    for field in (WaveformField(rate=8000), SoundField()):
+        shown = Media(types.SimpleNamespace(audio=field)).shown(path)
+        assert "spectrogram of a.wav" in shown and "<audio" in shown
+
+
+def test_small_pictures_are_enlarged_by_a_whole_number(tmp_path):
+    Image.new("L", (20, 10), 200).save(tmp_path / "a.png")
+    shown = Media(types.SimpleNamespace()).shown(str(tmp_path / "a.png"))
+    content = base64.b64decode(re.search(r"base64,([^\"]+)", shown)[1])
+    assert Image.open(io.BytesIO(content)).size == (140, 70)
+
+
+def test_an_answer_that_is_a_figure_is_in_the_frame_of_its_example():
+    answer = Pictures("a <b>", np.zeros((2, 8, 8, 3), np.uint8))
+    shown = examples._shown(examples.Example(Demonstration(("a <b>",), "the original"), (answer,)), Media(None))
+    assert shown.startswith("<figure>") and shown.endswith("</figure>") and shown.count("<img") == 2
+    assert html_page.grid([shown]).count("<figure>") == 1 and "a &lt;b&gt;" in shown and "the original" in shown
 
 
 def test_wrong_input_is_one_line(runs, tiny_config, tmp_path, capsys, monkeypatch):
