@@ -1,10 +1,14 @@
-"""The wheel: what it holds, and that it works in an environment of its own, away from the repository."""
+"""The source distribution and the wheel that is built from it: what they hold, and that the wheel works in an
+environment of its own, away from the repository.
+"""
 
 import email
 import os
+import runpy
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -14,6 +18,8 @@ import tiny
 import jaxformer as jf
 
 ROOT = Path(__file__).parent.parent
+REPOSITORY = "https://host.example/owner/jaxformer"
+AT_THE_ROOT = ("README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff")
 FEW = "--steps 2 --log.every 1 --optimizer.schedule.warmup 1 --evaluation.batches 1"
 
 
@@ -24,15 +30,26 @@ def run(*command, **options):
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    """Built from a copy, since a build writes to the tree."""
+def source(tmp_path_factory):
+    """The source distribution, built from a copy, since a build writes to the tree."""
     copy = tmp_path_factory.mktemp("source")
-    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", *AT_THE_ROOT):
         shutil.copy(ROOT / name, copy)
     for name in ("jaxformer", "configs"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    out = copy / "wheel"
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", out, ".", cwd=copy)
+    build = "from setuptools import build_meta; build_meta.build_sdist('out')"
+    run(sys.executable, "-c", build, cwd=copy, env=os.environ | {"JAXFORMER_REPOSITORY": f"{REPOSITORY}.git"})
+    (found,) = (copy / "out").glob("jaxformer-*.tar.gz")
+    return found
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory):
+    """The wheel, built from the source distribution."""
+    out = tmp_path_factory.mktemp("wheel")
+    environment = os.environ | {"JAXFORMER_REPOSITORY": REPOSITORY}
+    options = ("-q", "--no-deps", "--no-build-isolation", "-w", out)
+    run(sys.executable, "-m", "pip", "wheel", *options, source, cwd=out, env=environment)
     (wheel,) = out.glob("jaxformer-*.whl")
     return wheel
 
@@ -59,9 +76,36 @@ def test_the_wheel_has_the_package_its_configs_and_its_metadata(wheel):
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{inside}/{path.relative_to(ROOT / folder)}" in names
     assert "jaxformer/py.typed" in names
+    for path in (ROOT / "jaxformer").rglob("*.js"):
+        assert f"jaxformer/{path.relative_to(ROOT / 'jaxformer')}" in names
     assert {name.split("/")[0] for name in names} == {"jaxformer", metadata.split("/")[0]}
     assert fields["Version"] == jf.__version__ and fields["License-Expression"] == "Apache-2.0"
     assert "Typing :: Typed" in fields.get_all("Classifier")
+    assert f"Source, {REPOSITORY}" in fields.get_all("Project-URL")
+    assert fields["Description-Content-Type"] == "text/markdown"
+    description = fields.get_payload()
+    assert f"]({REPOSITORY}/blob/main/docs/recipes.md)" in description and "](docs/" not in description
+
+
+@pytest.mark.slow
+def test_the_source_distribution_has_the_files_at_the_root(source):
+    with tarfile.open(source) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {*AT_THE_ROOT, "pyproject.toml", "setup.py", "configs/bert_quickstart.py"} <= names
+
+
+def test_the_address_of_the_repository_has_no_password(monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("setuptools.setup", lambda **_: None)
+        setup = runpy.run_path(str(ROOT / "setup.py"))
+    for given, found in (
+        ("https://name:secret@host.example/owner/jaxformer.git", REPOSITORY),
+        ("git@host.example:owner/jaxformer.git", REPOSITORY),
+        ("/srv/git/jaxformer", None),
+    ):
+        monkeypatch.setenv("JAXFORMER_REPOSITORY", given)
+        assert setup["repository"]() == found
+    assert setup["readme"](None) == (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
