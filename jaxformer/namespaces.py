@@ -55,6 +55,13 @@ def attach(
     return getattribute, directory, public
 
 
+def home(name: str) -> str:
+    """Returns the full name of the module that defines a public name, such as `jaxformer.models.bert` for `Bert`. Does
+    not import the module. Raises KeyError if no namespace that has been imported so far has this name.
+    """
+    return _homes[name]
+
+
 def find(name: str) -> Any:
     """Returns the object with a public name, such as `Bert`, or None if no namespace that has been imported so far has
     this name.

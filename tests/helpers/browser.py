@@ -63,13 +63,13 @@ class Browser:
         return found
 
     def show(self, path, width=1280, dark=False):
-        """Opens a file at a width, and waits until its charts are drawn."""
+        """Opens a file or an address at a width, and waits until its charts are drawn."""
         self.send(
             "Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=width < 600
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.send("Emulation.setEmulatedMedia", features=[scheme])
-        self.send("Page.navigate", url=Path(path).resolve().as_uri())
+        self.send("Page.navigate", url=path if "://" in str(path) else Path(path).resolve().as_uri())
         ready = "document.readyState === 'complete' && (!document.getElementById('plotly') || "
         ready += "document.documentElement.dataset.drawn !== undefined)"
         self.value(
