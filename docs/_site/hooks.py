@@ -181,7 +181,8 @@ def with_results(markdown: str) -> str:
     for line in markdown.splitlines():
         if line.startswith("|") and line.rstrip().endswith("|"):
             names = _CONFIG.findall(line)
-            cell = "; ".join(f"`{name}`: {known[name]}" for name in names if name in known) or "–"
+            found = [name for name in names if name in known]
+            cell = "; ".join(f"{name}: {known[name]}" if len(names) > 1 else known[name] for name in found) or "–"
             before = lines[-1] if lines else ""
             if not before.startswith("|"):
                 cell = "result"
@@ -216,9 +217,14 @@ def api(namespace: str) -> str:
     summary = (importlib.import_module(module).__doc__ or "").strip().partition("\n\n")[0]
     parts = [f"# {short}", escaped(" ".join(summary.split()))]
     groups: dict[str, list[str]] = {}
+    others = {} if namespace else {name: other for other in NAMESPACES[1:] for name in public(other)}
     for name, home in public(namespace).items():
         group = home.split(".")[2] if namespace == "data" else ""
-        groups.setdefault(group, []).append(entry(name, home, short, 3 if group else 2))
+        if other := others.get(name):
+            same = f"## {short}.{name}\n\nThe same as [jf.{other}.{name}]({other}.md#{home}.{name})."
+            groups.setdefault(group, []).append(same)
+        else:
+            groups.setdefault(group, []).append(entry(name, home, short, 3 if group else 2))
     for group in sorted(groups):
         parts += [f"## {group.capitalize()}"] if group else []
         parts += groups[group]
