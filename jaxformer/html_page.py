@@ -68,7 +68,8 @@ figcaption { font-size: .9rem; overflow-wrap: anywhere }
 img { max-width: 100%; height: auto; border-radius: .25rem }
 .spectrogram img { display: block; width: 100%; height: 8rem; margin-bottom: .4rem }
 audio { width: 100% }
-@media (max-width: 40rem) { tbody th { white-space: normal } h2 { margin-top: 2rem } }
+@media (max-width: 40rem) { tbody th { white-space: normal; overflow-wrap: anywhere; min-width: 6rem }
+  h2 { margin-top: 2rem } }
 """
 LAYOUT = """<!doctype html>
 <html lang="en">
