@@ -175,6 +175,14 @@ def picture(image: "Image.Image", name: str, longest: int | None = None) -> str:
     return f'<img alt="{escape(name)}" src="data:image/{kind};base64,{data}">'
 
 
+def enlarged(image: "Image.Image", longest: int) -> "Image.Image":
+    """Enlarges a small picture by a whole number, so that its longer side has at least `longest` pixels. The pixels
+    stay sharp.
+    """
+    factor = -(-longest // max(1, *image.size))
+    return image.resize((image.width * factor, image.height * factor), resample=0)  # The nearest pixel.
+
+
 def sound(content: bytes, name: str) -> str:
     """Returns an HTML player that contains a sound. `content` is that of a WAV file, and `name` describes the sound."""
     data = base64.b64encode(content).decode()

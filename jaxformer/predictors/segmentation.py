@@ -27,6 +27,8 @@ STRIP = 64
 """Number of pixel rows of a picture for which `_argmax` resizes the probabilities at a time. This limits the memory
 that it needs.
 """
+LEAST_SIDE = 320
+"""Minimum length in pixels of the longer side of a picture in a page. Smaller ones are enlarged."""
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 """File name extensions for which `Segmented.save` writes a picture. For all others, it writes JSON."""
 
@@ -85,8 +87,14 @@ class Segmented(Answer):
         super().save_all(answers, path / "answers.json")
 
     def _repr_html_(self) -> str:
-        legend = ", ".join(f"{html.escape(name)} {share:.1%}" for name, share in self.labels)
-        return f"<p>{html.escape(self.path)}: {legend}</p>{html_page.picture(self.drawn(), self.path)}"
+        counts = np.bincount(self.mask.ravel(), minlength=len(self.colors))
+        order = np.argsort(-counts, kind="stable")[: len(self.labels)]  # That of the labels.
+        items = []
+        for number, (name, share) in zip(order, self.labels, strict=True):
+            mark = f'<span style="color: rgb({", ".join(map(str, self.colors[number]))})">■</span>'
+            items.append(f"{mark}&nbsp;{html.escape(name)}&nbsp;{share:.1%}")
+        caption = f"<figcaption><b>{html.escape(self.path)}</b><p>{', '.join(items)}</p></figcaption>"
+        return f"<figure>{html_page.picture(html_page.enlarged(self.drawn(), LEAST_SIDE), self.path)}{caption}</figure>"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

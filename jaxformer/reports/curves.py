@@ -100,7 +100,7 @@ def _sessions(record: RunRecord) -> str:
             ]
         )
         before = session
-    header = ["session", "started", "steps", "time", *KINDS, "pause before", "steps repeated", "ended"]
+    header = ["session", "started", "from step", "time", *KINDS, "pause before", "steps repeated", "ended"]
     return _shortened(header, rows, range(3, len(header) - 1))
 
 

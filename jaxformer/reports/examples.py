@@ -4,6 +4,7 @@ classifier.
 
 import contextlib
 import dataclasses
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxformer.data.fields import image, sound
 from jaxformer.data.tasks.base import Demonstration
 from jaxformer.errors import InputError
 from jaxformer.html_page import details, escape, grid, table
@@ -139,11 +141,16 @@ def _shown(example: Example, media: Media) -> str:
 
 
 def _answer(answer: Answer, request: str) -> str:
-    """Returns the HTML of an answer. A file is named without its folder, because it may be a temporary one."""
+    """Returns the HTML of an answer. A file is named without its folder, and not at all if it was written for this
+    page.
+    """
     content = answer._repr_html_().removeprefix("<figure>").removesuffix("</figure>")
-    for path in {request, escape(request)}:
-        if "/" in path:
+    folder, _, name = request.rpartition("/")
+    if folder and "\n" not in request:
+        for path in {request, escape(request)}:
             content = content.replace(path, path.rpartition("/")[2])
+        if folder.startswith(tempfile.gettempdir()) and name in (image.EXAMPLE, sound.EXAMPLE):
+            content = re.sub(rf"(?<=>){re.escape(name)}:?\s*", "", content)
     if content.startswith("<pre>") and len(content) > 4 * LONGEST:
         content = f"<pre>{escape(_cut(str(answer)))}</pre>"
     return content

@@ -12,7 +12,7 @@ from jaxformer.data.fields.sound import AudioField, wav
 from jaxformer.data.sources import clips, pictures, sounds
 from jaxformer.data.transforms.log_mel import LogMel
 from jaxformer.errors import InputError
-from jaxformer.html_page import escape, picture, sound
+from jaxformer.html_page import enlarged, escape, picture, sound
 
 LONGEST_SIDE = 256
 """Maximum number of pixels of the longer side of a picture."""
@@ -59,7 +59,7 @@ class Media:
     def _pictures(self, request: str) -> str:
         name = Path(request).name
         try:
-            return picture(_enlarged(pictures.read_picture(request, 3, name)), name, LONGEST_SIDE)
+            return picture(enlarged(pictures.read_picture(request, 3, name), SMALLEST_SIDE), name, LONGEST_SIDE)
         except pictures.Undecodable:
             clip = clips.open_clip(request)
         found = clip.pictures(np.linspace(0, clip.frames - 1, FRAMES).astype(int).tolist())
@@ -83,12 +83,6 @@ def _log_mel_of(audio: AudioField) -> LogMel:
         return found
     rate = audio.sampling_rate
     return LogMel(rate=rate, window=max(1, rate // 40), hop=max(1, rate // 100), highest=rate / 2)
-
-
-def _enlarged(image: Image.Image) -> Image.Image:
-    """Enlarges a small picture by a whole number, so that its pixels stay sharp."""
-    factor = -(-SMALLEST_SIDE // max(1, *image.size))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def heat_map(values: np.ndarray) -> Image.Image:

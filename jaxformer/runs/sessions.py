@@ -22,7 +22,7 @@ STARTING, COMPILATION, STEPS, DATA, EVALUATION, SAVING = (
     *("starting", "compilation", "steps", "data", "evaluation", "saving"),
 )
 KINDS = {
-    STARTING: "starting: imports of data, the tokenizer, initial parameters or a checkpoint",
+    STARTING: "opening the data, the tokenizer, and the initial parameters or a checkpoint",
     COMPILATION: "the first step, including its compilation",
     STEPS: "training steps",
     DATA: "waiting for the next batch",
