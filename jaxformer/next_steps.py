@@ -33,7 +33,8 @@ def next_steps(home: Path = Path()) -> str:
     if not runs:
         parts += [*([""] if configs else []), "To begin:", *start]
         parts.append(_line("jaxformer import HF_DIR RUN", "use a model of the Hugging Face hub, or a folder of one"))
-    names = ", ".join(list(config_files.named())[:FEW])
+    named = sorted(config_files.named(), key=lambda name: ("quickstart" not in name, name))
+    names = ", ".join(named[:FEW])
     parts += ["", f"Configs by name: {names}, … · all commands: jaxformer --help"]
     return "\n".join(parts)
 

@@ -64,6 +64,7 @@ def test_all_commands_and_options_are_completed(capsys):
 def test_the_next_steps_depend_on_the_folder(tmp_path):
     text = next_steps(tmp_path)
     assert "jaxformer train bert_quickstart" in text and "jaxformer new NAME" in text
+    assert "Configs by name: bert_quickstart, gpt_quickstart, " in text
     (tmp_path / "mine.py").write_text("import jaxformer as jf\n\nexperiment = jf.Experiment()\n")
     (tmp_path / "other.py").write_text("print()\n")
     text = next_steps(tmp_path)
