@@ -29,6 +29,7 @@ SMALL = {
     "pictures": f"{FEW} --steps 2 --optimizer.schedule.warmup 1 --model.transformer.width 48 --data.batch 4",
     "sounds": f"{FEW} --steps 2 --optimizer.schedule.warmup 1 --data.task.audio.seconds 1 --data.batch 2",
 }
+SMALL["sounds"] += " --objective.scored 2"
 SMALL["tables"] = SMALL["tables"].replace("--model.transformer", "--model.backbone.transformer")
 TRANSLATIONS = {"README.md": "docs/zh/README.md", "docs/tour.md": "docs/zh/tour.md"}
 
