@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxformer.errors import InputError
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType, compute_dtype, truncated_normal
+from jaxformer.layers.lookup import lookup
 from jaxformer.layers.positions import sinusoidal
 from jaxformer.parallel import metadata, sharding
 
@@ -68,9 +69,7 @@ class Embeddings(nn.Module):
           blank: tokens to embed as zero vectors, boolean [batch, length]. Defaults to no tokens.
         """
         tokens_vd = self._table("token", "vd", vocabulary(self.vocab), self.token_init_std)
-        # The lookup needs whole rows. Gathering them from a table that is split along the width would make the compiler
-        # rebuild the table for every use. The tensor axis splits the vocabulary.
-        x = sharding.constrain(jnp.take(sharding.constrain(tokens_vd, "v_"), tokens, axis=0), "brd") * self.scale
+        x = lookup(tokens_vd, tokens) * self.scale
         if blank is not None:
             x = jnp.where(blank[..., None], 0.0, x)
         if self.position_embedding == "sinusoidal":
