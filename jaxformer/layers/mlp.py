@@ -12,6 +12,7 @@ from jaxformer.errors import InputError
 from jaxformer.layers.linear import DType, Linear
 from jaxformer.layers.masks import Tokens
 from jaxformer.metrics.means import Mean
+from jaxformer.parallel import sharding
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu", "silu", "tanh"]
 """Name of an activation function. See `activation` for their definitions."""
@@ -72,7 +73,9 @@ class Mlp(nn.Module):
         embed = x.shape[-1]
         width = self.inner(embed)
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
-        x = activation(self.activation)(x)
+        # Without the constraint, the compiler splits the positions of the activation instead of its width in the
+        # backward pass, and exchanges all of it between devices.
+        x = activation(self.activation)(sharding.constrain(x, "btf"))
         return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x), {}
 
 
@@ -116,6 +119,7 @@ class GatedMlp(nn.Module):
         width = self.inner(embed)
         gate = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="gate")(x)
         x = Linear("btd,df->btf", (embed, width), self.bias, dtype, name="up")(x)
+        gate, x = sharding.constrain(gate, "btf"), sharding.constrain(x, "btf")  # As in `Mlp`.
         x = activation(self.activation)(gate) * x
         return Linear("btf,fd->btd", (width, embed), self.bias, dtype, name="down")(x), {}
 

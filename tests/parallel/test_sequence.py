@@ -185,6 +185,18 @@ def test_saved_activations_are_divided_by_the_axis(shape):
     assert f"f32[2,{ROWS},{LENGTH // 4},16]" in split
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("parts", [{}, GATED], ids=["mlp", "gated"])
+def test_the_width_of_an_mlp_stays_split_in_the_backward_pass(parts):
+    """Otherwise the compiler exchanges its activations between devices, to split their positions."""
+    model = Gpt(small_transformer(heads=4, unroll=1, remat="full", **parts), VOCAB, LENGTH)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(MODELS, "tensor", model)
+        program = compiled("tensor", Mesh(1, 1, 4)).as_text()
+    assert "reduce-scatter(" in program or "all-reduce(" in program
+    assert "all-to-all(" not in program
+
+
 def test_positions_are_split_between_layers_over_sequence_and_tensor():
     mesh = sharding.make_mesh(Mesh(1, 1, 2, sequence=4))
 
