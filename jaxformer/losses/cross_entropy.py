@@ -86,9 +86,13 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     x = sharding.constrain(x, "btd")
     rows, shards, part = x.shape[0], _position_shards(x), x.shape[1] // _position_shards(x)
     chunks = _chunks(rows, part, len(lm_head.table))
-    one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient)
     if chunks == 1:
-        return one(x, targets, weights)
+        return _chunk(x, targets, weights, lm_head, terms, with_gradient)
+    # All chunks use the table, which is gathered only once. Their gradients of it are summed on each device, and only
+    # then over devices.
+    lm_head = lm_head.replace(table=sharding.constrain(lm_head.table, "v_"))
+    sums_of = _batch_shards(rows) if shards == 1 else 1
+    one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient, parts=sums_of)
     size = -(-part // chunks)
 
     def split(array):  # [b, m, ...] -> [chunk, b, shards · size, ...]; each chunk has positions of every device
@@ -103,18 +107,24 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
         return jax.tree.map(jnp.add, carry, (sums, dhead)), dx
 
     zeros = jax.tree.map(jnp.zeros_like, lm_head) if with_gradient else None
+    if zeros is not None and sums_of > 1:
+        whole = jnp.zeros((sums_of, *lm_head.table.shape), lm_head.table.dtype)
+        zeros = zeros.replace(table=sharding.constrain(whole, "bv_"))
     start = ((jnp.float32(0),) * 3, zeros)
     (sums, dhead), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
     if dx is None:
         return sums, None
+    if sums_of > 1:
+        dhead = dhead.replace(table=dhead.table.sum(0))
     dx = jnp.moveaxis(dx.reshape(chunks, rows, shards, size, -1), 0, 2).reshape(rows, shards, chunks * size, -1)
     return sums, (dx[:, :, :part].reshape(x.shape), dhead)
 
 
 def _chunk(
-    x, targets, weights, lm_head, terms, with_gradient
+    x, targets, weights, lm_head, terms, with_gradient, parts=1
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
-    """Computes the loss of one chunk of positions, and returns the same values as `_scan_chunks`.
+    """Computes the loss of one chunk of positions, and returns the same values as `_scan_chunks`. If `parts` is more
+    than 1, the gradient of the table is a sum for each part of the rows, [parts, vocab, embed].
 
     Batch and positions are flattened to one axis, so that each product is a plain matrix product, unless the mesh
     splits the positions.
@@ -145,7 +155,12 @@ def _chunk(
     dlogits = dlogits.astype(vectors.dtype)
     dx = jnp.matmul(dlogits, table, preferred_element_type=x.dtype).reshape(shape)
     summed = tuple(range(x.ndim - 1))
-    dtable = jnp.tensordot(dlogits, vectors, (summed, summed), preferred_element_type=jnp.float32)
+    if parts > 1:
+        split = [array.reshape(parts, -1, array.shape[-1]) for array in (dlogits, vectors)]
+        dtable = jnp.einsum("pnv,pnd->pvd", *split, preferred_element_type=jnp.float32)
+        dtable = sharding.constrain(dtable, "bv_")
+    else:
+        dtable = jnp.tensordot(dlogits, vectors, (summed, summed), preferred_element_type=jnp.float32)
     dbias = None
     if lm_head.bias is not None:
         # As a product: XLA on CPU sums columns thirty times slower.
@@ -153,6 +168,12 @@ def _chunk(
         axes = tuple(range(1, x.ndim)), summed
         dbias = jnp.tensordot(ones, dlogits, axes, preferred_element_type=jnp.float32)[0]
     return sums, (dx, lm_head.replace(table=dtable, bias=dbias))
+
+
+def _batch_shards(rows: int) -> int:
+    """Returns the number of shards into which the current mesh splits a batch of `rows` rows."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else sharding.parts(sharding.partition_spec("b", (rows,), mesh)[0], mesh)
 
 
 def _position_shards(x: jax.Array) -> int:
