@@ -25,8 +25,8 @@ RECOMPUTED_FRACTION = {"none": 0.0, "dots": 0.05, "full": 1 / 3}
 the model's FLOPs per step. The policy `dots` recomputes only the matrix products of attention.
 """
 COMPUTE, GRADIENT = 2, 4
-"""Number of bytes per element of activations (`COMPUTE`, bfloat16), and of parameters and gradients (`GRADIENT`,
-float32).
+"""Number of bytes per element of activations and of the gradients of kernels (`COMPUTE`, bfloat16), and of parameters
+and the gradients of embedding tables (`GRADIENT`, float32).
 """
 PER_STAGE = (1, 2, 4, 8)
 """Numbers of pipeline micro-batches per stage that a search tries."""
@@ -184,15 +184,13 @@ class Formulas:
         communicate, a device sends (n - 1) / n of them.
         """
         mesh, micro = candidate.mesh, candidate.micro
-        gathered = COMPUTE * self._elements(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
-        # Parameters are gathered in the forward and in the backward pass, and gradients are reduced. A pipeline gathers
-        # the parameters of a part of its blocks in each tick.
+        kernels, tables = self._sizes_of(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
+        # Kernels are gathered in the forward and in the backward pass, and their gradients are reduced. A table is
+        # gathered as often in bytes: once in float32 for a lookup, and twice in bfloat16 for an output layer. A
+        # pipeline gathers the parameters of a part of its blocks in each tick.
         schedule = candidate.schedule
-        parameters = 3 * gathered * micro * schedule.ticks / schedule.repeats
-        outside, dense = (
-            2 * GRADIENT * micro * self._elements(mesh, sharding.AXIS_NAMES, without) for without in ("l", "e")
-        )
-        gradients = 2 * GRADIENT * micro * self._elements(mesh, sharding.AXIS_NAMES)
+        parameters = (3 * COMPUTE * kernels + 2 * GRADIENT * tables) * micro * schedule.ticks / schedule.repeats
+        gradients, outside, dense = (self._gradients(candidate, without) for without in ("", "l", "e"))
         # Parameters that the devices along an axis have in common are also those whose gradients are summed over it.
         return {
             "fsdp": parameters,
@@ -204,9 +202,26 @@ class Formulas:
             "pipeline": outside + self._passed_on(candidate, gradients - outside) if mesh.pipeline > 1 else 0.0,
         }
 
+    def _gradients(self, candidate: Candidate, without: str) -> float:
+        """Returns the number of bytes that pass through each device if all gradients are summed over a mesh axis in one
+        step. `without` is that of `_elements`.
+        """
+        kernels, tables = self._sizes_of(candidate.mesh, sharding.AXIS_NAMES, without)
+        return 2 * candidate.micro * (COMPUTE * kernels + GRADIENT * tables)
+
+    def _sizes_of(self, mesh: sharding.Mesh, axes: tuple[str, ...], without: str = "") -> tuple[float, float]:
+        """Returns the number of elements per device of kernels and of embedding tables. A table with which an output
+        layer is tied counts twice, because it is gathered for each use, and each use has its own gradient.
+
+        The arguments are those of `_elements`.
+        """
+        kernels = self._elements(mesh, axes, without + "v")
+        uses = 2 if getattr(self._experiment.model, "tie_embeddings", True) else 1
+        return kernels, uses * (self._elements(mesh, axes, without) - kernels)
+
     def _elements(self, mesh: sharding.Mesh, axes: tuple[str, ...], without: str = "") -> float:
         """Returns the number of parameter elements per device if the parameters are sharded only over the mesh axes in
-        `axes`. If `without` is a letter, parameters that have an axis with this letter are left out.
+        `axes`. Parameters that have an axis with one of the letters `without` are left out.
         """
         sizes = {name: getattr(mesh, name) if name in axes else 1 for name in sharding.AXIS_NAMES}
         key = (*sizes.values(), without)
@@ -216,7 +231,7 @@ class Formulas:
         total = 0.0
         with sharding.use_config(mesh):
             for box in self._boxes:
-                if without and without in box.letters:
+                if set(without) & set(box.letters):
                     continue
                 spec = sharding.partition_spec(box.letters, box.value.shape, abstract)
                 total += box.value.size / math.prod(sizes[name] for name in sharding.names(spec))
