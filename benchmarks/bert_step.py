@@ -15,7 +15,7 @@ import numpy as np
 from turns import compare_with_torch, training_step
 
 ROWS, LENGTH, MASKED, VOCAB, WIDTH, DEPTH, HEADS = 32, 128, 20, 30_522, 256, 4, 4
-GOALS = {"eager": 6.0, "compiled": 4.0}
+GOALS = {"eager": 6.0, "compiled": 4.0, "products": 0.77}
 
 
 def experiment():

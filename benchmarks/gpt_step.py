@@ -14,7 +14,7 @@ import numpy as np
 from turns import compare_with_torch, training_step
 
 ROWS, LENGTH, VOCAB, WIDTH, DEPTH, HEADS = 8, 256, 8192, 256, 6, 4
-GOALS = {"eager": 2.0, "compiled": 1.4}
+GOALS = {"eager": 2.0, "compiled": 1.4, "products": 0.77}
 
 
 def experiment():

@@ -14,6 +14,8 @@ from unittest import mock
 Step = Callable[[], object]
 OURS = "jaxformer"
 """The name of our side, with which the names of several begin."""
+PRODUCTS = "products"
+"""The name of the side that only multiplies large matrices, with as many operations as the products of our step."""
 WARM = 3
 """Steps before a timed one, as a training's follow each other. In the others' turns a process has lost the caches; a
 virtual machine may have given free memory back to its host, and two steps' buffers may be there at once."""
@@ -117,7 +119,7 @@ def compare_with_torch(
       theirs: one that makes PyTorch's, given `compiled`, whether by torch.compile.
       goals: what the ratios to `eager` and to `compiled` should be.
       tokens: of a step.
-      products: as of `compare`.
+      products: floating-point operations of the matrix products in our step, for the side `PRODUCTS`.
       turns: timed steps of each side, unless a flag says otherwise.
     """
     parser = argparse.ArgumentParser(description=description.splitlines()[0])
@@ -127,7 +129,8 @@ def compare_with_torch(
     sides = {OURS: ours, "eager": functools.partial(theirs, compiled=False)}
     if not options.no_compile:
         sides["compiled"] = functools.partial(theirs, compiled=True)
-    return conclude(compare(benchmark, take_turns(sides, options.turns), goals, tokens, products))
+    sides[PRODUCTS] = functools.partial(products_step, products)
+    return conclude(compare(benchmark, take_turns(sides, options.turns), goals, tokens))
 
 
 def use_one_core() -> None:
@@ -138,56 +141,41 @@ def use_one_core() -> None:
 
 
 def compare(
-    benchmark: str,
-    seconds: Mapping[str, float],
-    goals: Mapping[str, float],
-    tokens: int,
-    products: float = 0.0,
-    unit: str = "tokens",
+    benchmark: str, seconds: Mapping[str, float], goals: Mapping[str, float], tokens: int, unit: str = "tokens"
 ) -> list[dict]:
     """Prints each side's speed, and returns how many times the first side's is each of the others'.
 
     Args:
       benchmark: its name.
-      seconds: of each side's step.
-      goals: by the name of the side compared with, what the ratio should be.
+      seconds: of each side's step. If `PRODUCTS` is one of the sides, each other result has `most` too: the ratio of a
+        step that did nothing else.
+      goals: by the name of the side compared with, what the ratio should be. That of `PRODUCTS` is the share of the
+        first side's step that the products alone take.
       tokens: of a step.
-      products: floating-point operations of the matrix products in a step of the first side. If there are any, each
-        result has `most` too: the ratio of a step that did nothing else, at the speed of a large product here.
       unit: what `tokens` counts.
     """
     for name, time_ in seconds.items():
         print(f"{name:10} {tokens / time_:8,.{1 if unit != 'tokens' else 0}f} {unit}/s   {time_ * 1e3:7.0f} ms a step")
-    ours = next(iter(seconds.values()))
-    least = 0.0
-    if products:
-        speed = product_speed()
-        least = products / speed
-        print(f"products   {products / 1e9:8,.0f} GFLOP      {least * 1e3:7.0f} ms at {speed / 1e9:,.0f} GFLOP/s")
-    results = []
+    ours, least, results = next(iter(seconds.values())), seconds.get(PRODUCTS), []
     for name in (name for name in goals if name in seconds):
-        ratio, most = seconds[name] / ours, {"most": round(seconds[name] / least, 2)} if least else {}
+        ratio = seconds[name] / ours
+        most = {"most": round(seconds[name] / least, 2)} if least and name != PRODUCTS else {}
         goal = {"goal": goals[name], "met": ratio >= goals[name]}
         results.append({"benchmark": f"{benchmark}/{name}", "ratio": round(ratio, 2), **goal, **most})
     return results
 
 
-def product_speed(size: int = 2048, times: int = 15) -> float:
-    """Floating-point operations a second of a large matrix product in JAX, in a process of its own: the best time."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return 2 * size**3 / pool.apply(_fastest_product, (size, times))
-
-
-def _fastest_product(size: int, times: int) -> float:
+def products_step(operations: float, size: int = 2048) -> Step:
+    """Returns a function that computes float32 matrix products of about `size` × `size`, with this number of
+    floating-point operations in total, in JAX.
+    """
     import jax
     import jax.numpy as jnp
 
-    x, product, seconds = jnp.ones((size, size)), jax.jit(jnp.matmul), []
-    for _ in range(times):
-        start = time.perf_counter()
-        product(x, x).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    times = max(1, round(operations / (2 * size**3)))
+    size = round((operations / (2 * times)) ** (1 / 3))
+    x, product = jnp.ones((size, size)), jax.jit(jnp.matmul)
+    return lambda: jax.block_until_ready([product(x, x) for _ in range(times)])
 
 
 def conclude(results: list[dict]) -> int:

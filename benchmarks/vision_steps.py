@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rows import Row, detr, of_stacks, our_step, segformer, sizes_of, torch_side
-from turns import OURS, Step, alone, compare, conclude, take_turns
+from turns import OURS, PRODUCTS, Step, alone, compare, conclude, products_step, take_turns
 
 GOALS = {"eager": 1.2, "compiled": 1.0}
 VIDEO_MAE = {"model.image": 112, "data.task.clip.size": 112}
@@ -52,8 +52,9 @@ def measure(rows: Sequence[Row], description: str) -> int:
             sides["compiled"] = functools.partial(torch_step, row, compiled=True)
         sizes = alone(OURS, sizes_of, row)
         print(f"{row.name}, in {row.unit}:", flush=True)
+        sides[PRODUCTS] = functools.partial(products_step, sizes["flops"])
         seconds = take_turns(sides, options.turns, warm=1)
-        results += compare(f"{name}/{row.name}", seconds, GOALS, sizes["units"], sizes["flops"], row.unit)
+        results += compare(f"{name}/{row.name}", seconds, GOALS, sizes["units"], row.unit)
     return conclude(results)
 
 
