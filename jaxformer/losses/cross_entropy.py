@@ -87,12 +87,12 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     rows, shards, part = x.shape[0], _position_shards(x), x.shape[1] // _position_shards(x)
     chunks = _chunks(rows, part, len(lm_head.table))
     if chunks == 1:
-        return _chunk(x, targets, weights, lm_head, terms, with_gradient)
+        return _chunk(x, targets, weights, lm_head, terms, 1 if with_gradient else None)
     # All chunks use the table, which is gathered only once. Their gradients of it are summed on each device, and only
     # then over devices.
     lm_head = lm_head.replace(table=sharding.constrain(lm_head.table, "v_"))
     sums_of = _batch_shards(rows) if shards == 1 else 1
-    one = functools.partial(_chunk, lm_head=lm_head, terms=terms, with_gradient=with_gradient, parts=sums_of)
+    one = functools.partial(_chunk, lm_head=lm_head, terms=terms, parts=sums_of if with_gradient else None)
     size = -(-part // chunks)
 
     def split(array):  # [b, m, ...] -> [chunk, b, shards · size, ...]; each chunk has positions of every device
@@ -120,11 +120,11 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     return sums, (dx[:, :, :part].reshape(x.shape), dhead)
 
 
-def _chunk(
-    x, targets, weights, lm_head, terms, with_gradient, parts=1
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
-    """Computes the loss of one chunk of positions, and returns the same values as `_scan_chunks`. If `parts` is more
-    than 1, the gradient of the table is a sum for each part of the rows, [parts, vocab, embed].
+def _chunk(x, targets, weights, lm_head, terms, parts) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
+    """Computes the loss of one chunk of positions, and returns the same values as `_scan_chunks`.
+
+    If `parts` is None, gradients are not computed. If it is more than 1, the rows are divided into this number of
+    parts, and the gradient of the table is a sum for each of them, [parts, vocab, embed].
 
     Batch and positions are flattened to one axis, so that each product is a plain matrix product, unless the mesh
     splits the positions.
@@ -144,7 +144,7 @@ def _chunk(
     if z_loss:
         losses = losses + z_loss * log_partition**2
     sums = tuple(total(weights * values) for values in (losses, cross_entropy, wanted >= largest))
-    if not with_gradient:
+    if parts is None:
         return sums, None
     is_target = jax.lax.broadcasted_iota(targets.dtype, logits.shape, logits.ndim - 1) == targets
     of_partition = weights * (1 + 2 * z_loss * log_partition) / partition if z_loss else weights / partition
