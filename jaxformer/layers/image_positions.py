@@ -49,15 +49,36 @@ def masked_positions(mask: jax.Array, width: int, longest: float = 10_000.0) -> 
     if width % 4:
         raise ValueError(f"width {width} is not divisible by 4: sines and cosines of rows and columns take a quarter")
     counted = mask.astype(jnp.float32)
-    half = width // 2
-    wavelengths = longest ** (2 * (np.arange(half) // 2) / half).astype(np.float32)
 
     def encoded(axis: int) -> jax.Array:
         index = jnp.cumsum(counted, axis)
-        index = index / (jax.lax.slice_in_dim(index, -1, None, axis=axis) + 1e-6) * (2 * math.pi)
-        angles = index[..., None] / wavelengths
-        pairs = jnp.concatenate([jnp.sin(angles[..., 0::2, None]), jnp.cos(angles[..., 1::2, None])], axis=-1)
-        return pairs.reshape(*angles.shape)
+        return _sinusoids(index / (jax.lax.slice_in_dim(index, -1, None, axis=axis) + 1e-6), width // 2, longest)
 
     positions = jnp.concatenate([encoded(1), encoded(2)], axis=-1)
     return positions.reshape(mask.shape[0], -1, width)
+
+
+def point_positions(points: jax.Array, width: int, longest: float = 10_000.0) -> jax.Array:
+    """Computes sinusoidal position embeddings of points in an image, which are comparable to those of
+    `masked_positions`.
+
+    Args:
+      points: x and y as fractions of the image, [..., 2].
+      width: size of the embeddings, a multiple of 4.
+      longest: ratio of the longest to the shortest wavelength.
+
+    Returns:
+      Position embeddings, float32 [..., width].
+    """
+    x, y = points[..., 0], points[..., 1]
+    return jnp.concatenate([_sinusoids(y, width // 2, longest), _sinusoids(x, width // 2, longest)], axis=-1)
+
+
+def _sinusoids(places: jax.Array, width: int, longest: float) -> jax.Array:
+    """Returns alternating sines and cosines of places between 0 and 1, [..., width]. 1 corresponds to an angle of 2π at
+    the shortest wavelength.
+    """
+    wavelengths = longest ** (2 * (np.arange(width) // 2) / width).astype(np.float32)
+    angles = (places * (2 * math.pi))[..., None] / wavelengths
+    pairs = jnp.concatenate([jnp.sin(angles[..., 0::2, None]), jnp.cos(angles[..., 1::2, None])], axis=-1)
+    return pairs.reshape(*angles.shape)

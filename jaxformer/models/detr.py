@@ -7,12 +7,14 @@ from typing import Self
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxformer import fields
 from jaxformer.errors import InputError
 from jaxformer.layers.backbones import ResNet
 from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.dropout import Dropout
-from jaxformer.layers.image_positions import masked_positions, shrunk_mask
+from jaxformer.layers.image_positions import masked_positions, point_positions, shrunk_mask
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
@@ -60,6 +62,15 @@ class Detr(DetectionModel):
     """Class names in the order of their indices, without the class for no object."""
     queries: int = 100
     """Number of predictions per image."""
+    groups: int = 1
+    """Number of groups of queries in training. Each group predicts all objects and attends only to itself, so that a
+    step trains the decoder on more matches (Chen et al. 2023, Group DETR). Predictions are those of the first group.
+    """
+    reference_points: bool = False
+    """Whether each query has a learned point in the image: the query is the position of this point, and the center of
+    its box is predicted relative to it (Zhu et al. 2021, §A.3; Wang et al. 2022, Anchor DETR). The points are spread
+    evenly at first, so that queries specialise in fewer steps.
+    """
     image: int = 800
     """Height and width in pixels of the images that exported programs take and that `jaxformer plan` assumes. The model
     itself takes images of any size.
@@ -77,8 +88,8 @@ class Detr(DetectionModel):
         check_geometry(self.image, 1, self.channels, self.mean, self.std)
         if not self.labels:
             raise InputError("model.labels=(): expected at least one label name")
-        if self.queries < 1:
-            raise InputError(f"model.queries={self.queries}: expected at least 1")
+        for name in ("queries", "groups"):
+            fields.at_least(f"model.{name}", getattr(self, name), 1)
         if self.encoder.width != self.decoder.width or self.encoder.width % 4:
             raise InputError(
                 f"model.encoder.width={self.encoder.width}, model.decoder.width={self.decoder.width}: expected the "
@@ -108,12 +119,15 @@ class Detr(DetectionModel):
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of images."""
+        """Returns the FLOPs of a forward pass in training, with all groups of queries. `sizes["b"]` is the number of
+        images.
+        """
         width, side = self.encoder.width, -(-self.image // self.backbone.stride)
+        queries = self.queries * self.groups
         flops = self.backbone.flops(self.image, self.image, self.channels)
         flops += linear_flops(side**2, self.backbone.channels, width)
-        flops += stack_flops(self.encoder, side**2) + stack_flops(self.decoder, self.queries, memory=side**2)
-        flops += self.queries * (linear_flops(width, len(self.labels) + 1) + head_flops(width, 4))
+        flops += stack_flops(self.encoder, side**2) + stack_flops(self.decoder, queries, memory=side**2)
+        flops += queries * (linear_flops(width, len(self.labels) + 1) + head_flops(width, 4))
         return sizes["b"] * flops
 
     @property
@@ -128,14 +142,14 @@ class Detr(DetectionModel):
         """Names of the fields that affect only the predictions or the image size. A warm start may use a pretrained
         model with other values in these fields.
         """
-        return "labels", "queries", "image"
+        return "labels", "queries", "groups", "image"
 
     def comparable(self) -> Self:
-        """Returns a copy for comparing two models. Its image size, pixel statistics and backbone data type have
-        standard values, so that models which differ only in these count as equal.
+        """Returns a copy for comparing two models. Its image size, pixel statistics, backbone data type and number of
+        groups have standard values, so that models which differ only in these count as equal.
         """
         backbone = dataclasses.replace(self.backbone, dtype="auto")
-        return dataclasses.replace(self, mean=(0.5,), std=(0.5,), image=800, backbone=backbone)
+        return dataclasses.replace(self, mean=(0.5,), std=(0.5,), image=800, groups=1, backbone=backbone)
 
     @nn.compact
     def __call__(
@@ -147,24 +161,25 @@ class Detr(DetectionModel):
           images: uint8 [batch, height, width, channels], or floats that are already normalized.
           pixel_mask: 1 for pixels of the image, 0 for padding at the right and at the bottom, [batch, height, width].
             Boxes are relative to the image without padding. If None, there is no padding.
-          train: whether to apply dropout. Requires the rng stream `dropout`.
+          train: whether to apply dropout, which requires the rng stream `dropout`, and to return the predictions of all
+            groups, one group after the other.
           all_layers: whether to also return the predictions from the output of each decoder block.
         """
         pixels = normalise(images, self.mean, self.std)
         if pixel_mask is not None:
             pixels = pixels * pixel_mask[..., None].astype(pixels.dtype)
         memory = self._encode(pixels, pixel_mask, train)
-        width = self.decoder.width
-        init = metadata.with_axes(nn.initializers.normal(1.0), "_d")
-        queries = self.param("queries", init, (self.queries, width))[None]
-        start = jnp.zeros((images.shape[0], self.queries, width), memory.hidden.dtype)
-        mask = None
+        queries, points = self._embed_queries(self.queries * (self.groups if train else 1))
+        start = jnp.zeros((images.shape[0], *queries.shape[1:]), memory.hidden.dtype)
+        groups = jnp.broadcast_to(1 + jnp.arange(start.shape[1]) // self.queries, start.shape[:2])
+        memory_mask = None
         if memory.segments is not None:
-            mask = Mask.of_segments(jnp.ones(start.shape[:2], jnp.int32), memory.segments)
+            memory_mask = Mask.of_segments(jnp.ones_like(groups), memory.segments)
         given = BlockInputs(
+            mask=Mask.of_segments(groups, groups) if start.shape[1] > self.queries else None,
             placement=Placement(query_added=queries, key_added=queries),
             memory=memory.hidden,
-            memory_mask=mask,
+            memory_mask=memory_mask,
             memory_placement=Placement(query_added=queries, key_added=memory.positions),
             train=train,
             return_layers=all_layers,
@@ -172,7 +187,7 @@ class Detr(DetectionModel):
         output = self.decoder(start, given)
         layers = output.hidden[None] if output.layers is None else output.layers
         hidden = self.decoder.norm.clone(parent=self, name="decoder_norm")(layers)
-        logits, boxes = self._predict(hidden)
+        logits, boxes = self._predict(hidden, points)
         return DetectionOutput(
             hidden=hidden[-1],
             logits=logits[-1],
@@ -205,17 +220,41 @@ class Detr(DetectionModel):
         output = config(x, given)
         return Encoded(output.hidden, segments, positions, output.means)
 
-    def _predict(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _embed_queries(self, count: int) -> tuple[jax.Array, jax.Array | None]:
+        """Returns the position embeddings of the first `count` queries, [1, count, embed], and the log-odds of their
+        reference points, [count, 2]. The latter is None if they have none.
+        """
+        total, width = self.queries * self.groups, self.decoder.width
+        init = nn.initializers.normal(0.02 if self.reference_points else 1.0)
+        queries = self.param("queries", metadata.with_axes(init, "_d"), (total, width))[:count]
+        if not self.reference_points:
+            return queries[None], None
+        points = self.param("points", metadata.with_axes(spread_points, "__"), (total, 2))[:count]
+        return (queries + point_positions(jax.nn.sigmoid(points), width))[None], points
+
+    def _predict(self, hidden: jax.Array, points: jax.Array | None) -> tuple[jax.Array, jax.Array]:
         """Applies the class head and the box head to the outputs of decoder blocks, [layers, batch, predictions,
-        embed].
+        embed]. `points` are the log-odds of the reference points, [predictions, 2], or None.
 
         Returns the class logits, [layers, batch, predictions, labels + 1], and the boxes, [layers, batch, predictions,
         4].
         """
         width, dtype = self.decoder.width, self.decoder.dtype
         head = Linear("bmd,dc->bmc", (width, len(self.labels) + 1), dtype=dtype, name="head")
-        boxes = jax.nn.sigmoid(Mlp3(4, dtype, name="box")(hidden).astype(jnp.float32))
-        return head(hidden).astype(jnp.float32), boxes
+        boxes = Mlp3(4, dtype, name="box")(hidden).astype(jnp.float32)
+        if points is not None:  # They are added to the log-odds of the center.
+            boxes = boxes + jnp.pad(points, ((0, 0), (0, 2)))
+        return head(hidden).astype(jnp.float32), jax.nn.sigmoid(boxes)
+
+
+def spread_points(key: jax.Array, shape: tuple[int, int]) -> jax.Array:
+    """Initializer of reference points: the log-odds of points that are spread evenly in the image, [points, 2]. The
+    first n are spread evenly too, for any n (Roberts 2018, the sequence R2). `key` is not used.
+    """
+    del key
+    steps = np.arange(shape[0])[:, None] * np.array([0.7548776662466927, 0.5698402909980532])
+    points = 0.05 + 0.9 * ((0.5 + steps) % 1)
+    return jnp.asarray(np.log(points / (1 - points)), jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)

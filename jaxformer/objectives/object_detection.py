@@ -98,23 +98,29 @@ class ObjectDetection(Objective[DetectionModel]):
         """
         output = self.apply_model(model, params, batch, key, all_layers=self.layer_losses)
         targets = Targets(batch["boxes"], batch["labels"], batch["box_weights"], batch["weights"][:, 0])
-        terms: dict[str, Any] = self._set_losses(output, targets)
+        terms: dict[str, Any] = self._set_losses(model, output, targets)
         if key is None and self.average_precision:
             terms["scenes"] = scenes(output, batch)
         return terms | auxiliary(output)
 
-    def _set_losses(self, output: DetectionOutput, targets: Targets) -> dict[str, Mean]:
+    def _set_losses(self, model: DetectionModel, output: DetectionOutput, targets: Targets) -> dict[str, Mean]:
         """Computes the losses of the last decoder layer, and with `layer_losses` their sums over the layers before it,
-        keyed by their names with the prefix `LAYERS`.
+        keyed by their names with the prefix `LAYERS`. The losses of several groups of predictions are averaged.
         """
         logits, boxes = output.layer_logits, output.layer_boxes
         if logits is None or boxes is None:
             logits, boxes = jax.tree.map(lambda last: last[None], (output.logits, output.boxes))
 
-        def of_layer(logits: jax.Array, boxes: jax.Array) -> dict[str, Mean]:
+        def of_group(logits: jax.Array, boxes: jax.Array) -> dict[str, Mean]:
             return set_losses(logits, boxes, targets, self.costs, self.no_object_weight)
 
-        means = jax.vmap(of_layer)(logits, boxes)  # All at once: a match takes many short steps, one after the other.
+        def in_groups(predicted: jax.Array) -> jax.Array:
+            layers, batch, _, size = predicted.shape
+            return jnp.moveaxis(predicted.reshape(layers, batch, -1, model.queries, size), 2, 1)
+
+        # All at once: a match takes many short steps, one after the other.
+        means = jax.vmap(jax.vmap(of_group))(in_groups(logits), in_groups(boxes))
+        means = jax.tree.map(lambda values: values.mean(1), means)
         losses = jax.tree.map(lambda values: values[-1], means)
         if self.layer_losses:
             losses |= {LAYERS + name: Mean(mean.sum[:-1].sum(), losses[name].weight) for name, mean in means.items()}

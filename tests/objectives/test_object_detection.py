@@ -22,13 +22,19 @@ from jaxformer.data.fields.image import ImageField
 from jaxformer.data.pipeline.loader import Data
 from jaxformer.data.sources.sources import JsonLines
 from jaxformer.errors import InputError
+from jaxformer.interop.huggingface.families.detr import BRIDGE
+from jaxformer.layers.image_positions import masked_positions, point_positions
+from jaxformer.models.detr import spread_points
 from jaxformer.objectives.object_detection import ObjectDetection
 from jaxformer.parallel import sharding
 from jaxformer.parallel.sharding import Mesh
+from jaxformer.runs.run import Run
 from jaxformer.training.gradients import loss_and_gradient
 from jaxformer.training.optimizers import AdamW, Schedule
 
 OBJECTIVE = ObjectDetection(average_precision=False)
+SLICES = (slice(5), slice(5, 10))
+"""Queries of the first and of the second group of a model with two."""
 BATCH = scenes()
 PARAMS = noisy(DETR)
 
@@ -84,6 +90,41 @@ def test_losses_of_layers_and_what_evaluations_add():
     np.testing.assert_allclose(plain.boxes, output.boxes, atol=1e-6)
     assert plain.layer_boxes is None
     assert float(jnp.abs(output.layer_boxes[0] - output.boxes).max()) > 1e-4
+
+
+@pytest.mark.slow
+def test_groups_of_queries_do_not_see_each_other_and_their_losses_are_averaged(tmp_path):
+    model, single = (dataclasses.replace(DETR, groups=count, reference_points=True) for count in (2, 1))
+    params = noisy(model)
+    parts = [params | {name: params[name][part] for name in ("queries", "points")} for part in SLICES]
+
+    @jax.jit
+    def compute(params, parts):
+        key = jax.random.key(0)
+        boxes = [
+            one.apply({"params": own}, BATCH["images"]).boxes for one, own in ((model, params), (single, parts[0]))
+        ]
+        return OBJECTIVE(model, params, BATCH, key), [OBJECTIVE(single, part, BATCH, key) for part in parts], boxes
+
+    whole, own, boxes = compute(params, parts)
+    for name, mean in whole.items():
+        values = [float(losses[name].value) for losses in own]
+        np.testing.assert_allclose(mean.value, np.mean(values), rtol=1e-5, err_msg=name)
+        assert abs(values[0] - values[1]) > 1e-4
+    np.testing.assert_allclose(*boxes, atol=1e-6)
+    settings = dataclasses.replace(experiment(tmp_path), model=model)
+    form = BRIDGE.to_exportable_form(Run(tmp_path, settings, None, 0, params, sharding.make_mesh(Mesh(1))))
+    assert form.model == single and form.params["queries"].shape == (5, 16)
+
+
+def test_reference_points_are_spread_and_have_the_positions_of_the_feature_map():
+    points = np.asarray(jax.nn.sigmoid(spread_points(jax.random.key(0), (32, 2))))
+    for count in (16, 32):
+        quarters = np.bincount((points[:count] > 0.5) @ [1, 2], minlength=4)
+        assert abs(quarters - count / 4).max() <= 2
+    rows, columns = np.indices((4, 6)).reshape(2, -1) + 1
+    at_ends = point_positions(jnp.asarray(np.stack([columns / 6, rows / 4], -1), jnp.float32), 16)
+    np.testing.assert_allclose(at_ends, masked_positions(jnp.ones((1, 4, 6)), 16)[0], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -151,6 +192,7 @@ def test_a_missing_package_is_named(monkeypatch):
     [
         (lambda: dataclasses.replace(DETR, labels=()), r"model.labels=\(\): expected at least one"),
         (lambda: dataclasses.replace(DETR, queries=0), "model.queries=0"),
+        (lambda: dataclasses.replace(DETR, groups=0), "model.groups=0: expected at least 1"),
         (
             lambda: dataclasses.replace(DETR, decoder=dataclasses.replace(DETR.decoder, norm_position="before")),
             "model.decoder.norm_position=before: expected after",

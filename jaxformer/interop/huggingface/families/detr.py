@@ -18,6 +18,7 @@ from jaxformer.interop.huggingface.families.rows import attention, linear, norm
 from jaxformer.interop.huggingface.families.vit import image_field
 from jaxformer.interop.huggingface.labels import label_fields, read_labels
 from jaxformer.interop.huggingface.table import ParamMapping, Table
+from jaxformer.interop.huggingface.text_forms import replaced
 from jaxformer.layers.backbones import ResNet
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.norms import LayerNorm
@@ -320,8 +321,14 @@ class DetectionBridge(Bridge):
         return {}
 
     def to_exportable_form(self, run: Run) -> Run:
-        """Returns the run unchanged, because its parameters already have the layout of Hugging Face checkpoints."""
-        return run
+        """Returns an equivalent run whose parameters have the layout of Hugging Face checkpoints: of a `Detr` with
+        several groups of queries, only the first group is exported, which makes the predictions.
+        """
+        if getattr(run.model, "groups", 1) == 1:
+            return run
+        model = dataclasses.replace(run.model, groups=1)
+        params = dict(run.params) | {"queries": run.params["queries"][: model.queries]}
+        return replaced(run, model, params, run.tokenizer)
 
     def outputs(self, model: Model, output: Any, objective: Any = None) -> dict[str, jax.Array]:
         """Returns the class logits, the boxes and the hidden vectors, keyed by their names in the transformers
