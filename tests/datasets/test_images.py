@@ -121,6 +121,8 @@ def test_an_emoji_in_all_its_tones_is_in_one_split(monkeypatch, tmp_path):
     assert Counter(example["designer"] for example in found["validation"]) == {"google": 5, "twitter": 5}
     labels = {example["name"]: emoji.CATEGORIES[example["label"]] for example in found["validation"]}
     assert labels == {"name 9": "Flags", "name 19": "Flags", "name 29": "People & Body"}
+    plain = Tfds("emoji/plain", "train", str(tmp_path)).open()
+    assert len(plain) == len({(plain[number]["designer"], plain[number]["name"]) for number in range(54)}) == 54
     image = found["validation"][0]["image"]
     assert image.shape == (64, 64, 3)
     assert (image[:, :32] == (255, 0, 0)).all() and (image[:, 32:] == 255).all()

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tarfile
 
 import numpy as np
@@ -61,5 +62,20 @@ def test_scenes_are_deterministic_and_their_boxes_enclose_the_visible_pixels(tmp
             np.testing.assert_allclose(one["bbox"], edges)
             assert len(rows) > 0.5 * 0.7 * (18 * 0.9) ** 2
             labels.add(one["label"])
+        names = [one["name"] for one in scene["objects"]]
+        relations = re.findall(" (?:left of|right of|above|below) ", scene["caption"])
+        assert len(relations) == max(0, len(names) - 1) and all(name in scene["caption"] for name in names)
         counts.add(len(scene["objects"]))
     assert counts == {0, 1, 2, 3, 4} and labels == set(scenes.KINDS)
+
+
+def test_captions_name_the_axis_on_which_objects_are_farther_apart():
+    def objects(*centers):
+        return [
+            {"name": f"object {number}", "bbox": scenes.tfds.features.BBox(y - 0.1, x - 0.1, y + 0.1, x + 0.1)}
+            for number, (x, y) in enumerate(centers)
+        ]
+
+    assert scenes.caption_of([]) == "nothing" and scenes.caption_of(objects((0.5, 0.5))) == "object 0"
+    found = scenes.caption_of(objects((0.2, 0.5), (0.7, 0.4), (0.6, 0.8)))
+    assert found == "object 0 left of object 1, object 1 above object 2"

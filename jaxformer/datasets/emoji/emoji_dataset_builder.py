@@ -16,7 +16,8 @@ from jaxformer.datasets import downloads
 _DESCRIPTION = """
 Emoji on a white background, 64 × 64 pixels, each with its name and one of nine categories, from the npm packages
 emoji-datasource-google and emoji-datasource-twitter, version 16.0.0. `emoji/google` and `emoji/twitter` contain the
-emoji of one designer, and `emoji/all` those of both.
+emoji of one designer, and `emoji/all` those of both. `emoji/plain` contains those of both without the other skin tones:
+two images per name instead of up to 52, so that people are not most of the images.
 
 Every tenth name of a category is held out. All skin tones of an emoji by both designers are in the same split.
 
@@ -47,6 +48,8 @@ class EmojiConfig(tfds.core.BuilderConfig):
     """Designers whose images are included, `google` or `twitter`, as in the names of the npm packages
     emoji-datasource-DESIGNER.
     """
+    tones: bool = True
+    """Whether emoji of people are included in all skin tones, or only in the default one."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -58,6 +61,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         EmojiConfig(name="all", description="By Google and Twitter", designers=("google", "twitter")),
         EmojiConfig(name="google", description="By Google", designers=("google",)),
         EmojiConfig(name="twitter", description="By Twitter", designers=("twitter",)),
+        EmojiConfig(name="plain", description="In the default skin tone", designers=("google", "twitter"), tones=False),
     ]
 
     def _info(self) -> tfds.core.DatasetInfo:
@@ -87,25 +91,27 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                     os.path.basename(member.name): member for member in archive if f"/{designer}/64/" in member.name
                 }
                 entries = json.loads(downloads.content(archive, "package/emoji.json"))
-                for file, name, category in images(entries, split):
+                for file, name, category in images(entries, split, self.builder_config.tones):
                     if file in files:
                         pixels = on_white(downloads.content(archive, files[file]))
                         example = {"image": pixels, "label": category, "name": name, "designer": designer}
                         yield f"{designer}/{file}", example
 
 
-def images(entries: list[dict], split: str) -> Iterator[tuple[str, str, str]]:
-    """Yields (file name, emoji name, category) for each emoji image of a split, including all skin tones.
+def images(entries: list[dict], split: str, tones: bool = True) -> Iterator[tuple[str, str, str]]:
+    """Yields (file name, emoji name, category) for each emoji image of a split.
 
     Args:
       entries: parsed emoji.json of an emoji-datasource package.
       split: `train` or `validation`.
+      tones: whether to include all skin tones, or only the default one.
     """
     for category in CATEGORIES:
         there = sorted((entry for entry in entries if entry["category"] == category), key=lambda e: e["sort_order"])
         for number, entry in enumerate(there):
             if (number % _EVERY == _EVERY - 1) == (split == "validation"):
-                for form in (entry, *entry.get("skin_variations", {}).values()):
+                others = entry.get("skin_variations", {}).values() if tones else ()
+                for form in (entry, *others):
                     yield form["image"], (entry["name"] or entry["short_name"]).lower(), category
 
 

@@ -1,33 +1,43 @@
-"""Scenes data set: synthetic images of emoji on color gradients, with the box, label and mask of each emoji."""
+"""Scenes data set: synthetic images of emoji or stamps on color gradients, with the box, label and mask of each
+object, and a caption.
+"""
 
 import dataclasses
 import io
+import itertools
 import json
 import os
 import tarfile
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import tensorflow_datasets as tfds
 from PIL import Image, ImageOps
 
 from jaxformer.datasets import downloads
+from jaxformer.datasets.tuxpaint_stamps import tuxpaint_stamps_dataset_builder as tuxpaint
 
 _DESCRIPTION = """
-Scenes of up to four objects on gradients, with boxes, labels and masks. The objects are emoji of six kinds: face, hand,
-person, animal, vehicle and flag. They are cut out of the npm packages emoji-datasource-google and
-emoji-datasource-twitter, version 16.0.0, flipped and resized at random, and may overlap. The sides of a scene are
-between 64 and 96 pixels long. About one scene in sixteen has no object.
+Scenes of up to four objects on gradients, with boxes, labels, masks and captions. The objects of `scenes/emoji`, the
+default, are emoji of six kinds: face, hand, person, animal, vehicle and flag. They are cut out of the npm packages
+emoji-datasource-google and emoji-datasource-twitter, version 16.0.0. Those of `scenes/stamps` are photographs and
+drawings from the Debian package tuxpaint-stamps-default, which are animals, clothes, food, household, plants and
+vehicles. Objects are flipped and resized at random, and may overlap. The sides of a scene are between 64 and 96 pixels
+long. About one scene in sixteen has no object.
 
 Every tenth name of a kind is held out: all forms of an emoji by both designers are in the same split, so the objects of
 the validation split do not occur in the training split. Scene n depends only on the split and on n.
+
+A caption says where each object is in relation to the next one, such as "cat face left of red car, red car above
+crown".
 
 `mask` contains the number of the object at each pixel, counted from 1 in the order of `objects`, and 0 for the
 background. Boxes enclose the visible pixels of an object, which are at least half of its pixels.
 
 The Google images (Noto) are under the Apache License 2.0, the Twitter images (Twemoji) under CC-BY 4.0, and the data
-about them is under the MIT licence.
+about them is under the MIT licence. The stamps are under the GNU General Public License, version 2.
 """
 
 KINDS: Mapping[str, tuple[str, ...]] = {
@@ -38,7 +48,9 @@ KINDS: Mapping[str, tuple[str, ...]] = {
     "vehicle": ("transport-air", "transport-ground", "transport-water"),
     "flag": ("country-flag",),
 }
-"""Maps each class name to the prefixes of the Unicode emoji subcategories that belong to the class."""
+"""Maps each class name of emoji to the prefixes of the Unicode emoji subcategories that belong to the class."""
+STAMP_KINDS = ("animals", "clothes", "food", "household", "plants", "vehicles")
+"""Class names of stamps."""
 DESIGNERS = ("google", "twitter")
 _VERSION, _EVERY = "16.0.0", 10
 _SCENES = {"train": 8000, "validation": 400}
@@ -48,6 +60,8 @@ _VISIBLE = 0.5
 """Minimum share of an object's pixels that must not be covered by other objects."""
 _OPAQUE = 128
 """Minimum alpha value, from 0 to 255, at which a pixel counts as part of an object."""
+_CUT = 0.05
+"""Minimum share of transparent pixels of a stamp. Others are pictures with a background, and are left out."""
 _NO_VEHICLES = (
     "anchor",
     "automobile wheel",
@@ -70,43 +84,80 @@ _NO_VEHICLES = (
 
 @dataclasses.dataclass(frozen=True)
 class CutOut:
-    """An emoji without its background, to be placed in scenes."""
+    """An emoji or a stamp without its background, to be placed in scenes."""
 
     picture: Image.Image
     """Image with an alpha channel, cropped to its visible pixels."""
     name: str
-    """Name of the emoji."""
+    """Name of the emoji or the stamp."""
+
+
+@dataclasses.dataclass
+class ScenesConfig(tfds.core.BuilderConfig):
+    """TFDS config of the scenes data set, which selects the objects."""
+
+    kinds: tuple[str, ...] = ()
+    """Class names of the objects."""
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
     """TFDS builder of the scenes data set. The module's `_DESCRIPTION` describes its content and splits."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    builder_config: ScenesConfig
+    VERSION = tfds.core.Version("1.1.0")
+    BUILDER_CONFIGS: ClassVar = [
+        ScenesConfig(name="emoji", description="Scenes of emoji", kinds=tuple(KINDS)),
+        ScenesConfig(name="stamps", description="Scenes of stamps", kinds=STAMP_KINDS),
+    ]
 
     def _info(self) -> tfds.core.DatasetInfo:
         objects = {
             "bbox": tfds.features.BBoxFeature(),
-            "label": tfds.features.ClassLabel(names=list(KINDS)),
+            "label": tfds.features.ClassLabel(names=list(self.builder_config.kinds)),
             "name": tfds.features.Text(),
         }
         features = {
             "image": tfds.features.Image(shape=(None, None, 3)),
             "objects": tfds.features.Sequence(objects),
             "mask": tfds.features.Image(shape=(None, None, 1)),
+            "caption": tfds.features.Text(),
         }
         return tfds.core.DatasetInfo(
             builder=self, description=_DESCRIPTION, features=tfds.features.FeaturesDict(features)
         )
 
     def _split_generators(self, dl_manager) -> dict:
-        folder = os.path.join(str(dl_manager.download_dir), "emoji")
-        archives = {name: downloads.npm_package(f"emoji-datasource-{name}", _VERSION, folder) for name in DESIGNERS}
-        return {split: self._generate_examples(archives, split, count) for split, count in _SCENES.items()}
+        downloaded = str(dl_manager.download_dir)
+        if self.builder_config.name == "stamps":
+            stamps = tuxpaint.unpacked(os.path.join(downloaded, "tuxpaint_stamps"))
+            cut_outs = {split: read_stamps(stamps, split) for split in _SCENES}
+        else:
+            folder = os.path.join(downloaded, "emoji")
+            archives = {name: downloads.npm_package(f"emoji-datasource-{name}", _VERSION, folder) for name in DESIGNERS}
+            cut_outs = {split: read_cut_outs(archives, split) for split in _SCENES}
+        return {split: self._generate_examples(found, split) for split, found in cut_outs.items()}
 
-    def _generate_examples(self, archives: Mapping[str, str], split: str, count: int) -> Iterator[tuple[int, dict]]:
-        cut_outs = read_cut_outs(archives, split)
-        for number in range(count):
+    def _generate_examples(self, cut_outs: dict[str, list[CutOut]], split: str) -> Iterator[tuple[int, dict]]:
+        for number in range(_SCENES[split]):
             yield number, compose(cut_outs, np.random.default_rng((split == "validation", number)))
+
+
+def read_stamps(folder: Path, split: str) -> dict[str, list[CutOut]]:
+    """Reads the stamps of a split that have no background. Returns a dict that maps each label in `STAMP_KINDS` to its
+    stamps.
+
+    Args:
+      folder: folder of the stamps, as `tuxpaint_stamps_dataset_builder.unpacked` returns it.
+      split: `train` or `validation`.
+    """
+    found: dict[str, list[CutOut]] = {label: [] for label in STAMP_KINDS}
+    for stamp in tuxpaint.stamps(folder, split):
+        if stamp.kind in found:
+            picture = stamp.picture()
+            if (np.asarray(picture.getchannel("A")) < _OPAQUE).mean() >= _CUT:
+                picture.thumbnail((2 * _OBJECT_SIDES[1],) * 2)
+                found[stamp.kind].append(CutOut(picture, stamp.name))
+    return found
 
 
 def read_cut_outs(archives: Mapping[str, str], split: str) -> dict[str, list[CutOut]]:
@@ -160,7 +211,7 @@ def _cut_out(data: bytes) -> Image.Image:
 
 def compose(cut_outs: Mapping[str, Sequence[CutOut]], rng: np.random.Generator) -> dict[str, Any]:
     """Composes a random scene of objects on a gradient. Returns an example of the data set, a dict of `image`,
-    `objects` (list of dicts with `bbox`, `label` and `name`) and `mask`.
+    `objects` (list of dicts with `bbox`, `label` and `name`), `mask` and `caption`.
 
     Args:
       cut_outs: maps each label to its emoji.
@@ -189,7 +240,28 @@ def compose(cut_outs: Mapping[str, Sequence[CutOut]], rng: np.random.Generator) 
     objects = [
         {"bbox": _box(mask == number), "label": label, "name": name} for number, (label, name) in enumerate(placed, 1)
     ]
-    return {"image": scene, "objects": objects, "mask": Image.fromarray(mask)}
+    return {"image": scene, "objects": objects, "mask": Image.fromarray(mask), "caption": caption_of(objects)}
+
+
+def caption_of(objects: Sequence[Mapping[str, Any]]) -> str:
+    """Describes where each object of a scene is in relation to the next one. A scene without objects has the caption
+    "nothing".
+    """
+    if len(objects) < 2:
+        return objects[0]["name"] if objects else "nothing"
+    return ", ".join(
+        f"{one['name']} {_relation(one['bbox'], other['bbox'])} {other['name']}"
+        for one, other in itertools.pairwise(objects)
+    )
+
+
+def _relation(one: tfds.features.BBox, other: tfds.features.BBox) -> str:
+    """Returns where a box is in relation to another, along the axis on which their centers are farther apart."""
+    right = (one.xmin + one.xmax) - (other.xmin + other.xmax)
+    below = (one.ymin + one.ymax) - (other.ymin + other.ymax)
+    if abs(right) >= abs(below):
+        return "right of" if right > 0 else "left of"
+    return "below" if below > 0 else "above"
 
 
 def _resized(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
