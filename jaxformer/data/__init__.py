@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jaxformer.data.sources.clips import ClipFolders as ClipFolders
     from jaxformer.data.sources.detection import CocoDetection as CocoDetection
     from jaxformer.data.sources.detection import VocDetection as VocDetection
+    from jaxformer.data.sources.panoptic import CocoPanoptic as CocoPanoptic
     from jaxformer.data.sources.pictures import ImageFolders as ImageFolders
     from jaxformer.data.sources.segmentation import MaskFolders as MaskFolders
     from jaxformer.data.sources.sounds import SoundManifest as SoundManifest
@@ -107,6 +108,7 @@ else:
             "data.sources.clips": ("ClipFolders",),
             "data.sources.detection": ("CocoDetection", "VocDetection"),
             "data.sources.pictures": ("ImageFolders",),
+            "data.sources.panoptic": ("CocoPanoptic",),
             "data.sources.segmentation": ("MaskFolders",),
             "data.sources.sounds": ("SoundManifest", "SpeechFolder"),
             "data.sources.sources": ("Columns", "JsonLines", "Mixture", "ParallelFiles", "Source", "TextFiles", "Tfds"),

@@ -30,7 +30,7 @@ class CocoDetection(Source):
 
     def open(self) -> Sequence[dict[str, Any]]:
         folder, path = (os.path.expanduser(part) for part in (self.images, self.annotations))
-        content = _content(path)
+        content = coco_content(path)
         problems = Problems()
         names = {category["id"]: category["name"] for category in content["categories"]}
         images = {image["id"]: image for image in content["images"]}
@@ -49,7 +49,7 @@ class CocoDetection(Source):
     @property
     def labels(self) -> tuple[str, ...]:
         """Label names, in the order of the category ids."""
-        content = _content(os.path.expanduser(self.annotations))
+        content = coco_content(os.path.expanduser(self.annotations))
         return tuple(category["name"] for category in sorted(content["categories"], key=lambda one: one["id"]))
 
 
@@ -129,7 +129,7 @@ class Annotated(Sequence):
             raise InputError(f"{reason}; expected the image that the boxes belong to") from error
 
 
-def _content(path: str) -> dict[str, Any]:
+def coco_content(path: str) -> dict[str, Any]:
     """Reads a COCO JSON file, and returns its parsed content. Raises InputError if it lacks `images`, `annotations`,
     `categories` or a required key.
     """

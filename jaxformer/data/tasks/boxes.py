@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxformer.data.examples import Example
 from jaxformer.data.fields.base import Field
 from jaxformer.data.fields.boxes import BoxField, BoxFormat
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.sources import pictures
 from jaxformer.data.tasks.base import Demonstration
 from jaxformer.data.tasks.composed import FieldValues
-from jaxformer.data.tasks.images import ImageTask
+from jaxformer.data.tasks.mosaics import Mosaics
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.transforms import mosaic
 from jaxformer.errors import FieldError, InputError, shown
 
 NO_LABEL = "N/A"
@@ -42,7 +44,7 @@ class PreparedScene:
 
 
 @dataclasses.dataclass(frozen=True)
-class LabelledBoxes(ImageTask):
+class LabelledBoxes(Mosaics):
     """Object detection: an image, and the boxes and labels of the objects in it. An image may have no objects.
 
     Batch rows: `images` uint8 [batch, size, size, channels] and `pixel_mask` uint8 [batch, size, size] (see
@@ -65,6 +67,7 @@ class LabelledBoxes(ImageTask):
     """
 
     def __post_init__(self):
+        super().__post_init__()
         names = [name for name in self.labels if name != NO_LABEL]
         if not names or len(set(names)) < len(names):
             problem = f"={shown(self.labels)}: expected the model's label names, at least one, without duplicates"
@@ -93,6 +96,29 @@ class LabelledBoxes(ImageTask):
         objects = self._boxes.in_pixels(encoded.values["objects"], width, height)
         return FieldValues({**encoded.values, "objects": objects}, encoded.size)
 
+    def combined(self, parts: Sequence[Example], rng: np.random.Generator) -> Example:
+        """Combines the training examples of four images in one. Returns the first one if there would be more than
+        `max_boxes` objects.
+        """
+        size, found = self.image.size, []
+        sizes = [_extent(part, size) for part in parts]
+        places = mosaic.quarters(sizes, size, rng)
+        for part, extent, at in zip(parts, sizes, places, strict=True):
+            center, half = part["boxes"][:, :2], part["boxes"][:, 2:] / 2
+            edges = np.concatenate([center - half, center + half], axis=1) * np.array([*extent] * 2)
+            edges, visible = mosaic.moved_boxes(edges, at)
+            boxes = np.concatenate([(edges[:, :2] + edges[:, 2:]) / 2, edges[:, 2:] - edges[:, :2]], axis=1) / size
+            arrays = {name: part[name] for name in ("labels", "box_weights", "crowd", "areas")}
+            arrays["boxes"] = boxes.astype(np.float32)
+            found.append({name: array[visible] for name, array in arrays.items()})
+        objects = {name: np.concatenate([one[name] for one in found]) for name in found[0]}
+        if len(objects["labels"]) > self.max_boxes:
+            return parts[0]
+        objects["images"] = mosaic.combined([part["images"] for part in parts], places)
+        if "pixel_mask" in parts[0]:
+            objects["pixel_mask"] = np.ones_like(parts[0]["pixel_mask"])
+        return {**parts[0], **objects}
+
     def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
         objects = self._boxes.read(example)
         names = sorted(self.labels[int(label)] for label in objects.labels)
@@ -104,6 +130,14 @@ class LabelledBoxes(ImageTask):
         Raises InputError if an image cannot be decoded.
         """
         return [prepared(self.image, one, number) for number, one in enumerate(requests, 1)]
+
+
+def _extent(example: Example, size: int) -> tuple[int, int]:
+    """Returns the width and height of the image of an example without its padding, in pixels."""
+    if "pixel_mask" not in example:
+        return size, size
+    mask = example["pixel_mask"]
+    return int(mask.any(0).sum()), int(mask.any(1).sum())
 
 
 def prepared(field: ImageField, image: pictures.ImageLike, number: int) -> PreparedScene:

@@ -8,13 +8,15 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxformer.data.examples import Example
 from jaxformer.data.fields.base import Field
 from jaxformer.data.fields.image import ImageField
 from jaxformer.data.fields.mask import IGNORED, LabelMap, MaskField
 from jaxformer.data.sources import columns, pictures
 from jaxformer.data.tasks.composed import FieldValues
-from jaxformer.data.tasks.images import ImageTask
+from jaxformer.data.tasks.mosaics import Mosaics
 from jaxformer.data.tokenizers import Tokenizer
+from jaxformer.data.transforms import mosaic
 from jaxformer.errors import FieldError, InputError, shown
 
 
@@ -30,7 +32,7 @@ class PreparedPicture:
 
 
 @dataclasses.dataclass(frozen=True)
-class SegmentedImages(ImageTask):
+class SegmentedImages(Mosaics):
     """Semantic segmentation: an image, and a mask with the label of each pixel.
 
     Batch rows: `images` uint8 [batch, size, size, channels]; `mask` uint8 [batch, size, size], 255 for pixels without a
@@ -54,6 +56,7 @@ class SegmentedImages(ImageTask):
     """
 
     def __post_init__(self):
+        super().__post_init__()
         if not 2 <= len(self.labels) < 255 or len(set(self.labels)) < len(self.labels):
             problem = f"={shown(self.labels)}: expected the model's label names, 2 to 254, without duplicates"
             raise FieldError("data.task.labels", problem)
@@ -66,6 +69,12 @@ class SegmentedImages(ImageTask):
     def _target(self) -> MaskField:
         count = 255 if self.objects is not None else len(self.labels)
         return MaskField(self.image.size, count, self.mask, self.zero_is_unlabelled)
+
+    def combined(self, parts: Sequence[Example], rng: np.random.Generator) -> Example:
+        places = mosaic.quarters([(self.image.size, self.image.size)] * mosaic.COUNT, self.image.size, rng)
+        fills = {"images": 0, "mask": IGNORED}
+        arrays = {name: mosaic.combined([part[name] for part in parts], places, fill) for name, fill in fills.items()}
+        return {**parts[0], **arrays}
 
     def encode(self, example: Mapping[str, Any], tokenizer: Tokenizer | None) -> FieldValues:
         found = super().encode(example, tokenizer)

@@ -1,5 +1,6 @@
 """Boxes as data: they follow their image, are padded, and must be inside of it."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -167,3 +168,36 @@ def test_a_field_without_a_picture_before_it_is_a_programming_error():
         field.transform(
             field.read(example([(0, 0, 9, 9)], [1])), Visit(None, np.random.default_rng(0), lambda rng: None)
         )
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_boxes_of_a_mosaic_enclose_what_is_visible_of_each_image(seed):
+    task = dataclasses.replace(TASK, mosaic=1.0, max_boxes=4)
+    encoded = [
+        task.encode(example([(10, 5, 30, 15)], [number % 2], *size), None)
+        for number, size in enumerate(((40, 20), (20, 40), (30, 30), (40, 40)))
+    ]
+    others = iter(encoded[1:])
+    visit = Visit(None, np.random.default_rng(seed), lambda rng: next(others))
+    (found,) = task.examples(encoded[0], visit)
+    assert found["images"].shape == (32, 32, 3) and found["pixel_mask"].all() and len(found["boxes"]) >= 2
+    lit = found["images"][..., 0] > 127
+    covered = np.zeros_like(lit)
+    for x, y, width, height in found["boxes"] * 32:
+        rows, columns = (slice(round(at - side / 2), round(at + side / 2)) for at, side in ((y, height), (x, width)))
+        assert lit[rows, columns].mean() > 0.7 and set(found["labels"]) <= {0, 1}
+        covered[rows, columns] = True
+    # What is lit outside the boxes is at most an edge of one, or a sliver of an object that is left out.
+    assert (lit & ~covered).sum() < 0.4 * lit.sum()
+    assert len(found["labels"]) == len(found["box_weights"]) == len(found["areas"]) == len(found["boxes"])
+    assert task.for_evaluation().mosaic == 0
+
+
+def test_a_mosaic_with_too_many_objects_is_left_out():
+    task = dataclasses.replace(TASK, mosaic=1.0, max_boxes=1)
+    encoded = task.encode(example([(10, 5, 30, 15)], [1]), None)
+    visits = [Visit(None, np.random.default_rng(seed), lambda rng: encoded) for seed in range(5)]
+    found = {len(task.examples(encoded, visit)[0]["boxes"]) for visit in visits}
+    assert found == {1}
+    with pytest.raises(InputError, match=r"data.task.mosaic=2"):
+        dataclasses.replace(TASK, mosaic=2.0)
