@@ -239,14 +239,17 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """Runs `jaxformer export`: writes a run's model in the Hugging Face format, or as a program for JAX or ONNX
-    Runtime.
+    """Runs `jaxformer export`: writes a run's model in the format of transformers or of diffusers, or as a program for
+    JAX or ONNX Runtime.
     """
-    parser = Parser("export", "Writes a folder that transformers loads, or a program for jax or ONNX Runtime.")
+    parser = Parser("export", "Writes a folder that transformers or diffusers loads, or a program.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument("out", metavar="OUT", help="the folder to write, which must not exist yet")
     parser.add_argument(
-        "--format", choices=("huggingface", "stablehlo", "onnx"), default="huggingface", help="format of the folder"
+        "--format",
+        choices=("huggingface", "diffusers", "stablehlo", "onnx"),
+        default="huggingface",
+        help="format of the folder: of transformers, of diffusers, or a program for jax or ONNX Runtime",
     )
     add_step(parser)
     add_weights_options(parser)
@@ -279,6 +282,10 @@ def _exported(run: "Run", options: argparse.Namespace) -> str:
         from jaxformer.interop.export.onnx_export import export_onnx
 
         return f"its README.md shows how to run it with ONNX Runtime; {export_onnx(run, options.out, options.dtype)}"
+    if options.format == "diffusers":
+        from jaxformer.interop.huggingface.diffusion_transformers import export_dit
+
+        return export_dit(run, options.out)
     from jaxformer.interop.huggingface.runs import export_run
 
     return export_run(run, options.out, options.dtype, not options.no_certificate)

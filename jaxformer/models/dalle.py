@@ -138,10 +138,7 @@ class Dalle(Model):
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
         length, segments = tokens.shape[1], jnp.ones_like(tokens) if segments is None else segments
-        encoded = self.vae(images).codes
-        if encoded is None:
-            raise ValueError("the autoencoder returned no codes")
-        codes = jax.lax.stop_gradient(encoded)
+        codes = jax.lax.stop_gradient(self.vae.encode_images(images))
         text, table = self._embed_text(tokens, train)
         image = self.dropout(self._embed_codes(codes[:, :-1]), train)
         there = jnp.concatenate([segments, jnp.ones_like(codes)], axis=1)

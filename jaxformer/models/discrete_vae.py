@@ -13,11 +13,11 @@ import jax.numpy as jnp
 
 from jaxformer.errors import InputError
 from jaxformer.layers.block import BlockInputs
-from jaxformer.layers.codebook import Codebook, CodebookOutput
+from jaxformer.layers.codebook import Codebook, CodebookOutput, unit
 from jaxformer.layers.linear import Linear
 from jaxformer.layers.norms import LayerNorm
 from jaxformer.layers.patches import ImageEmbeddings, check_geometry, initial_positions, normalise, unpatchify
-from jaxformer.layers.transformer import Transformer, separate
+from jaxformer.layers.transformer import Transformer, TransformerOutput, separate
 from jaxformer.metrics.means import added
 from jaxformer.models.base import InputSpec, Model, ModelOutput
 from jaxformer.models.flops import linear_flops, stack_flops
@@ -134,9 +134,8 @@ class DiscreteVae(Model):
           images: uint8 [batch, height, width, channels], or floats that are already normalized.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
-        targets = normalise(images, self.mean, self.std)
-        encoded = self.encoder(self.patches_in(targets).patches, BlockInputs(train=train))
-        quantized = self.codebook(self.to_code(encoded.hidden))
+        targets, encoded, vectors = self._encode(images, train)
+        quantized = self.codebook(vectors)
         pixels, means = self._decode_vectors(quantized.vectors, train)
         return DiscreteVaeOutput(
             hidden=encoded.hidden,
@@ -146,6 +145,32 @@ class DiscreteVae(Model):
             quantized=quantized,
             means=added(encoded.means, means),
         )
+
+    def encode_images(self, images: jax.Array) -> jax.Array:
+        """Returns the code of each patch, row by row, int32 [batch, patches]. `images` are as for a call."""
+        if self.is_initializing():
+            self(images)  # Creates the parameters of the decoder too.
+        return self.codebook(self._encode(images, False)[2]).codes
+
+    def encode_latents(self, images: jax.Array) -> jax.Array:
+        """Returns the vector of each patch before it is replaced by one of the codebook, scaled so that the mean square
+        of its entries is 1, float32 [batch, patches, code_width]. `images` are as for a call.
+        """
+        return unit(self._encode(images, False)[2]) * self.code_width**0.5
+
+    def decode_latents(self, latents: jax.Array) -> jax.Array:
+        """Returns the normalized pixels of the images whose codes are nearest to latents [batch, patches, code_width],
+        float32 [batch, height, width, channels].
+        """
+        return self._decode_vectors(self.codebook(latents).vectors, False)[0]
+
+    def _encode(self, images: jax.Array, train: bool) -> tuple[jax.Array, TransformerOutput, jax.Array]:
+        """Returns the normalized pixels, the output of the encoder, and the vectors to replace by those of the
+        codebook, [batch, patches, code_width].
+        """
+        targets = normalise(images, self.mean, self.std)
+        encoded = self.encoder(self.patches_in(targets).patches, BlockInputs(train=train))
+        return targets, encoded, self.to_code(encoded.hidden)
 
     def decode_codes(self, codes: jax.Array) -> jax.Array:
         """Returns the normalized pixels of the images with the given codes, float32 [batch, height, width, channels].

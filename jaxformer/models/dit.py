@@ -20,11 +20,12 @@ from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import DType, Linear, truncated_normal
 from jaxformer.layers.masks import Mask
 from jaxformer.layers.mlp import Mlp
-from jaxformer.layers.patches import ImageEmbeddings, check_geometry, normalise, unpatchify
+from jaxformer.layers.patches import ImageEmbeddings, check_geometry, denormalise, normalise, unpatchify
 from jaxformer.layers.transformer import Transformer
 from jaxformer.metrics.means import Mean, added
 from jaxformer.models.base import SEGMENTS, TOKENS, InputSpec, Model, ModelOutput, TokenInput
 from jaxformer.models.bert import Bert
+from jaxformer.models.discrete_vae import DiscreteVae
 from jaxformer.models.flops import linear_flops, stack_flops
 from jaxformer.parallel import metadata
 
@@ -94,12 +95,17 @@ class Dit(Model):
     """Encoder of the texts that describe images. If None, images are not described by texts. If `labels` is empty too,
     the model generates images without a condition.
     """
+    vae: DiscreteVae | None = None
+    """Discrete autoencoder, in whose latents images are generated (latent diffusion, Rombach et al. 2022). `image` is
+    then its number of patches along a side, and `channels` its `code_width`. It is trained before, and should be frozen
+    (`optimizer.freeze=^vae/`). If None, images are generated in pixels.
+    """
     image: int = 32
-    """Height and width of the images in pixels."""
+    """Height and width of the images in pixels, or of their latents in patches."""
     patch: int = 2
     """Height and width of a patch in pixels."""
     channels: int = 3
-    """Number of image channels: 1 for grayscale, 3 for RGB."""
+    """Number of image channels: 1 for grayscale, 3 for RGB, or the size of a latent vector."""
     out_channels: int | None = None
     """Number of values that are predicted per pixel. If None, `channels`. Weights of diffusers may predict the variance
     of the noise too.
@@ -116,6 +122,11 @@ class Dit(Model):
             raise InputError(f"model.labels={self.labels[:3]}: expected none with model.text, or model.text=None")
         if self.transformer.width % 4:
             raise InputError(f"model.transformer.width={self.transformer.width}: positions need a multiple of 4")
+        if self.vae is not None:
+            wanted = self.vae.image // self.vae.patch, self.vae.code_width
+            if (self.image, self.channels) != wanted:
+                given = f"model.image={self.image} and model.channels={self.channels}"
+                raise InputError(f"{given}: the latents of model.vae have {wanted[0]} and {wanted[1]}")
         if self.out_channels is not None and self.out_channels < 1:
             raise InputError(f"model.out_channels={self.out_channels}: expected at least 1, or None")
 
@@ -140,11 +151,12 @@ class Dit(Model):
         return found if self.text is None else found | {"tokens": TOKENS, "segments": SEGMENTS}
 
     def stacks(self) -> dict[str, Transformer]:
-        """Returns the stacks of Transformer blocks, keyed by the paths of their parameters: that of the text encoder if
-        there is one, and that of the images.
+        """Returns the stacks of Transformer blocks, keyed by the paths of their parameters: those of the text encoder
+        and of the autoencoder if there are any, and that of the images.
         """
-        text = {} if self.text is None else {f"text/{path}": stack for path, stack in self.text.stacks().items()}
-        return text | {"transformer": self.transformer}
+        parts = {name: part for name, part in (("text", self.text), ("vae", self.vae)) if part is not None}
+        found = {f"{name}/{path}": stack for name, part in parts.items() for path, stack in part.stacks().items()}
+        return found | {"transformer": self.transformer}
 
     def token_inputs(self) -> dict[str, TokenInput]:
         """Returns the limits of the input `tokens`, keyed by this name. Empty for a model that reads no text."""
@@ -155,7 +167,7 @@ class Dit(Model):
         return {"y": self.image, "x": self.image, "n": self.channels}
 
     def flops(self, sizes: Mapping[str, int]) -> float:
-        """Returns the FLOPs of a forward pass.
+        """Returns the FLOPs of a forward pass, including that of computing the latents of the images.
 
         Args:
           sizes: number of images `b` and, for a model that reads text, of tokens per text `t`, keyed by these letters.
@@ -171,7 +183,14 @@ class Dit(Model):
             flops += self.text.flops({"b": 1, "t": tokens})
             flops += linear_flops(1 + tokens, self.text.transformer.width, width)  # Pooled vector and memory.
         flops += (3 * layers * stack.depth + 2) * square  # Shifts, scales and gates.
-        return sizes["b"] * (flops + stack_flops(stack, patches, memory=memory))
+        latents = 0.0 if self.vae is None else self.vae.encoder_flops(sizes)
+        return latents + sizes["b"] * (flops + stack_flops(stack, patches, memory=memory))
+
+    def pretrained(self) -> tuple[str, Model]:
+        """Returns the part of this model that is trained before: the prefix `vae/` and the autoencoder if there is one,
+        otherwise an empty prefix and this model.
+        """
+        return ("", self) if self.vae is None else ("vae/", self.vae)
 
     def part(self, name: str) -> tuple[str, Model]:
         """Returns the part of this model that takes the input `name`: for `tokens`, the prefix `text/` and the text
@@ -188,8 +207,8 @@ class Dit(Model):
         """Returns a copy for comparing two models. Its pixel statistics have standard values, so that models which
         differ only in these count as equal.
         """
-        text = None if self.text is None else self.text.comparable()
-        return dataclasses.replace(self, text=text, mean=(0.5,), std=(0.5,))
+        text, vae = (None if part is None else part.comparable() for part in (self.text, self.vae))
+        return dataclasses.replace(self, text=text, vae=vae, mean=(0.5,), std=(0.5,))
 
     @nn.compact
     def __call__(
@@ -214,6 +233,8 @@ class Dit(Model):
             Defaults to 1.
           train: whether to apply dropout. Requires the rng stream `dropout`.
         """
+        if self.vae is not None and self.is_initializing():
+            self.vae(jnp.zeros((1, self.vae.image, self.vae.image, self.vae.channels)))  # Creates its parameters.
         config, rows, columns = self.transformer, images.shape[0], images.shape[2] // self.patch
         embeddings = ImageEmbeddings(
             config.width, self.image, self.patch, "sinusoidal", False, dtype=config.dtype, name="embeddings"
@@ -238,6 +259,26 @@ class Dit(Model):
         pixels = head(output.hidden).astype(jnp.float32)
         patches = pixels.reshape(rows, -1, self.patch, self.patch, self.outputs)
         return DitOutput(hidden=output.hidden, velocity=unpatchify(patches, columns), means=added(means, output.means))
+
+    def encode_images(self, images: jax.Array) -> jax.Array:
+        """Converts images to what the model generates: normalized pixels or latents, float32 [batch, image, image,
+        channels].
+
+        `images` are uint8 [batch, height, width, channels], or floats that are already normalized.
+        """
+        if self.vae is None:
+            return normalise(images, self.mean, self.std)
+        latents = jax.lax.stop_gradient(self.vae.encode_latents(images))
+        return latents.reshape(len(images), self.image, self.image, self.channels)
+
+    def decode_images(self, generated: jax.Array) -> jax.Array:
+        """Converts generated pixels or latents, [batch, image, image, channels], to images, uint8 [batch, height,
+        width, channels].
+        """
+        if self.vae is None:
+            return denormalise(generated, self.mean, self.std)
+        pixels = self.vae.decode_latents(generated.reshape(len(generated), -1, self.channels))
+        return denormalise(pixels, self.vae.mean, self.vae.std)
 
     def _embed_classes(self, classes: jax.Array | None, rows: int) -> jax.Array:
         """Returns the embedding of each class, float32 [batch, embed]. The last row of the table stands for none."""

@@ -13,7 +13,7 @@ from jaxformer import fields
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.flow import Sampling
 from jaxformer.errors import InputError
-from jaxformer.layers.patches import check_images, normalise
+from jaxformer.layers.patches import check_images
 from jaxformer.metrics.means import Mean, auxiliary
 from jaxformer.models.base import Model
 from jaxformer.models.dit import Dit
@@ -70,10 +70,11 @@ class FlowMatching(Objective[Dit]):
 
     def check(self, model: Dit, row: Mapping[str, Any]) -> None:
         super().check(model, row)
-        size = row["images"].capacity
-        check_images((size, *row["images"].shape), model.patch, model.channels)
-        if size != model.image:
-            raise InputError(f"data.task.image.size={size} differs from model.image={model.image}")
+        size, of_pixels = row["images"].capacity, model if model.vae is None else model.vae
+        check_images((size, *row["images"].shape), of_pixels.patch, of_pixels.channels)
+        if size != of_pixels.image:
+            field = "model.image" if model.vae is None else "model.vae.image"
+            raise InputError(f"data.task.image.size={size} differs from {field}={of_pixels.image}")
         for field, array, task in (("labels", "labels", "ImagesFromLabels"), ("text", "tokens", "ImagesFromText")):
             if bool(getattr(model, field)) and array not in row:
                 raise InputError(f"model.{field}: the task's rows have no {array}; use {task}")
@@ -89,7 +90,7 @@ class FlowMatching(Objective[Dit]):
           key: PRNG key for dropout. If None, the model is evaluated: times are uniform, and no text or class is
             dropped. The noise depends only on the seeds.
         """
-        images = normalise(batch["images"], model.mean, model.std)
+        images = model.apply({"params": params}, batch["images"], method="encode_images")
         draws = draw(batch["seeds"][:, 0], images.shape[1:])
         times = draws.times
         if key is not None and self.times == "logit_normal":

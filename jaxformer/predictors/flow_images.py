@@ -9,16 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxformer.data.tasks import layouts
 from jaxformer.decoding.flow import Sampling, guided, integrate
-from jaxformer.layers.patches import denormalise
 from jaxformer.models.dit import Dit
 from jaxformer.predictors.base import Draws, Predictor
-from jaxformer.predictors.padding import stacked
+from jaxformer.predictors.image_rows import encode_texts, generated
 from jaxformer.predictors.pictures import Pictures
 
-ROWS = 16
-"""Number of images that are generated at the same time."""
 LEAST_TIME = 0.05
 """Least time by which the difference between a noisy image and the predicted image is divided."""
 
@@ -47,32 +43,9 @@ class FlowImages(Predictor[Dit], Draws):
         """Generates `sampling.pictures` images for each request. The noise of an image depends only on the seed and on
         its number among the images of its request.
         """
-        count = self.sampling.pictures
-        numbers = np.tile(np.arange(count), len(requests))
-        arrays = {name: np.repeat(array, count, axis=0) for name, array in self.encode(requests).items()}
-        found = []
-        for start in range(0, len(numbers), ROWS):
-            part = {name: filled(array[start : start + ROWS]) for name, array in arrays.items()}
-            wanted = numbers[start : start + ROWS]
-            found.append(np.asarray(self._generate(part, filled(wanted)))[: len(wanted)])
-        images = np.concatenate(found).reshape(len(requests), count, *found[0].shape[1:])
-        return [Pictures(request, own) for request, own in zip(requests, images, strict=True)]
-
-    def _generate(self, arrays: Mapping[str, np.ndarray], numbers: np.ndarray) -> jax.Array:
-        return _generate(self.model, self.sampling, self.predicts, self.params, arrays, numbers)
-
-
-def encode_texts(tokenizer: Any, texts: Sequence[str], length: int) -> dict[str, np.ndarray]:
-    """Encodes texts as padded rows: `tokens` and `segments` (1 for tokens, 0 for padding), int32 [texts, length]. Long
-    texts are truncated.
-    """
-    encoded = tokenizer.encode_batch(texts)
-    return stacked([layouts.lay_out(tokenizer, "encoder", length, text).tokens for text in encoded], length=length)
-
-
-def filled(array: np.ndarray) -> np.ndarray:
-    """Pads an array with zeros to `ROWS` rows, so that XLA does not compile again for each number of rows."""
-    return np.pad(array, [(0, ROWS - len(array))] + [(0, 0)] * (array.ndim - 1))
+        numbers = np.tile(np.arange(self.sampling.pictures), (len(requests), 1))
+        generate = functools.partial(_generate, self.model, self.sampling, self.predicts, self.params)
+        return generated(requests, self.encode(requests), numbers, generate)
 
 
 def velocity_of(predicted: jax.Array, noisy: jax.Array, time: jax.Array, predicts: Predicts) -> jax.Array:
@@ -115,4 +88,4 @@ def _generate(
         return guided(conditional, unconditional, sampling.guidance)
 
     images = integrate(velocity, noise, sampling.method, sampling.steps)
-    return denormalise(images, model.mean, model.std)
+    return model.apply({"params": params}, images, method="decode_images")

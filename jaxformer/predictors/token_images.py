@@ -15,7 +15,7 @@ from jaxformer.decoding.settings import Decoding
 from jaxformer.layers.patches import denormalise
 from jaxformer.models.dalle import Dalle
 from jaxformer.predictors.base import Generates, Predictor
-from jaxformer.predictors.flow_images import ROWS, encode_texts, filled
+from jaxformer.predictors.image_rows import encode_texts, generated
 from jaxformer.predictors.pictures import Pictures
 
 
@@ -36,48 +36,33 @@ class TokenImages(Predictor[Dalle], Generates):
 
     def predict(self, requests: Sequence[str]) -> list[Pictures]:
         """Generates `pictures` images for each text. With several samples of one text, each sample has other images."""
-        arrays = {name: np.repeat(array, self.pictures, axis=0) for name, array in self.encode(requests).items()}
-        numbers, found = np.arange(len(arrays["tokens"])), []
-        settings = _Settings(self.decoding, self.guidance)
-        for start in range(0, len(numbers), ROWS):
-            part = {name: filled(array[start : start + ROWS]) for name, array in arrays.items()}
-            wanted = numbers[start : start + ROWS]
-            images = _generate(self.model, settings, self.params, part, filled(wanted))
-            found.append(np.asarray(images)[: len(wanted)])
-        images = np.concatenate(found).reshape(len(requests), self.pictures, *found[0].shape[1:])
-        return [Pictures(request, own) for request, own in zip(requests, images, strict=True)]
+        numbers = np.arange(len(requests) * self.pictures).reshape(len(requests), self.pictures)
+        generate = functools.partial(_generate, self.model, self.decoding, self.guidance, self.params)
+        return generated(requests, self.encode(requests), numbers, generate)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Settings:
-    """Settings for generating images."""
-
-    decoding: Decoding
-    guidance: float
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _generate(
-    model: Dalle, settings: _Settings, params: Any, arrays: Mapping[str, jax.Array], numbers: jax.Array
+    model: Dalle, decoding: Decoding, guidance: float, params: Any, arrays: Mapping[str, jax.Array], numbers: jax.Array
 ) -> jax.Array:
     """Generates one image per row of `arrays`, uint8 [batch, height, width, channels]. `numbers` are integers [batch]
     from which the random key of each image is derived.
     """
     tokens, segments = arrays["tokens"], arrays["segments"]
-    is_guided = settings.guidance != 1
+    is_guided = guidance != 1
     if is_guided:  # The second half of the batch has no text.
         tokens = jnp.concatenate([tokens, tokens])
         segments = jnp.concatenate([segments, jnp.zeros_like(segments)])
-    seed = jax.random.key(settings.decoding.seed)
+    seed = jax.random.key(decoding.seed)
     keys = jax.vmap(lambda number: jax.random.fold_in(seed, number))(numbers)
 
     def sample(logits: jax.Array, index: jax.Array | int) -> jax.Array:
         if is_guided:
             conditional, unconditional = jnp.split(logits, 2)
-            logits = guided(conditional, unconditional, settings.guidance)
+            logits = guided(conditional, unconditional, guidance)
 
         def one(row: jax.Array, key: jax.Array) -> jax.Array:
-            return choose(row[None], settings.decoding, jax.random.fold_in(key, index))[0]
+            return choose(row[None], decoding, jax.random.fold_in(key, index))[0]
 
         return jax.vmap(one)(logits, keys)
 

@@ -8,12 +8,16 @@ import jax
 import numpy as np
 import pytest
 from small_bert import assert_trees_identical, noisy_params
-from small_dit import OF_CLASSES, OF_TEXTS
+from small_dalle import VAE
+from small_dit import LABELS, OF_CLASSES, OF_TEXTS
 
+import jaxformer as jf
+from jaxformer import cli, run_commands
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.diffusion_transformers import read_dit, write_dit
 from jaxformer.layers.adaptive import AdaLayerNorm
 from jaxformer.models.dit import Dit
+from jaxformer.parallel import sharding
 
 STACK = dataclasses.replace(OF_CLASSES.transformer, norm=AdaLayerNorm(mlp_epsilon=1e-3))
 MODEL = Dit(STACK, tuple(map(str, range(5))), image=16, patch=2, channels=4, out_channels=8)
@@ -58,6 +62,27 @@ def test_outputs_and_gradients_are_those_of_diffusers(written):
     np.testing.assert_allclose(found / scale, expected.detach().numpy().transpose(0, 2, 3, 1) / scale, atol=1e-5)
     slope = slope.numpy().transpose(0, 2, 3, 1)
     np.testing.assert_allclose(gradient / abs(slope).max(), slope / abs(slope).max(), atol=1e-5)
+
+
+def test_a_run_is_exported_by_the_command(tmp_path, monkeypatch, capsys):
+    def run_of(model, task):
+        data = jf.data.Data(jf.data.TextFiles(()), task, 8)
+        experiment = jf.Experiment(model, objective, data, None, jf.optimizers.AdamW(), steps=1, mesh=jf.Mesh(1))
+        return jf.Run(tmp_path / "run", experiment, None, 0, params, sharding.make_mesh(jf.Mesh(1)))
+
+    params, objective = noisy_params(OF_CLASSES, IMAGES[:, :8, :8, :3]), jf.objectives.FlowMatching()
+    run = run_of(OF_CLASSES, jf.data.ImagesFromLabels(jf.data.ImageField(8), labels=LABELS))
+    monkeypatch.setattr(run_commands, "opened", lambda *_, **__: run)
+    assert cli.main(["export", "RUN", str(tmp_path / "out"), "--format", "diffusers"]) == 0
+    line = "it predicts the velocity, for times from 0 to 1000 and pixels (x / 255 - 0.5) / 0.5"
+    assert line in capsys.readouterr().out
+    model, found = read_dit(tmp_path / "out")
+    assert model.labels == ("0", "1", "2")
+    assert_trees_identical(found, params)
+    params, objective = {}, jf.objectives.DiscreteAutoencoding()
+    run = run_of(VAE, jf.data.ImageTask(jf.data.ImageField(8)))
+    assert cli.main(["export", "RUN", str(tmp_path / "other"), "--format", "diffusers"]) == 2
+    assert "diffusers has no class for a DiscreteVae; expected a Dit" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

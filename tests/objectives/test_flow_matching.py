@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from small_bert import assert_trees_close, noisy_params, small_bert
 from small_clip import TOKENIZER
+from small_dalle import VAE
 from small_dit import COLORS, LABELS, OF_CLASSES, OF_TEXTS, batch_of, colored
 
 import jaxformer as jf
@@ -63,6 +64,34 @@ def test_the_loss_is_the_error_of_the_velocity(predicts):
     errors = np.square(found - (draws.noise - images)).mean((1, 2, 3))
     np.testing.assert_allclose(terms["loss"].value, errors[:-1].mean(), rtol=1e-5)
     assert terms["loss"].weight == 7 and abs(draws.noise.mean()) < 0.1 and 0.9 < draws.noise.std() < 1.1
+
+
+@pytest.mark.slow
+def test_in_latents_the_autoencoder_has_no_gradient_and_decodes_the_images():
+    model = dataclasses.replace(OF_CLASSES, vae=VAE, image=2, patch=1, channels=VAE.code_width)
+    params = noisy_params(model, np.zeros((1, 2, 2, VAE.code_width), np.float32))
+    assert params["vae"].keys() == noisy_params(VAE, BATCH["images"][:1]).keys()
+
+    @jax.jit
+    def compute(params):
+        latents = model.apply({"params": params}, BATCH["images"], method="encode_images")
+        decoded = model.apply({"params": params}, latents, method="decode_images")
+        expected = VAE.apply({"params": params["vae"]}, BATCH["images"]).pixels
+        loss = FlowMatching()(model, params, BATCH, jax.random.key(0))["loss"].value
+        return loss, (latents, decoded, expected)
+
+    (_, (latents, decoded, expected)), gradient = jax.jit(jax.value_and_grad(compute, has_aux=True))(params)
+    assert latents.shape == (8, 2, 2, 4)
+    np.testing.assert_allclose(np.square(latents).mean(-1), 1, rtol=1e-4)
+    np.testing.assert_allclose(decoded, np.clip(127.5 * (expected + 1), 0, 255), atol=0.6)
+    assert not any(np.any(array) for array in jax.tree.leaves(gradient["vae"]))
+    assert abs(gradient["head"]["kernel"]).max() > 1e-4
+    objective = FlowMatching(sampling=jf.Sampling(steps=2, pictures=2))
+    (answer,) = objective.predictor(model, params, None).predict(["two"])
+    assert answer.images.shape == (2, 8, 8, 3) and answer.images.dtype == np.uint8
+    objective.check(model, CLASSES.row)
+    with pytest.raises(InputError, match=r"model.image=4 and model.channels=4: the latents of model.vae have 2 and 4"):
+        dataclasses.replace(model, image=4)
 
 
 @pytest.mark.slow

@@ -23,6 +23,8 @@ from jaxformer.layers.attention import Attention
 from jaxformer.layers.mlp import Mlp
 from jaxformer.layers.transformer import Transformer
 from jaxformer.models.dit import Dit
+from jaxformer.objectives.flow_matching import FlowMatching
+from jaxformer.runs.run import Run
 
 CLASS = "DiTTransformer2DModel"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -112,6 +114,21 @@ def write_dit(model: Dit, params: Any, folder: str | os.PathLike) -> None:
         write_json(home / CONFIG, config)
         layouts = {name: (array.dtype, array.shape) for name, array in tensors.items()}
         write_safetensors(home / WEIGHTS, layouts, iter(tensors.values()))
+
+
+def export_dit(run: Run, folder: str | os.PathLike) -> str:
+    """Exports a run to a folder that diffusers loads (see `write_dit`). Returns a line about what the model predicts.
+
+    Raises:
+      InputError: If the model of the run is not a DiT, or cannot be written.
+    """
+    model, objective = run.model, run.objective
+    if not isinstance(model, Dit):
+        raise InputError(f"{run.folder}: diffusers has no class for a {type(model).__name__}; expected a Dit")
+    write_dit(model, run.params, folder)
+    predicted = objective.predicts if isinstance(objective, FlowMatching) else "velocity"
+    means, stds = (", ".join(map(str, values)) for values in (model.mean, model.std))
+    return f"it predicts the {predicted}, for times from 0 to 1000 and pixels (x / 255 - {means}) / {stds}"
 
 
 def build(reader: ConfigReader, labels: tuple[str, ...] = ()) -> Dit:
