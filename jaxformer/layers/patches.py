@@ -174,10 +174,20 @@ class ImageEmbeddings(nn.Module):
     """Whether the linear layer that embeds patches has a bias."""
 
     @nn.compact
-    def __call__(self, images: jax.Array) -> Embedded:
+    def __call__(self, images: jax.Array, features: jax.Array | None = None) -> Embedded:
+        """Embeds images.
+
+        Args:
+          images: normalized images, [batch, height, width, channels].
+          features: embedding of each patch, such as those of a `PatchBackbone`, [batch, rows, columns, width]. If None,
+            a linear layer embeds the patches.
+        """
         size, width, channels = self.patch, self.width, images.shape[-1]
-        shape = (size, size, channels, width)
-        patches = Linear("bpyxn,yxnd->bpd", shape, self.bias, self.dtype, name="patch")(patchify(images, size))
+        if features is None:
+            shape = (size, size, channels, width)
+            patches = Linear("bpyxn,yxnd->bpd", shape, self.bias, self.dtype, name="patch")(patchify(images, size))
+        else:
+            patches = features.reshape(len(features), -1, width)
         rows, columns = images.shape[1] // size, images.shape[2] // size
         first, places = self._positions(rows, columns)
         x = patches + places.astype(patches.dtype)

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.errors import InputError
+from jaxformer.layers.backbones import PatchBackbone
 from jaxformer.layers.block import BlockInputs
 from jaxformer.layers.dropout import Dropout
 from jaxformer.layers.linear import Linear, truncated_normal
@@ -41,7 +42,7 @@ class Segmenter(Model):
     """Segmentation model: a ViT encoder, followed by a mask transformer or a linear decoder. `Segmenter(labels=...)` is
     Seg-B-Mask/16.
 
-    The encoder parameters have the same paths as those of a `Vit`.
+    The encoder parameters have the same paths as those of a `Vit`, unless there is a `stem`.
     """
 
     transformer: Transformer = Transformer(**STACK)
@@ -51,6 +52,10 @@ class Segmenter(Model):
     decoder: Transformer | None = Transformer(depth=2, **STACK)
     """Transformer blocks of the mask transformer, which attend to the patches and to one learned vector per class. If
     None, the decoder is a linear layer.
+    """
+    stem: PatchBackbone | None = None
+    """Convolutions that embed the patches, which trains better from random weights than a linear layer (Xiao et al.
+    2021). If None, a linear layer embeds them.
     """
     image: int = 512
     """Height and width in pixels of the images, which are usually windows of larger pictures."""
@@ -74,6 +79,9 @@ class Segmenter(Model):
         separate(self, "decoder", "transformer")
         super().__post_init__()
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
+        if self.stem is not None and (self.stem.patch, self.stem.width) != (self.patch, self.transformer.width):
+            given = f"model.stem.patch={self.stem.patch} and model.stem.width={self.stem.width}"
+            raise InputError(f"{given}: expected {self.patch} and {self.transformer.width}, as of the model")
         if len(self.labels) == 1:
             raise InputError(f"model.labels={self.labels}: expected at least two names")
 
@@ -116,7 +124,10 @@ class Segmenter(Model):
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the FLOPs of a forward pass. `sizes["b"]` is the number of images."""
         width, patches, classes = self.transformer.width, self.side**2, len(self.labels)
-        flops = linear_flops(patches, self.patch**2 * self.channels, width)
+        if self.stem is None:
+            flops = linear_flops(patches, self.patch**2 * self.channels, width)
+        else:
+            flops = self.stem.flops(self.image, self.image, self.channels)
         flops += stack_flops(self.transformer, 1 + patches)
         if self.decoder is None:
             return sizes["b"] * (flops + linear_flops(patches, width, classes))
@@ -136,7 +147,8 @@ class Segmenter(Model):
         embeddings = ImageEmbeddings(
             config.width, self.image, self.patch, self.position_embedding, dtype=config.dtype, name="embeddings"
         )
-        embedded = embeddings(normalise(images, self.mean, self.std))
+        pixels = normalise(images, self.mean, self.std)
+        embedded = embeddings(pixels, None if self.stem is None else self.stem(pixels))
         x = jnp.concatenate([embedded.leading, embedded.patches], axis=1)
         encoded = config(Dropout(config.dropout)(x, train), BlockInputs(train=train))
         patches, classes, means = encoded.hidden[:, 1:], len(self.labels), encoded.means

@@ -1,5 +1,6 @@
 """Semantic segmentation: masks that follow images, windows, mIoU against scikit-learn, and a Segmenter that learns."""
 
+import dataclasses
 import re
 
 import jax
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import jaccard_score
 from small_bert import noisy_params
-from small_segmentation import LABELS, LINEAR, MASKED
+from small_segmentation import LABELS, LINEAR, MASKED, WITH_STEM
 
 import jaxformer as jf
 from jaxformer.data.fields.image import ImageField
@@ -72,7 +73,7 @@ def test_mean_iou_is_scikit_learns_and_merges_exactly():
     assert confusion(np.array([[0, 255]]), np.array([[1, 1]]), 2).tolist() == [[0, 1], [0, 0]]
 
 
-@pytest.mark.parametrize("model", [LINEAR, MASKED], ids=["linear", "mask transformer"])
+@pytest.mark.parametrize("model", [LINEAR, MASKED, WITH_STEM], ids=["linear", "mask transformer", "stem"])
 def test_the_loss_ignores_pixels_without_a_label(model):
     params = noisy_params(model, np.zeros((1, 16, 16, 3), np.uint8))
     rng = np.random.default_rng(0)
@@ -147,3 +148,8 @@ def test_an_image_without_a_mask_is_named(folder, tmp_path):
     zero = SegmentedImages(ImageField(16), labels=LABELS, zero_is_unlabelled=True)
     encoded = zero.encode({"image": np.zeros((1, 3, 3), np.uint8), "mask": np.array([[0, 1, 2]])}, None)
     assert encoded.values["mask"].labels.tolist() == [[255, 0, 1]]
+
+
+def test_a_stem_that_does_not_fit_is_refused():
+    with pytest.raises(InputError, match=r"model.stem.patch=4 and model.stem.width=16: expected 8 and 16"):
+        dataclasses.replace(WITH_STEM, patch=8)
