@@ -6,7 +6,7 @@
 
 Draws names from the run's held-out data, generates an image for each, and counts how often the right name is among the
 five that the CLIP finds the most similar. The same is counted for the held-out images themselves, and by chance it is
-5 / names. The grid shows the generated images of the first 64 names.
+5 / names. The grid shows generated images of 64 held-out names.
 """
 
 import argparse
@@ -19,8 +19,10 @@ import numpy as np
 import jaxformer as jf
 from jaxformer.predictors.pictures import grid
 
-GOAL, FOUND, COLUMNS = 0.4, 5, 8
-"""Goal, number of most similar names that count, and number of columns of the grid."""
+GOAL, FOUND = 0.4, 5
+"""Goal, and number of most similar names that count."""
+SHOWN, COLUMNS, SIDE = 64, 8, 64
+"""Number of images in the grid, number of its columns, and least height and width of an image in it, in pixels."""
 
 
 def held_out(run: jf.Run, count: int, seed: int) -> dict[str, np.ndarray]:
@@ -44,6 +46,13 @@ def rate(clip: jf.Run, names: list[str], images: list[np.ndarray]) -> float:
     return float((better < FOUND).mean())
 
 
+def save_grid(images: np.ndarray, path: Path) -> None:
+    """Saves images [images, height, width, channels] as a grid, enlarged so that their pixels can be seen."""
+    factor = -(-SIDE // images.shape[1])
+    large = images.repeat(factor, axis=1).repeat(factor, axis=2)
+    grid([large[start : start + COLUMNS] for start in range(0, len(large), COLUMNS)]).save(path, optimize=True)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run that generates images from texts")
@@ -53,13 +62,12 @@ def main() -> int:
     parser.add_argument("--grid", metavar="FILE", help="write a grid of the generated images to this file")
     options = parser.parse_args()
     run, clip = jf.open_run(options.run), jf.open_run(options.clip)
-    real = held_out(run, options.names, options.seed)
-    names = list(real)
-    images = [answer.images[0] for answer in run.predict(names)]
+    real = held_out(run, max(options.names, SHOWN), options.seed)
+    images = [answer.images[0] for answer in run.predict(list(real))]
     if options.grid:
-        shown = np.stack(images[: COLUMNS**2])
-        grid([shown[start : start + COLUMNS] for start in range(0, len(shown), COLUMNS)]).save(Path(options.grid))
-    generated, of_real = rate(clip, names, images), rate(clip, names, list(real.values()))
+        save_grid(np.stack(images[:SHOWN]), Path(options.grid))
+    names, images = list(real)[: options.names], images[: options.names]
+    generated, of_real = rate(clip, names, images), rate(clip, names, [real[name] for name in names])
     print(f"right name among {FOUND} of {len(names)}: generated {generated:.1%}, real {of_real:.1%}")
     result = {"benchmark": "named_images", "ratio": round(generated, 3), "real": round(of_real, 3), "goal": GOAL}
     print(json.dumps(result | {"met": generated >= GOAL}))

@@ -26,8 +26,8 @@ class Row:
     """Name of the config in configs/."""
     batch: int
     """Batch rows per step."""
-    torch: str
-    """Name of the function in `torch_models.py` that makes the PyTorch model."""
+    torch: str | None
+    """Name of the function in `torch_models.py` that makes the PyTorch model. None if PyTorch has no such model."""
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Fields of the config that differ, by dotted path."""
     toy: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -96,6 +96,8 @@ def _values(name: str, shape: tuple[int, ...], dtype: Any, experiment, rng: np.r
         return rng.integers(0, len(model.labels), shape)
     if name in ("noise", "log_mel"):
         return rng.random(shape)
+    if name == "seeds":
+        return rng.integers(0, 2**31, shape)
     if name == "samples":
         return rng.normal(size=shape)
     if name == "boxes":  # Centres, then sizes, as fractions of the image.
@@ -129,6 +131,8 @@ def torch_side(row: Row, toy: bool, device: str, fused: bool) -> tuple[Any, Any,
     import torch
     import torch_models
 
+    if row.torch is None:
+        raise ValueError(f"{row.name} has no model in PyTorch")
     torch.manual_seed(0)
     experiment = experiment_of(row, toy)
     model, loss = getattr(torch_models, row.torch)(experiment, torch_models.tensors(batch_of(experiment), device))

@@ -152,6 +152,27 @@ def video_mae(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.M
     return _network(model), lambda network: network(clips, bool_masked_pos=hidden).loss
 
 
+def dit(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
+    """The class of diffusers. Like our step, its loss draws the noise, the times and which classes are dropped."""
+    from diffusers import DiTTransformer2DModel
+
+    from jaxformer.interop.huggingface.diffusion_transformers import describe
+
+    images = _normalised(batch["images"], experiment.model).permute(0, 3, 1, 2)
+    classes, is_image = batch["labels"][:, 0], experiment.objective.predicts == "image"
+    settings = {name: value for name, value in describe(experiment.model).items() if not name.startswith("_")}
+
+    def loss(network):
+        noise, times = torch.randn_like(images), torch.rand(len(images), device=images.device)
+        share = times[:, None, None, None]
+        noisy = (1 - share) * images + share * noise
+        predicted = network(noisy, 1000 * times, classes).sample
+        velocity = (noisy - predicted) / share.clamp(min=0.05) if is_image else predicted
+        return (velocity - (noise - images)).square().mean()
+
+    return DiTTransformer2DModel(**settings), loss
+
+
 def whisper(experiment, batch: Mapping[str, torch.Tensor]) -> tuple[torch.nn.Module, Loss]:
     features = batch["log_mel"].transpose(1, 2).contiguous()
     special = dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)

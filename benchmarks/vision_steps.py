@@ -1,11 +1,13 @@
-"""Training steps of DETR, SegFormer and VideoMAE here and in PyTorch: images or clips a second, in turns, in one run.
+"""Training steps of DETR, SegFormer, VideoMAE and DiT here and in PyTorch: images or clips a second, in turns, in one
+run.
 
-    pip install '.[torch,video,coco]' && python benchmarks/vision_steps.py [ROW ...]
+    pip install '.[torch,video,coco,diffusers]' && python benchmarks/vision_steps.py [ROW ...]
 
-The models have the sizes of the papers (DETR-R50, SegFormer-B0, VideoMAE-S) on smaller pictures, without dropout, with
-AdamW and clipping, in float32. PyTorch's side is the class of transformers, eager and through torch.compile, which also
-computes the losses and the matching of DETR; it updates the statistics of SegFormer's batch norm, which are fixed here,
-and no side freezes parts of the ResNet. Each side has a process of its own, and they take turns.
+The models have the sizes of the papers (DETR-R50, SegFormer-B0, VideoMAE-S, and DiT-S with patches of 16 × 16 pixels),
+on smaller pictures except for DiT, without dropout, with AdamW and clipping, in float32. PyTorch's side is the class of
+transformers, or of diffusers for DiT, eager and through torch.compile, which also computes the losses and the matching
+of DETR; it updates the statistics of SegFormer's batch norm, which are fixed here, and no side freezes parts of the
+ResNet. Each side has a process of its own, and they take turns.
 """
 
 import argparse
@@ -21,10 +23,12 @@ GOALS = {"eager": 1.2, "compiled": 1.0}
 VIDEO_MAE = {"model.image": 112, "data.task.clip.size": 112}
 VIDEO_MAE |= of_stacks(["transformer"], width=384, heads=6, dtype="float32")
 VIDEO_MAE |= of_stacks(["decoder"], width=192, heads=3, dtype="float32")
+DIT = of_stacks(["transformer"], width=384, heads=6, dtype="float32")
 ROWS = (
     Row("detr", "detr_r50_coco", 2, "detr", detr(256, "float32"), unit="images"),
     Row("segformer", "segformer_b0_ade20k", 4, "segformer", segformer(256, "float32"), unit="images"),
     Row("video_mae", "video_mae_b_k400", 8, "video_mae", VIDEO_MAE, unit="clips"),
+    Row("dit", "dit_b_imagenet", 4, "dit", DIT, unit="images"),
 )
 
 
