@@ -15,30 +15,30 @@ STACK = {"norm": jf.layers.LayerNorm(1e-6), "attention_dropout": 0.0}
 experiment = jf.Experiment(
     model=jf.models.Dalle(
         vae=jf.models.DiscreteVae(
-            encoder=jf.layers.Transformer(width=128, depth=3, heads=4, dropout=0.0, **STACK),
+            encoder=jf.layers.Transformer(width=128, depth=2, heads=4, dropout=0.0, **STACK),
             decoder=jf.layers.Transformer(width=128, depth=3, heads=4, dropout=0.0, **STACK),
             image=32,
             patch=4,
             codes=512,
             code_width=16,
         ),
-        transformer=jf.layers.Transformer(width=192, depth=6, heads=6, dropout=0.1, **STACK),
+        transformer=jf.layers.Transformer(width=160, depth=4, heads=5, dropout=0.2, **STACK),
         vocab=2048,
         max_length=16,
     ),
     objective=jf.objectives.ImageTokens(pictures=8),
     data=jf.data.Data(
-        train=jf.data.Tfds("emoji/all", split="train"),
-        validation=jf.data.Tfds("emoji/google", split="validation"),
+        train=jf.data.Tfds("emoji/plain", split="train"),
+        validation=jf.data.Tfds("emoji/plain", split="validation"),
         task=jf.data.ImagesFromText(jf.data.ImageField(size=32), jf.data.TextField(column="name", length=16)),
-        batch=64,
+        batch=32,
     ),
     tokenizer=jf.tokenizers.WordPiece(vocab=2048),
     optimizer=jf.optimizers.AdamW(
         schedule=jf.optimizers.Schedule(peak=1e-3, warmup=100, decay="cosine"), weight_decay=0.05, freeze=("^vae/",)
     ),
-    steps=3000,
+    steps=4000,
     evaluation=jf.Evaluation(every=1000),
-    checkpoint=jf.Checkpoint(every=1000),
+    checkpoint=jf.Checkpoint(every=1000, best="image_loss"),
     log=jf.Log(every=50),
 )

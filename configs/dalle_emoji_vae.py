@@ -12,7 +12,7 @@ STACK = {"norm": jf.layers.LayerNorm(1e-6), "dropout": 0.0, "attention_dropout":
 
 experiment = jf.Experiment(
     model=jf.models.DiscreteVae(
-        encoder=jf.layers.Transformer(width=128, depth=3, heads=4, **STACK),
+        encoder=jf.layers.Transformer(width=128, depth=2, heads=4, **STACK),
         decoder=jf.layers.Transformer(width=128, depth=3, heads=4, **STACK),
         image=32,
         patch=4,
@@ -24,13 +24,13 @@ experiment = jf.Experiment(
         train=jf.data.Tfds("emoji/all", split="train"),
         validation=jf.data.Tfds("emoji/google", split="validation"),
         task=jf.data.ImageTask(jf.data.ImageField(size=32)),
-        batch=64,
+        batch=32,
     ),
     tokenizer=None,
     optimizer=jf.optimizers.AdamW(
         schedule=jf.optimizers.Schedule(peak=1e-3, warmup=100, decay="cosine"), weight_decay=0.01
     ),
-    steps=2000,
+    steps=2500,
     evaluation=jf.Evaluation(every=500),
     checkpoint=jf.Checkpoint(every=500),
     log=jf.Log(every=50),

@@ -14,13 +14,15 @@ STACK = {"norm": jf.layers.LayerNorm(1e-5), "dropout": 0.0, "attention_dropout":
 
 experiment = jf.Experiment(
     model=jf.models.Detr(
-        backbone=jf.layers.PatchBackbone(width=128, patch=8, stem=(32, 64)),
+        backbone=jf.layers.PatchBackbone(width=128, patch=16, stem=(32, 64, 128)),
         encoder=jf.layers.Transformer(width=128, depth=3, heads=4, mlp=jf.layers.Mlp(256), **STACK),
         decoder=jf.layers.Transformer(
             width=128, depth=3, heads=4, mlp=jf.layers.Mlp(256), norm_position="after", **STACK
         ),
         labels=LABELS,
-        queries=16,
+        queries=12,
+        groups=4,
+        reference_points=True,
         image=96,
     ),
     objective=jf.objectives.ObjectDetection(),
@@ -39,9 +41,9 @@ experiment = jf.Experiment(
     ),
     tokenizer=None,
     optimizer=jf.optimizers.AdamW(
-        schedule=jf.optimizers.Schedule(peak=5e-4, warmup=500, decay="cosine"), weight_decay=0.01, clip=0.5
+        schedule=jf.optimizers.Schedule(peak=8e-4, warmup=300, decay="cosine"), weight_decay=0.01, clip=0.5
     ),
-    steps=10_000,
+    steps=8000,
     evaluation=jf.Evaluation(every=1000),
     checkpoint=jf.Checkpoint(every=1000, best="ap_50"),
     log=jf.Log(every=100),

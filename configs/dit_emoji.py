@@ -4,7 +4,12 @@ cores.
     python train.py configs/dit_emoji.py --workdir runs/dit_emoji
     jaxformer predict runs/dit_emoji "red heart" "cat face" "flag" --out page.html
 
-Not run to its end yet.
+    python benchmarks/named_images.py runs/dit_emoji runs/clip
+
+Measured: the 3,000 steps are 28 epochs, and took 41 minutes on two cores that many other programs used too (20 to 74
+images a second). The loss on held-out emoji is 0.382. That is not enough: the images show faces, flags and buttons, but
+hardly what sort. Of images for 50 held-out names, the CLIP of `clip_emoji` finds the right name among its first 5 for
+16%, of the held-out emoji themselves for 36%, and by chance for 10%.
 """
 
 import jaxformer as jf
@@ -24,15 +29,15 @@ experiment = jf.Experiment(
         image=32,
         patch=4,
     ),
-    objective=jf.objectives.FlowMatching(times="uniform", sampling=jf.Sampling(steps=20, guidance=3.0)),
+    objective=jf.objectives.FlowMatching(predicts="image", sampling=jf.Sampling(steps=20, guidance=3.0)),
     data=jf.data.Data(
-        train=jf.data.Tfds("emoji/all", split="train"),
-        validation=jf.data.Tfds("emoji/google", split="validation"),
+        train=jf.data.Tfds("emoji/plain", split="train"),
+        validation=jf.data.Tfds("emoji/plain", split="validation"),
         task=jf.data.ImagesFromText(
             image=jf.data.ImageField(size=32),
             text=jf.data.TextField(column="name", length=16),
         ),
-        batch=64,
+        batch=32,
     ),
     tokenizer=jf.tokenizers.WordPiece(vocab=2048),
     optimizer=jf.optimizers.AdamW(
