@@ -155,7 +155,7 @@ def read_stamps(folder: Path, split: str) -> dict[str, list[CutOut]]:
         if stamp.kind in found:
             picture = stamp.picture()
             if (np.asarray(picture.getchannel("A")) < _OPAQUE).mean() >= _CUT:
-                picture.thumbnail((2 * _OBJECT_SIDES[1],) * 2)
+                picture.thumbnail((2 * _OBJECT_SIDES[1], 2 * _OBJECT_SIDES[1]))
                 found[stamp.kind].append(CutOut(picture, stamp.name))
     return found
 
