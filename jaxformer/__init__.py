@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from jaxformer.parallel.sharding import Mesh as Mesh
     from jaxformer.planning.plans import plan as plan
     from jaxformer.planning.search import search_plans as search_plans
+    from jaxformer.predictors.assistant import Assistant as Assistant
     from jaxformer.predictors.few_shot import FewShot as FewShot
     from jaxformer.predictors.few_shot import Question as Question
     from jaxformer.predictors.few_shot import few_shot as few_shot
@@ -87,6 +88,7 @@ else:
             "parallel.sharding": ("Mesh",),
             "planning.plans": ("plan",),
             "planning.search": ("search_plans",),
+            "predictors.assistant": ("Assistant",),
             "predictors.few_shot": ("FewShot", "Question", "few_shot", "questions_of"),
             "runs.conversation": ("Conversation",),
             "runs.run": ("Run", "open_run"),

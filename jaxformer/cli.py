@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import jaxformer
-from jaxformer import chat_command, classes, predict_command, report_commands, run_commands, storage
+from jaxformer import assistant_command, chat_command, classes, predict_command, report_commands, run_commands, storage
 from jaxformer.command_arguments import Parser, add_step, add_weights_options, take, take_switch
 from jaxformer.completion import completion
 from jaxformer.ending import STOPPED
@@ -44,6 +44,9 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         or these images (or folders of images) for a text
   chat RUN [--system TEXT] [--template FILE]            talk to a chat model: a run that was trained on dialogues, or
                                                         an imported one; also answers each line of standard input
+  assistant --listen RUN --think RUN [--speak RUN] SOUND ... [--out PATH]
+                                                        answer spoken questions: one run transcribes them, one answers
+                                                        or translates the text, and one speaks the answer
   export RUN OUT [--dtype TYPE] [--no-certificate]      write a Hugging Face folder, which transformers loads;
                                                         with --format stablehlo, a program that needs only jax;
                                                         with --format onnx, a program for ONNX Runtime
@@ -93,6 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "evaluate": evaluate,
         "predict": predict_command.predict,
         "chat": chat_command.chat,
+        "assistant": assistant_command.assistant,
         "export": export,
         "import": import_,
         "launch": launch,

@@ -15,6 +15,7 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "evaluate": ("name", "all", "step"),
     "predict": ("input", "among", "json", "out", "rank-by", "keep", "vocoder", "step", *WRITING),
     "chat": ("system", "template", "step", *CHATTING),
+    "assistant": ("listen", "think", "speak", "vocoder", "replies", "json", "out"),
     "export": ("format", "step", *WEIGHTS),
     "import": WEIGHTS,
     "report": ("out", "open", "no-examples", "step"),

@@ -90,11 +90,14 @@ def _with_settings(run, options: argparse.Namespace):
         .with_transcribing(**given(TRANSCRIBING))
         .with_speaking(**given(SPEAKING))
     )
-    if options.vocoder is None:
-        return run
+    return run if options.vocoder is None else with_vocoder(run, options.vocoder)
+
+
+def with_vocoder(run, folder: str):
+    """Returns a copy of a run that speaks with the vocoder of a Hugging Face folder."""
     from jaxformer.interop.huggingface.models import import_hf
 
-    model, params = import_hf(options.vocoder)
+    model, params = import_hf(folder)
     return run.with_vocoder(model, params)
 
 
@@ -107,7 +110,7 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
         import jax
 
         if jax.process_index() == 0:  # All processes have the same answers.
-            _save_answers(list(filter(None, answers)), options.out)
+            save_answers(list(filter(None, answers)), options.out)
         return
     for answer in answers:
         print(
@@ -117,9 +120,8 @@ def _print_answers(run, options: argparse.Namespace, lines: Sequence[str]) -> No
         )
 
 
-def _save_answers(answers: Sequence["Answer"], out: str) -> None:
-    """Saves the answers of `predict` to a file, in the file format of their class: JSON for texts, or a subtitle format
-    for transcripts.
+def save_answers(answers: Sequence["Answer"], out: str) -> None:
+    """Saves answers to a file, in the file format of their class: JSON for texts, or a subtitle format for transcripts.
 
     Args:
       answers: the answers in the order of the inputs, without entries for blank input lines.

@@ -88,6 +88,7 @@ if TYPE_CHECKING:
     from jaxformer.data.transforms.scale_jitter import ScaleJitter as ScaleJitter
     from jaxformer.data.transforms.span_masking import SpanMasking as SpanMasking
     from jaxformer.data.transforms.text import TextAugmentation as TextAugmentation
+    from jaxformer.data.transforms.utterances import Utterances as Utterances
 else:
     __getattr__, __dir__, __all__ = namespaces.attach(
         __name__,
@@ -146,5 +147,6 @@ else:
             "data.transforms.log_mel": ("SPOKEN", "LogMel"),
             "data.transforms.span_masking": ("SpanMasking",),
             "data.transforms.text": ("TextAugmentation",),
+            "data.transforms.utterances": ("Utterances",),
         },
     )

@@ -1,9 +1,10 @@
 """Functions that print notes to standard error, and that build error messages about several problems of an input."""
 
 import contextlib
+import contextvars
 import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from jaxformer.errors import InputError
 
@@ -12,6 +13,28 @@ _SHOWN = 10
 
 _printed: set[str] = set()
 _tolerated = [0]
+_place: contextvars.ContextVar[Callable[[], str] | None] = contextvars.ContextVar("place", default=None)
+
+
+@contextlib.contextmanager
+def at(place: Callable[[], str]) -> Iterator[None]:
+    """Context manager in whose block a record is read. `placed` adds its origin to notes. `place` returns the origin,
+    such as a file and a line, and is called only if there is a note.
+    """
+    token = _place.set(place)
+    try:
+        yield
+    finally:
+        _place.reset(token)
+
+
+def placed(problem: str) -> str:
+    """Adds the origin of the record that is being read (see `at`) before the description of a problem with it, unless
+    the description contains it already.
+    """
+    place = _place.get()
+    where = "" if place is None else place()
+    return problem if where in problem else f"{where}: {problem}"
 
 
 @contextlib.contextmanager

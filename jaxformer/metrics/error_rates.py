@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxformer.data.sources.sources import read_each
+from jaxformer.data.sources.sources import located, read_each
 from jaxformer.data.tasks.base import Task
 from jaxformer.errors import InputError
 from jaxformer.metrics.base import Context, DocumentMetric
@@ -75,6 +75,19 @@ def _rate(errors: int, length: int) -> float:
     return errors / length if length else float(errors)
 
 
+def first_recordings(context: Context, documents: Sequence[Mapping[str, Any]], count: int) -> list[int]:
+    """Returns the indices of the first `count` documents whose sound can be used, and which have a reference text."""
+    found: list[int] = []
+    for index in range(len(documents)):
+        if len(found) == count:
+            break
+        with located(documents, index):
+            usable = context.task.encode(documents[index], context.tokenizer).values is not None
+            if usable and context.task.written(documents[index], context.tokenizer) is not None:
+                found.append(index)
+    return found
+
+
 @dataclasses.dataclass(frozen=True)
 class ErrorRates(DocumentMetric[Counts]):
     """Word and character error rates of the transcripts that a model generates for the first `count` held-out
@@ -100,14 +113,7 @@ class ErrorRates(DocumentMetric[Counts]):
             )
 
     def select(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> list[int]:
-        found: list[int] = []
-        for index in range(len(documents)):
-            if len(found) == self.count:
-                break
-            usable = context.task.encode(documents[index], context.tokenizer).values is not None
-            if usable and context.task.written(documents[index], context.tokenizer) is not None:
-                found.append(index)
-        return found
+        return first_recordings(context, documents, self.count)
 
     def score(self, context: Context, documents: Sequence[Mapping[str, Any]], indices: Sequence[int]) -> Counts:
         written = read_each(documents, lambda one: context.task.written(one, context.tokenizer), indices)

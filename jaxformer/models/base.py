@@ -329,6 +329,13 @@ class Model(nn.Module):
         return ()
 
     @property
+    def position_tables(self) -> Mapping[str, str]:
+        """Maps names of fields that are lengths, such as `max_length`, to the path of the parameter with a row for each
+        position. A warm start from a model with greater lengths takes the first rows.
+        """
+        return {}
+
+    @property
     def warm_start_names(self) -> Mapping[str, str]:
         """Layers that a warm start may initialize from a pretrained layer with another name.
 

@@ -194,6 +194,13 @@ class Whisper(Model):
         """
         return ("stem", "audio_positions", "embeddings", "encoder", "decoder")
 
+    @property
+    def position_tables(self) -> Mapping[str, str]:
+        """Maps `frames` and `max_length` to the paths of the position embeddings of the encoder and the decoder. So a
+        model of shorter sounds can start from the weights of one that reads 30 seconds.
+        """
+        return {"frames": "audio_positions/bias", "max_length": "embeddings/position"}
+
     def flops(self, sizes: Mapping[str, int]) -> float:
         """Returns the number of floating-point operations of a forward pass.
 

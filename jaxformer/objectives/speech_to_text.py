@@ -17,6 +17,7 @@ from jaxformer.metrics.averages import token_metrics
 from jaxformer.metrics.base import Context, Metric
 from jaxformer.metrics.error_rates import ErrorRates
 from jaxformer.metrics.means import Mean
+from jaxformer.metrics.translations import TranslationScores
 from jaxformer.models.base import Model
 from jaxformer.models.whisper import Whisper
 from jaxformer.objectives.base import Objective
@@ -39,6 +40,10 @@ class SpeechToText(Objective[Whisper]):
     """Settings for transcribing whole recordings, such as language and timestamps. They have no effect on training."""
     scored: int = 0
     """Number of held-out recordings that an evaluation transcribes to compute error rates."""
+    translated: int = 0
+    """Number of held-out recordings that an evaluation translates to English to compute BLEU and chrF. Needs
+    translations (`data.task.translation`), and the spoken language in `transcribing`.
+    """
 
     model_inputs = ("log_mel", "tokens", "segments", "position_ids")
     required = ("log_mel", "tokens", "targets", "weights")
@@ -48,6 +53,10 @@ class SpeechToText(Objective[Whisper]):
         fields.check(self)
         check_terms(self)
         fields.at_least("objective.scored", self.scored, 0)
+        fields.at_least("objective.translated", self.translated, 0)
+        if self.translated and not self.transcribing.multilingual:
+            problem = f"objective.translated={self.translated} needs the code of the spoken language, such as de"
+            raise InputError(f"objective.transcribing.language='': {problem}")
 
     def check_model(self, model: Model) -> None:
         if "log_mel" not in model.inputs():
@@ -75,14 +84,21 @@ class SpeechToText(Objective[Whisper]):
 
     def metrics(self, model: Whisper) -> tuple[Metric, ...]:
         """Returns the loss and the metrics of next-token prediction and, if `scored` is not 0, word and character error
-        rates.
+        rates, and if `translated` is not 0, BLEU and chrF.
         """
         rates = (ErrorRates(self.scored, self._transcribed),) if self.scored else ()
-        return *token_metrics(), *rates
+        scores = (TranslationScores(self.translated, self._translated),) if self.translated else ()
+        return *token_metrics(), *rates, *scores
 
     def _transcribed(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        return self._texts(context, documents, self.transcribing)
+
+    def _translated(self, context: Context, documents: Sequence[Mapping[str, Any]]) -> list[str]:
+        return self._texts(context, documents, dataclasses.replace(self.transcribing, speech_task="translate"))
+
+    def _texts(self, context: Context, documents: Sequence[Mapping[str, Any]], transcribing: Transcribing) -> list[str]:
         sounds = [context.task.audio.read(document) for document in documents]
-        predictor = self.predictor(context.model, context.params, context.tokenizer)
+        predictor = Transcriber(context.model, context.params, context.tokenizer, self.decoding, transcribing)
         return [answer.text for answer in predictor.predict(context.task.prepare_requests(sounds))]
 
     def start_id(self, tokenizer: Tokenizer) -> int:

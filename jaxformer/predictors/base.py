@@ -84,9 +84,9 @@ class Answer(abc.ABC):
 class Predictor(abc.ABC, Generic[ModelT]):
     """Computes answers to requests: texts, pairs of texts or images, as returned by `Task.prepare_requests`.
 
-    Subclasses with further abilities also inherit from interfaces: `Generates`, `Draws`, `Streams`, `Chats`,
-    `Transcribes`, `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must be called inside a
-    `with sharding.use(...)` block with the mesh of the parameters.
+    Subclasses with further abilities also inherit from interfaces: `Generates`, `Draws`, `Streams`, `Replies`,
+    `Chats`, `Transcribes`, `Searches`, `Speaks`, `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must be
+    called inside a `with sharding.use(...)` block with the mesh of the parameters.
     """
 
     model: ModelT
@@ -192,6 +192,19 @@ class Chats(Streams):
     @abc.abstractmethod
     def count_tokens(self, turns: Sequence[Turn]) -> int:
         """Returns the number of tokens in the prompt for the next answer of a dialogue."""
+
+
+class Replies(abc.ABC):
+    """Interface of predictors that answer a text with a text, such as the answer to a question, or a translation."""
+
+    @abc.abstractmethod
+    def reply(self, request: Any) -> Iterator[str]:
+        """Yields the answer to a request in parts, as soon as they are generated. Unlike those of `Streams.stream`, the
+        parts never contain the text of the request.
+
+        Raises:
+          InputError: If `predict` would raise it for this request.
+        """
 
 
 class ScoresContinuations(abc.ABC):

@@ -13,7 +13,7 @@ from jaxformer.decoding.scoring import Score, score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.models.gpt import Gpt
-from jaxformer.predictors.base import Answer, Chats, Predictor, ScoresContinuations
+from jaxformer.predictors.base import Answer, Chats, Predictor, Replies, ScoresContinuations
 from jaxformer.predictors.padding import stacked
 
 MAX_PROMPT_TOKENS = 48
@@ -35,7 +35,7 @@ class Continued(Answer):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Continuation(Predictor[Gpt], Chats, ScoresContinuations):
+class Continuation(Predictor[Gpt], Chats, Replies, ScoresContinuations):
     """Predictor that continues texts or, if `template` is set, generates answers in dialogues."""
 
     decoding: Decoding
@@ -114,6 +114,25 @@ class Continuation(Predictor[Gpt], Chats, ScoresContinuations):
                 yield written[len(shown) :]
                 shown = written
         yield decode(output)[len(shown) :]
+
+    def reply(self, request: str) -> Iterator[str]:
+        """Yields parts of the continuation of a text or, in a dialogue, of the answer to it, without the text before
+        it. With beam search, yields all of it at once.
+        """
+        if self.template is not None:
+            yield from self.chat(self.template.turns(request))
+            return
+        if self.decoding.num_beams > 1:
+            (answer,) = self.predict([request])
+            yield answer.continuation.lstrip()
+            return
+        pieces, started = self.stream(request), False
+        next(pieces)  # The text.
+        for piece in pieces:
+            rest = piece if started else piece.lstrip()
+            if rest:
+                started = True
+                yield rest
 
     def log_likelihoods(self, texts: Sequence[str], continuations: Sequence[str]) -> list[Score]:
         """Computes the log-probability of each continuation given the text before it. `texts` and `continuations` have

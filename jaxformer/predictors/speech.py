@@ -104,3 +104,13 @@ class Speech(Answer):
 
     def _repr_html_(self) -> str:
         return figure(self)
+
+
+def joined(text: str, parts: Sequence[Speech]) -> Speech:
+    """Joins the speech of the parts of a text, of which there is at least one."""
+    marks, seconds = [], 0.0
+    for part in parts:
+        marks += [Mark(mark.text, seconds + mark.start, seconds + mark.end) for mark in part.marks]
+        seconds += part.seconds
+    samples, log_mel = (np.concatenate([getattr(part, name) for part in parts]) for name in ("samples", "log_mel"))
+    return Speech(text, seconds, parts[0].rate, samples, log_mel, tuple(marks))

@@ -1,14 +1,14 @@
 """Predicts labels of texts and of pairs of texts."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import jax
 import numpy as np
 
 from jaxformer.models.classifier import Classifier
-from jaxformer.predictors.base import Answer, Predictor
+from jaxformer.predictors.base import Answer, Predictor, Replies
 from jaxformer.predictors.labelled_texts import Text, as_given, encode_texts, held_out_texts, text_logits
 
 
@@ -31,7 +31,7 @@ class Classified(Answer):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextLabels(Predictor[Classifier]):
+class TextLabels(Predictor[Classifier], Replies):
     """Predicts the labels of texts and of pairs of texts, using a text classifier."""
 
     many: bool = False
@@ -47,6 +47,11 @@ class TextLabels(Predictor[Classifier]):
             Classified(as_given(text), self._ranked(logits))
             for text, logits in zip(texts, text_logits(self.model, self.params, self.tokenizer, texts), strict=True)
         ]
+
+    def reply(self, request: Text) -> Iterator[str]:
+        """Yields the most likely label of a text or pair of texts."""
+        (answer,) = self.predict([request])
+        yield answer.labels[0][0]
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
         """Predicts the labels of the first texts in a held-out batch. Returns one line per text: the predicted label,

@@ -14,7 +14,7 @@ from jaxformer.decoding.scoring import Score, score
 from jaxformer.decoding.settings import Decoding
 from jaxformer.errors import InputError
 from jaxformer.models.encoder_decoder import EncoderDecoder
-from jaxformer.predictors.base import Answer, Generates, Predictor, ScoresContinuations
+from jaxformer.predictors.base import Answer, Generates, Predictor, Replies, ScoresContinuations
 from jaxformer.predictors.padding import stacked
 
 Start = Literal["padding", "end", "beginning"]
@@ -41,7 +41,7 @@ class Answered(Answer):
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuations):
+class TextToTextPredictor(Predictor[EncoderDecoder], Generates, Replies, ScoresContinuations):
     """Generates a text from each text, such as a translation, using an encoder–decoder."""
 
     decoding: Decoding
@@ -72,6 +72,11 @@ class TextToTextPredictor(Predictor[EncoderDecoder], Generates, ScoresContinuati
         """
         answers = self.answer_tokens(self.prompts(texts))
         return [Answered(text, answer) for text, answer in zip(texts, answers, strict=True)]
+
+    def reply(self, request: str) -> Iterator[str]:
+        """Yields the answer to a text at once."""
+        (answer,) = self.predict([request])
+        yield answer.answer
 
     def demonstrate(self, batch: Mapping[str, Any]) -> list[str]:
         """Generates the outputs for a few held-out inputs. Returns three lines per example: the input, its reference

@@ -118,15 +118,12 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return self._attempts(jobs, [job.window(self.model.frames) for job in jobs])
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Transcribes the first sounds of a held-out batch. Returns the reference and the output of each sound on two
-        lines. Empty if the language of sounds is to be detected.
+        """Transcribes or translates the first sounds of a held-out batch, as its special tokens demand. Returns the
+        reference and the output of each sound on two lines.
         """
         rows = np.flatnonzero(batch["segments"].max(1))[:MAX_EXAMPLES]
-        said = self.transcribing
-        if said.language == AUTO:
-            return []
-        prefix = self.special.prefix(said.language or None, said.speech_task)
-        prompts = [Prompt(np.array(prefix, np.int32), {"log_mel": batch["log_mel"][row]}) for row in rows]
+        starts = (row[: np.argmax(row == self.special.no_timestamps) + 1] for row in batch["tokens"][rows])
+        prompts = [Prompt(start, {"log_mel": batch["log_mel"][row]}) for row, start in zip(rows, starts, strict=True)]
         outputs = generate_scored(self.model, self.params, prompts, self._decoding(0.0, False))
         lines = []
         for row, output in zip(rows, outputs, strict=True):

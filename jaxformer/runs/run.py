@@ -39,6 +39,7 @@ from jaxformer.predictors.base import (
     Generates,
     Predictor,
     RanksCandidates,
+    Replies,
     ScoresContinuations,
     Searches,
     Speaks,
@@ -226,7 +227,22 @@ class Run:
             yield str(self.predict(text))
             return
         self.prepare_requests([text])
-        pieces = predictor.stream(text)
+        yield from self._pieces(predictor.stream(text))
+
+    def reply(self, text: str) -> Iterator[str]:
+        """Answers a text with a text, such as the answer to a question, a label or a translation. Yields it in pieces
+        as they are generated, without the text itself.
+
+        Raises:
+          InputError: If the run's model does not answer texts with texts.
+        """
+        predictor = self.predictor
+        if not isinstance(predictor, Replies):
+            raise InputError(f"{self.folder}: {type(self.objective).__name__} does not answer texts with texts")
+        (request,) = self.prepare_requests([text])
+        yield from self._pieces(predictor.reply(request))
+
+    def _pieces(self, pieces: Iterator[str]) -> Iterator[str]:
         while True:
             with sharding.use(self.mesh, self.experiment.mesh):  # Not while the caller's code runs.
                 piece = next(pieces, None)

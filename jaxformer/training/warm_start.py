@@ -99,7 +99,8 @@ def check_model(name: str, model: Model, wanted: Model) -> None:
     (their_stack, *_), (our_stack, *_) = theirs.stacks().items(), ours.stacks().items()
     if type(theirs) is type(ours):
         found = differences(theirs, ours, path)
-        fields = (*ours.head_fields, f"{our_stack[0]}.{LAST_NORM}")
+        shorter = [field for field in ours.position_tables if getattr(theirs, field) > getattr(ours, field)]
+        fields = (*ours.head_fields, *shorter, f"{our_stack[0]}.{LAST_NORM}")
         found = [one for one in found if not one.within(*(f"{path}.{field}" for field in fields))]
     elif their_stack[0] == our_stack[0]:
         stack = f"{path}.{our_stack[0]}"
@@ -127,10 +128,13 @@ def match(name: str, found: Weights, wanted: Weights) -> Start:
     """
     ours, theirs = wanted.by_path(), found.by_path()
     same_labels = found.labels == wanted.labels
+    tables = wanted.model.pretrained()[1].position_tables.values()
     matched, new, used = {}, [], set()
     for source, (path, old) in ours.items():
         origin = _origin(source, theirs, wanted.model)
         _, value = theirs.get(origin, (None, None))
+        if source in tables and value is not None and value.shape[1:] == old.shape[1:]:
+            value = value[: len(old)]
         if value is None or (source.startswith("head/") and not same_labels):
             new.append(source)
         elif value.shape != old.shape:

@@ -82,7 +82,17 @@ CHAPTERS = {
 }
 
 
-def test_verses_are_spoken_in_an_order_of_their_own(tmp_path, monkeypatch):
+PAIRS = {
+    "train": [{"en": "A king.", "de": "Ein König.", "reference": "Genesis 1:1"}],
+    "validation": [{"en": "A day.", "de": "Ein Tag.", "reference": "Ruth 1:2"}],
+    "test": [{"en": "A fish.", "de": "Ein Fisch.", "reference": "Jonah 1:17"}],
+}
+
+
+@pytest.fixture
+def without_espeak(monkeypatch):
+    """Texts take 1,000 seconds each to read, and the packages with the editions are not downloaded."""
+
     def speak_all(texts):
         for number, (text, voice) in enumerate(texts):
             yield espeak.Speech(f"RIFF{text}{voice}".encode() + b"\xff", 1000.0, ("a", ""), (0.0, 0.5 + number))
@@ -90,21 +100,33 @@ def test_verses_are_spoken_in_an_order_of_their_own(tmp_path, monkeypatch):
     monkeypatch.setattr(espeak, "load", lambda: None)
     monkeypatch.setattr(espeak, "speak_all", speak_all)
     monkeypatch.setattr(spoken, "chapters", lambda wheel, edition: CHAPTERS)
+    monkeypatch.setattr(spoken, "pairs", lambda wheel, language: PAIRS)
     monkeypatch.setattr(spoken.downloads, "package", lambda *_: "")
+
+
+def test_verses_with_translations_have_the_splits_of_pairs(tmp_path, without_espeak):
+    found = {split: examples("spoken_bible/de-en-1h-short", split, tmp_path / "tfds") for split in PAIRS}
+    for split, [one] in found.items():
+        [pair] = PAIRS[split]
+        assert (one["text"], one["translation"], one["name"]) == (pair["de"], pair["en"], pair["reference"])
+        assert one["voice"] == "de"
+
+
+def test_verses_are_spoken_in_an_order_of_their_own(tmp_path, without_espeak):
     train, validation = (
         examples("spoken_bible/web-1h-voices", split, tmp_path / "tfds") for split in ("train", "validation")
     )
     assert len(train) == 4 and len(validation) == 1  # 3,600 seconds of verses that take 1,000 each.
-    every = spoken.verses(CHAPTERS["train"], tuple("abcd"))
+    every = spoken.verses(spoken.of_chapters(CHAPTERS["train"]), tuple("abcd"))
     assert len(every) == 8 and len({one["voice"] for one in every}) > 1
     assert {one["name"] for one in train} == {one["name"] for one in every[:4]}
     assert [one["text"] for one in validation] == ["A held-out verse."]
     assert validation[0]["audio"] == f"RIFFA held-out verse.{validation[0]['voice']}".encode() + b"\xff"
     assert list(validation[0]["phonemes"]) == ["a", ""] and list(validation[0]["phoneme_starts"]) == [0.0, 0.5]
-    short = spoken.verses(CHAPTERS["train"], ("a",), max_characters=12)
+    short = spoken.verses(spoken.of_chapters(CHAPTERS["train"]), ("a",), max_characters=12)
     assert {one["text"] for one in short} == {"One verse."} and short[0]["name"].endswith(":1")
     names = {config.name for config in spoken.Builder.BUILDER_CONFIGS}
-    assert names >= {"web", "de-10h", "ru-1h-voices", "web-10h-short"}
+    assert names >= {"web", "de-10h", "ru-1h-voices", "web-10h-short", "fr-en", "de-en-10h-short"}
 
 
 def test_without_espeak_ng_a_line_says_what_to_install(tmp_path, monkeypatch):

@@ -22,6 +22,8 @@ def shrunk(experiment: Experiment) -> dict:
     log_mel = dataclasses.replace(experiment.data.task.audio.log_mel, mels=small_whisper.MELS)
     small |= {"data.task.audio.seconds": 2.0, "data.task.audio.log_mel": log_mel, "data.task.text.length": 64}
     small |= {"objective.scored": min(2, experiment.objective.scored), "objective.decoding.max_new_tokens": 4}
+    if experiment.data.task.translation is not None:
+        small |= {"data.task.translation.length": 64, "objective.translated": 2}
     tokenizer = Path(tempfile.mkdtemp()) / "tokenizer.json"
     tokenizer.write_text(small_whisper.tokenizer_json())
     small |= {"tokenizer": ByteLevelBpe(path=str(tokenizer)), "data.batch": 8, "data.workers": 0}
@@ -35,6 +37,8 @@ def read_out(experiment: Experiment, folder: Path) -> dict:
         lines = [line[:40] for line in (folder / f"{split}.txt").read_text().split("\n") if line][:12]
         paths = [small_whisper.wav(folder / f"{split}{number}.wav", 0.3, number) for number in range(len(lines))]
         examples = [{task.audio.column: path, task.text.column: line} for path, line in zip(paths, lines, strict=True)]
+        if task.translation is not None:
+            examples = [one | {task.translation.column: line[::-1]} for one, line in zip(examples, lines, strict=True)]
         (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, examples)))
         found[f"data.{split}"] = SoundManifest((str(folder / f"{split}.jsonl"),), audio=task.audio.column)
     return found

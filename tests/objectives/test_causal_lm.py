@@ -130,6 +130,8 @@ def test_a_stream_is_the_continued_text_in_pieces(decoding, tokenizer):
         pieces = list(objective.predictor(MODEL, PARAMS, tokenizer).stream(text))
         assert "".join(pieces) == str(objective.predictor(MODEL, PARAMS, tokenizer).predict([text])[0])
         assert pieces[0] == text and len(pieces) >= 4
+        replied = list(objective.predictor(MODEL, PARAMS, tokenizer).reply(text))
+        assert "".join(replied) == "".join(pieces[1:]).lstrip() and len(replied) >= 2
     with pytest.raises(InputError, match="num_beams=2"):
         list(CausalLM(decoding=Decoding(num_beams=2)).predictor(MODEL, PARAMS, tokenizer).stream(TEXT))
 

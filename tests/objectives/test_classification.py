@@ -158,6 +158,7 @@ def test_texts_and_pairs_are_predicted_with_probabilities(tokenizer):
         assert {label for label, _ in answer.labels} == set(NAMES)
     [alone] = Classification().predictor(MODEL, PARAMS, tokenizer).predict(texts[:1])
     np.testing.assert_allclose([share for _, share in alone.labels], [share for _, share in answers[0].labels], 1e-4)
+    assert list(Classification().predictor(MODEL, PARAMS, tokenizer).reply(texts[0])) == [alone.labels[0][0]]
     assert str(alone).splitlines()[0] == texts[0] and str(alone).splitlines()[1].endswith(f"%  {alone.labels[0][0]}")
     task = Classify(text="a", pair="b", labels=NAMES, length=16)
     columns = dict(zip("ab", texts[1].split("\t"), strict=True)) | {"label": 0}

@@ -33,6 +33,7 @@ def test_a_dialogue_is_answered_as_it_was_learned(tokenizer):
     (output,) = run.predictor.write([prompt])
     assert str(run.predict("w1 w2")) == f"w1 w2\nw22 {tokenizer.decode(output)}"
     assert "".join(run.stream("w1 w2")) == str(run.predict("w1 w2"))
+    assert "".join(run.reply("w1 w2")) == tokenizer.decode(output).lstrip()
     (found,) = run.log_likelihoods(["w1 w2"], ["w3"])
     expected = score(run.model, run.params, [prompt], [tokenizer.encode("w3")])[0]
     assert found.log_probability == pytest.approx(expected.log_probability, abs=1e-4)

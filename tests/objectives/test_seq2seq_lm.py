@@ -230,6 +230,7 @@ def test_texts_are_answered(name, tokenizer):
         [*range(12, 17), END],
     ]
     outputs = generate(MODELS[name], PARAMS[name], prompts, objective.decoding, END, PAD)
+    assert list(objective.predictor(MODELS[name], PARAMS[name], tokenizer).reply(texts[0])) == [str(answers[0])]
     assert [answer.text for answer in answers] == texts
     assert [str(answer) for answer in answers] == [tokenizer.decode(output) for output in outputs]
 

@@ -89,7 +89,7 @@ class AudioField(Field[Samples]):
         return sound
 
     def encode(self, value: sounds.SoundLike, tokenizer: Tokenizer | None = None) -> Samples | None:
-        name = sounds.name_of(value, "a sound of the source")
+        name = self.name_of(value)
         try:
             samples = self._decode(value, name)
             self._check_length(len(samples) / self.sampling_rate, name)
@@ -99,6 +99,10 @@ class AudioField(Field[Samples]):
             skip(str(error))
             return None
         return Samples(samples)
+
+    def name_of(self, value: sounds.SoundLike) -> str:
+        """Returns the path of a sound for messages or, if it has none, the name of the column that contains it."""
+        return sounds.name_of(value, f"the sound in {self.column!r}")
 
     def _check_length(self, length: float, name: str) -> None:
         """Raises `sounds.Undecodable` if the sound `name`, of `length` seconds, cannot be used."""

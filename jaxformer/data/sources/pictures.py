@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from jaxformer import storage
+from jaxformer.data.messages import placed
 from jaxformer.data.sources.file_bytes import check_regular
 from jaxformer.data.sources.sources import Source
 from jaxformer.errors import InputError
@@ -295,9 +296,11 @@ _skipped: dict[str, int] = {}
 
 
 def skip(problem: str) -> None:
-    """Prints a note on standard error that an image, clip or sound is skipped, with the number of items skipped so far
-    in this process. A repeated problem is printed once. `problem` is a phrase that names the item and the reason.
+    """Prints a note on standard error that an image, clip or sound is skipped, with its origin if it is known, and the
+    number of items skipped so far in this process. A repeated problem is printed once. `problem` is a phrase that names
+    the item and the reason.
     """
+    problem = placed(problem)
     if problem not in _skipped:
         _skipped[problem] = len(_skipped) + 1
         print(f"skipped: {problem} ({_skipped[problem]} so far)", file=sys.stderr, flush=True)

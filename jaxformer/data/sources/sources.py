@@ -7,13 +7,14 @@ dict of named columns. See the module `order` for the order in which the example
 import abc
 import contextlib
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
 
-from jaxformer.data.messages import tolerated
+from jaxformer.data.messages import at, tolerated
 from jaxformer.data.sources import columns, files, tfds_builders
 from jaxformer.errors import FieldError, InputError
 from jaxformer.fields import one_line
@@ -262,10 +263,11 @@ def place(documents: Sequence, index: int) -> str:
 @contextlib.contextmanager
 def located(documents: Sequence, index: int) -> Iterator[None]:
     """Context manager that adds the origin of document `index`, such as its file and line, to errors raised in its
-    block.
+    block, and to notes about records that are skipped.
     """
     try:
-        yield
+        with at(functools.partial(place, documents, index)):
+            yield
     except InputError as error:
         raise InputError(f"{place(documents, index)}: {error}") from error
     except Exception as error:

@@ -23,7 +23,8 @@ QUIET = 1e-3
 """Minimum amplitude of a frame, for the energy of phonemes. The energy of silence would otherwise have no lower bound.
 """
 _PHONEMES = re.compile(r"/([^/]*)/")
-_CLAUSE_END = re.compile(r"(?<=[.!?;:])\s+")
+CLAUSE_END = re.compile(r"(?<=[.!?;:])\s+")
+"""Matches the space after a clause. Models speak one clause at a time."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,7 +104,7 @@ class SpokenPhonemes(FieldTask):
             if given := _PHONEMES.fullmatch(text.strip()):
                 parts = (tuple(given[1].split()),)
             else:
-                clauses = filter(None, _CLAUSE_END.split(text.strip()))
+                clauses = filter(None, CLAUSE_END.split(text.strip()))
                 parts = tuple(_pronounced(clause, self.voice) for clause in clauses)
             if not any(map(any, parts)):
                 raise InputError(f"text {number}, {text[:40]!r}: has no words to speak")

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -11,12 +11,13 @@ import numpy as np
 from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.fields.base import Field
-from jaxformer.data.fields.sound import PreparedSound, SoundField
-from jaxformer.data.sources import columns, sounds
+from jaxformer.data.fields.sound import SoundField
+from jaxformer.data.sources import columns
 from jaxformer.data.sources.pictures import skip
 from jaxformer.data.tasks import layouts
 from jaxformer.data.tasks.base import Demonstration, Written
-from jaxformer.data.tasks.composed import FieldTask, FieldValues
+from jaxformer.data.tasks.composed import FieldValues
+from jaxformer.data.tasks.sounds import SoundTask
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.tokenizers.speech_tokens import SpeechTask, SpeechTokens
 from jaxformer.data.transforms.geometry import GeometricTransform
@@ -89,8 +90,8 @@ class TranscriptField(Field[layouts.Document]):
 
 
 @dataclasses.dataclass(frozen=True)
-class Transcription(FieldTask):
-    """Task of speech recognition or translation: predicts the transcript of a sound.
+class Transcription(SoundTask):
+    """Task of speech recognition and translation: predicts the transcript of a sound, or its English translation.
 
     A batch is a dict of arrays: `log_mel` float32 [batch, frames, mels], and `tokens`, `targets`, `segments` and
     `position_ids` int32 and `weights` float32 [batch, length]. `segments` are 1 at tokens and 0 at padding.
@@ -100,28 +101,24 @@ class Transcription(FieldTask):
     """Settings for reading sounds: the column, the length, and the log-mel spectrogram."""
     text: TranscriptField = TranscriptField()
     """Settings for reading transcripts: the column, the length, the language, and whether to translate."""
+    translation: TranscriptField | None = None
+    """Settings for reading translations, with the speech task `translate`. If given, each sound makes two examples, one
+    with its transcript and one with its translation. If None, it makes one.
+    """
 
     @functools.cached_property
     def row(self) -> dict[str, Feature]:
         return self.audio.features() | self.text.features()
 
-    def _example(self, values: Mapping[str, Any], visit: Visit[FieldValues]) -> Example:
-        return self.transformed(values, visit)
-
-    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        request = self.audio.request(example, folder)
-        return () if request is None else (request,)
+    def examples(self, document: FieldValues, visit: Visit[FieldValues]) -> list[Example]:
+        if document.values is None:
+            return []
+        sound, _ = self.audio.transform(document.values["audio"], visit)
+        texts = {name: field for name, field in self.fields.items() if name != "audio"}
+        return [sound | field.transform(document.values[name], visit, None)[0] for name, field in texts.items()]
 
     def demonstration(self, example: Mapping[str, Any], folder: Path) -> Demonstration:
         return Demonstration(self.requests(example, folder), self.text.read(example, "data.task.text.column"))
-
-    def prepare_requests(self, requests: Sequence[sounds.SoundLike]) -> list[PreparedSound]:
-        """Decodes the sounds that a user asks to transcribe. They can have any length.
-
-        Raises:
-          InputError: If a sound does not exist or cannot be decoded.
-        """
-        return self.audio.prepare(requests)
 
     @property
     def writes(self) -> bool:
@@ -134,4 +131,7 @@ class Transcription(FieldTask):
     def check(self, tokenizer: Tokenizer | None, pack: bool) -> None:
         super().check(tokenizer, pack)
         if self.audio.log_mel.frames(self.audio.seconds) % 2:
-            raise FieldError("audio.seconds", f"={self.audio.seconds}: expected an even number of frames")
+            raise FieldError("data.task.audio.seconds", f"={self.audio.seconds}: expected an even number of frames")
+        if self.translation is not None and self.translation.length != self.text.length:
+            length = f"={self.translation.length}: expected that of transcripts, text.length={self.text.length}"
+            raise FieldError("data.task.translation.length", length)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -11,12 +10,11 @@ import numpy as np
 from jaxformer import fields
 from jaxformer.data.examples import Example, Feature, Visit
 from jaxformer.data.fields.characters import CharacterField
-from jaxformer.data.fields.sound import PreparedSound
 from jaxformer.data.fields.waveform import WaveformField
-from jaxformer.data.sources import sounds
 from jaxformer.data.sources.pictures import skip
 from jaxformer.data.tasks.base import Written
-from jaxformer.data.tasks.composed import FieldTask, FieldValues
+from jaxformer.data.tasks.composed import FieldValues
+from jaxformer.data.tasks.sounds import SoundTask
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.data.transforms.clusters import Clusters
 from jaxformer.data.transforms.framing import Framing
@@ -25,7 +23,7 @@ from jaxformer.errors import FieldError
 
 
 @dataclasses.dataclass(frozen=True)
-class WaveformTask(FieldTask):
+class WaveformTask(SoundTask):
     """Base class of tasks of models that read waveforms, and compute frames from them by convolutions."""
 
     audio: WaveformField = WaveformField()
@@ -51,20 +49,8 @@ class WaveformTask(FieldTask):
         skip(f"{self._name(example)}: {len(found.values['audio'].samples)} samples: shorter than a frame")
         return FieldValues(None, 1)
 
-    def requests(self, example: Mapping[str, Any], folder: Path) -> tuple[str, ...]:
-        request = self.audio.request(example, folder)
-        return () if request is None else (request,)
-
-    def prepare_requests(self, requests: Sequence[sounds.SoundLike]) -> list[PreparedSound]:
-        """Decodes the sounds that a user asks to transcribe. They can have any length.
-
-        Raises:
-          InputError: If a sound does not exist or cannot be decoded.
-        """
-        return self.audio.prepare(requests)
-
     def _name(self, example: Mapping[str, Any]) -> str:
-        return sounds.name_of(self.audio.read(example), "a sound of the source")
+        return self.audio.name_of(self.audio.read(example))
 
     def _masked(self, samples: np.ndarray, masking: SpanMasking, rng: np.random.Generator) -> np.ndarray:
         """Chooses the frames of a sound that are masked, uint8 [frames of the sound]."""

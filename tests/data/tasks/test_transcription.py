@@ -6,6 +6,7 @@ from small_whisper import FRAMES, MELS, RATE, SECONDS, ids, sound, tokenizer_jso
 
 from jaxformer.data.examples import Visit
 from jaxformer.data.fields.sound import SoundField
+from jaxformer.data.sources.sources import located
 from jaxformer.data.tasks.transcription import TranscriptField, Transcription
 from jaxformer.data.tokenizers import ByteLevelBpe
 from jaxformer.data.tokenizers.byte_level import ByteLevelTokenizer
@@ -47,6 +48,29 @@ def test_a_language_and_a_task_begin_the_transcript():
         wrong.check(TOKENIZER, False)
 
 
+def test_a_sound_with_a_translation_makes_two_examples():
+    numbers = ids()
+    fields = [TranscriptField(length=24, language="de"), TranscriptField("said", 24, "de", "translate")]
+    task = Transcription(AUDIO, *fields)
+    task.check(TOKENIZER, False)
+    rows = examples(task, {"audio": sound(0.2), "text": "ein", "said": "one"})
+    for row, name, word in zip(rows, ("transcribe", "translate"), (" ein", " one"), strict=True):
+        assert row["tokens"][2] == numbers[name] and row.keys() == task.row.keys()
+        assert row["targets"][3:-1].tolist() == TOKENIZER.encode(word).tolist()
+    np.testing.assert_array_equal(rows[0]["log_mel"], rows[1]["log_mel"])
+    assert examples(task, {"audio": sound(0.2), "text": "ein", "said": ""}) == []
+    longer = Transcription(AUDIO, fields[0], TranscriptField("said", 30, "de", "translate"))
+    with pytest.raises(InputError, match=r"translation\.length=30: expected that of transcripts, text\.length=24"):
+        longer.check(TOKENIZER, False)
+
+
+def test_notes_of_what_is_skipped_have_its_origin(capsys):
+    pytest.importorskip("soundfile")
+    with located([None] * 8, 7):
+        assert TASK.encode({"audio": b"no sound", "text": "a"}, TOKENIZER).values is None
+    assert capsys.readouterr().err.startswith("skipped: example 7: the sound in 'audio': cannot be decoded as a sound")
+
+
 def test_what_does_not_fit_or_cannot_be_read_is_left_out(capsys):
     pytest.importorskip("soundfile")
     assert examples(TASK, {"audio": sound(SECONDS + 0.1), "text": "a"}) == []
@@ -56,7 +80,7 @@ def test_what_does_not_fit_or_cannot_be_read_is_left_out(capsys):
     said = capsys.readouterr().err
     assert "2.1 seconds: longer than the rows of 2" in said and "a row of 24 has no room" in said
     strict = Transcription(SoundField(seconds=SECONDS, strict=True), TASK.text)
-    with pytest.raises(InputError, match="strict=True: a sound of the source: cannot be decoded"):
+    with pytest.raises(InputError, match="strict=True: the sound in 'audio': cannot be decoded"):
         strict.encode({"audio": b"no sound", "text": "a"}, TOKENIZER)
 
 
