@@ -57,8 +57,8 @@ class Piece:
     """A part of a conversation, which is available as soon as it is computed."""
 
     kind: Literal["heard", "said", "speech"]
-    """What it is: the question (`heard`), the next part of the text of the answer (`said`), or the speech of the next
-    clause of the answer (`speech`).
+    """Kind of the part: the question (`heard`), the next part of the text of the answer (`said`), or the speech of the
+    next clause of the answer (`speech`).
     """
     text: str
     """Text that was heard, said or spoken."""

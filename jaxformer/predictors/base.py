@@ -85,8 +85,8 @@ class Predictor(abc.ABC, Generic[ModelT]):
     """Computes answers to requests: texts, pairs of texts or images, as returned by `Task.prepare_requests`.
 
     Subclasses with further abilities also inherit from interfaces: `Generates`, `Draws`, `Streams`, `Replies`,
-    `Chats`, `Transcribes`, `Searches`, `Speaks`, `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must be
-    called inside a `with sharding.use(...)` block with the mesh of the parameters.
+    `Chats`, `Transcribes`, `Searches`, `Speaks`, `ScoresContinuations`, `RanksCandidates`, `Embeds`. The methods must
+    be called inside a `with sharding.use(...)` block with the mesh of the parameters.
     """
 
     model: ModelT

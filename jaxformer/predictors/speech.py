@@ -107,7 +107,7 @@ class Speech(Answer):
 
 
 def joined(text: str, parts: Sequence[Speech]) -> Speech:
-    """Joins the speech of the parts of a text, of which there is at least one."""
+    """Joins the speech of the parts of a text. `parts` has at least one element."""
     marks, seconds = [], 0.0
     for part in parts:
         marks += [Mark(mark.text, seconds + mark.start, seconds + mark.end) for mark in part.marks]
