@@ -55,7 +55,8 @@ def _check_options(options: argparse.Namespace) -> None:
         raise InputError(f"--vocoder {options.vocoder}: needs a run that speaks; set --speak")
     if options.out is None:
         return
-    from jaxformer.predictors.assistant import PAGES, SPOKEN
+    from jaxformer.predictors.assistant import SPOKEN
+    from jaxformer.predictors.base import PAGES
 
     kind = Path(options.out).suffix.lower()
     several = len(options.questions) > 1

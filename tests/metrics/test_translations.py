@@ -4,10 +4,13 @@ import pytest
 
 from jaxformer.data.tasks.composed import FieldValues
 from jaxformer.data.tasks.transcription import TranscriptField, Transcription
+from jaxformer.decoding.transcribing import Transcribing
 from jaxformer.errors import InputError
 from jaxformer.metrics.base import Context
 from jaxformer.metrics.texts import text_scores
 from jaxformer.metrics.translations import TranslationScores
+from jaxformer.models.whisper import Whisper
+from jaxformer.objectives.speech_to_text import SpeechToText
 
 
 class Silent(Transcription):
@@ -44,3 +47,12 @@ def test_the_scores_are_those_of_all_texts():
 def test_a_task_without_translations_is_refused():
     with pytest.raises(InputError, match=r"translated=2: data\.task=Transcription reads no translations; expected 0"):
         TranslationScores(2, lambda context, documents: []).check(Transcription())
+
+
+def test_a_translation_needs_the_spoken_language():
+    with pytest.raises(
+        InputError, match=r"objective\.transcribing\.language='': objective\.translated=2 needs the code"
+    ):
+        SpeechToText(translated=2)
+    objective = SpeechToText(translated=2, transcribing=Transcribing(language="de"))
+    assert {"bleu", "chrf"} <= {name for metric in objective.metrics(Whisper()) for name in metric.names}
