@@ -214,3 +214,5 @@ def test_trained_runs_are_chained_by_the_command(runs, tmp_path, capsys):
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
     assert list(tmp_path.glob("a.*")) == []
+    with pytest.raises(InputError, match="ParallelSpeech does not answer texts with texts"):
+        next(members[2].reply("a text"))
