@@ -1,4 +1,4 @@
-"""Spoken questions are answered by a chain of runs, in Python and by the command."""
+"""Spoken questions are answered by a chain of runs, clause by clause."""
 
 import json
 import types
@@ -6,12 +6,8 @@ import types
 import numpy as np
 import pytest
 import small_whisper
-import tiny_speech
-import tiny_waveforms
 from small_whisper import RATE
 
-import jaxformer as jf
-from jaxformer import cli, config
 from jaxformer.data.fields.sound import wav
 from jaxformer.errors import InputError
 from jaxformer.predictors.assistant import Assistant, Piece, SpokenAnswer, collected
@@ -140,79 +136,3 @@ def test_answers_are_saved_by_the_ending_of_the_path(tmp_path):
         with pytest.raises(InputError, match=said):
             save()
     assert not list(tmp_path.glob("b.*"))
-
-
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Folders of runs: a recognizer that has learned one text, a classifier and a model that speaks."""
-    pytest.importorskip("soundfile")
-    home = tmp_path_factory.mktemp("assistant")
-    found = {name: home / name for name in ("listen", "think", "speak")}
-    ctc, speech = jf.load("ctc_spoken_bible"), jf.load("fastspeech_spoken_bible")
-    listen = tiny_waveforms.shrunk(ctc) | dict.fromkeys(("data.train", "data.validation"), readings(home))
-    listen |= {"steps": 60, "optimizer.schedule.peak": 1e-2, "optimizer.schedule.warmup": 5, "log.every": 20}
-    jf.fit(config.override(ctc, listen), found["listen"], quiet=True)
-    jf.fit(config.override(speech, tiny_speech.shrunk(speech) | tiny_speech.sources(home)), found["speak"], quiet=True)
-    examples = [{"text": text, "label": label} for text, label in zip(("ab", "cd"), LABELS, strict=True)]
-    (home / "labels.jsonl").write_text("\n".join(map(json.dumps, examples * 4)))
-    stack = jf.layers.Transformer(16, 1, 2, dropout=0.0, attention_dropout=0.0, dtype="float32")
-    think = jf.Experiment(
-        model=jf.models.Classifier(jf.models.Bert(stack, vocab=None, max_length=16), LABELS),
-        objective=jf.objectives.Classification(),
-        data=jf.data.Data(
-            train=jf.data.JsonLines((str(home / "labels.jsonl"),)),
-            task=jf.data.Classify(labels=LABELS, length=16),
-            batch=2,
-        ),
-        tokenizer=jf.tokenizers.WordPiece(60),
-        steps=2,
-        mesh=jf.Mesh(1),
-    )
-    jf.fit(think, found["think"], quiet=True)
-    return found
-
-
-def readings(home):
-    """Sounds that all have the same transcript."""
-    paths = [small_whisper.wav(home / f"{number}.wav", 0.08, number) for number in range(8)]
-    (home / "readings.jsonl").write_text("\n".join(json.dumps({"audio": path, "text": "ab"}) for path in paths))
-    return jf.data.SoundManifest((str(home / "readings.jsonl"),))
-
-
-@pytest.mark.slow
-def test_trained_runs_are_chained_by_the_command(runs, tmp_path, capsys):
-    question, replies = str(runs["listen"].parent / "0.wav"), tmp_path / "replies.json"
-    replies.write_text(json.dumps(dict(zip(LABELS, ("/a o _/", "/o a _/"), strict=True))))
-    base = ["assistant", "--listen", str(runs["listen"]), "--think", str(runs["think"]), "--replies", str(replies)]
-    assert cli.main([*base, "--speak", str(runs["speak"]), question, "--out", str(tmp_path / "answer.wav")]) == 0
-    heard, said = capsys.readouterr().out.splitlines()
-    assert heard == "ab" and said.strip() in ("/a o _/", "/o a _/")
-    members = [jf.open_run(runs[name]) for name in ("listen", "think", "speak")]
-    answer = jf.Assistant(*members, json.loads(replies.read_text())).answer(question)
-    assert (answer.path, answer.heard, answer.text) == (question, "ab", said.strip())
-    assert (tmp_path / "answer.wav").read_bytes() == wav(answer.speech.samples, RATE)
-    assert cli.main([*base, "--json", question, question]) == 0
-    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert lines == [{"path": question, "heard": "ab", "text": said.strip(), "seconds": 0.0}] * 2
-    (tmp_path / "text.txt").write_text("no sound")
-    for arguments, said in (
-        (["--think", "x"], "the following arguments are required: --listen"),
-        (base[1:], "assistant: no question; give the path of a sound file"),
-        ([*base[1:], "nothing.wav"], "nothing.wav: no such file or directory; give the path of a sound file"),
-        ([*base[1:], question, str(tmp_path / "text.txt")], "text.txt: cannot be decoded as a sound"),
-        ([*base[1:], question, "--out", "a.wav"], "--out a.wav: needs a run that speaks; set --speak"),
-        ([*base[1:], question, "--out", "a.mp4"], "--out a.mp4: one answer; expected a path that ends in .wav"),
-        ([*base[1:], question, question, "--out", "a.wav"], "several answers; expected a folder, or a path that ends"),
-        ([*base[1:], question, "--vocoder", "x"], "--vocoder x: needs a run that speaks; set --speak"),
-        ([*base[1:], question, "--speak", str(runs["think"])], "Classifier does not speak"),
-        ([*base[1:], question, "--replies", "none.json"], "--replies none.json: No such file or directory"),
-        ([*base[1:], question, "--replies", str(tmp_path / "text.txt")], "text.txt: not JSON: "),
-        ([*base[1:3], "--think", str(runs["speak"]), question], "FastSpeech2 does not answer texts with texts"),
-        (["--listen", str(tmp_path), *base[3:], question], "not a run's folder"),
-    ):
-        assert cli.main(["assistant", *arguments]) == 2
-        error = capsys.readouterr().err
-        assert said in error and error.count("\n") == 1
-    assert list(tmp_path.glob("a.*")) == []
-    with pytest.raises(InputError, match="ParallelSpeech does not answer texts with texts"):
-        next(members[2].reply("a text"))

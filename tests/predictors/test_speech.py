@@ -1,4 +1,4 @@
-"""Speech: a run that learns to speak, answers as sounds and pages, vocoders, and bad requests."""
+"""Speech: a run that learns to speak, answers as sounds and pages, vocoders, bad requests, and chains of runs."""
 
 import json
 import re
@@ -7,11 +7,14 @@ import wave
 import jax
 import numpy as np
 import pytest
+import small_whisper
 import tiny_speech
+import tiny_waveforms
 from small_whisper import RATE
 
 import jaxformer as jf
 from jaxformer import cli, config
+from jaxformer.data.fields.sound import wav
 from jaxformer.data.sources.sounds import read_sound
 from jaxformer.errors import InputError
 from jaxformer.interop.huggingface.models import export_hf
@@ -20,6 +23,7 @@ from jaxformer.predictors.speech import Mark, Speech
 from jaxformer.predictors.vocoding import Vocoder
 
 SIZES = {"strides": (16, 16), "kernels": (16, 16), "dilations": ((1,), (1,), (1,))}
+LABELS = ("yes", "no")
 VOCODER = HifiGan(mels=tiny_speech.LOG_MEL.mels, channels=16, **SIZES)
 
 
@@ -148,3 +152,79 @@ def test_several_answers_are_a_folder_or_a_page(tmp_path):
     assert (tmp_path / "page.html").read_text().count("<audio") == 2
     with pytest.raises(InputError, match=r"2 texts; expected one, a folder, or a path that ends in \.html"):
         Speech.save_all([SPEECH, SPEECH], tmp_path / "speech.wav")
+
+
+@pytest.fixture(scope="module")
+def runs(run, tmp_path_factory):
+    """Folders of runs: a recognizer that has learned one text, a classifier and the model that speaks."""
+    pytest.importorskip("soundfile")
+    home = tmp_path_factory.mktemp("assistant")
+    found = {"listen": home / "listen", "think": home / "think", "speak": run.folder}
+    ctc = jf.load("ctc_spoken_bible")
+    listen = tiny_waveforms.shrunk(ctc) | dict.fromkeys(("data.train", "data.validation"), readings(home))
+    listen |= {"steps": 60, "optimizer.schedule.peak": 1e-2, "optimizer.schedule.warmup": 5, "log.every": 20}
+    jf.fit(config.override(ctc, listen), found["listen"], quiet=True)
+    examples = [{"text": text, "label": label} for text, label in zip(("ab", "cd"), LABELS, strict=True)]
+    (home / "labels.jsonl").write_text("\n".join(map(json.dumps, examples * 4)))
+    stack = jf.layers.Transformer(16, 1, 2, dropout=0.0, attention_dropout=0.0, dtype="float32")
+    think = jf.Experiment(
+        model=jf.models.Classifier(jf.models.Bert(stack, vocab=None, max_length=16), LABELS),
+        objective=jf.objectives.Classification(),
+        data=jf.data.Data(
+            train=jf.data.JsonLines((str(home / "labels.jsonl"),)),
+            task=jf.data.Classify(labels=LABELS, length=16),
+            batch=2,
+        ),
+        tokenizer=jf.tokenizers.WordPiece(60),
+        optimizer=jf.optimizers.AdamW(),
+        steps=2,
+        mesh=jf.Mesh(1),
+    )
+    jf.fit(think, found["think"], quiet=True)
+    return found
+
+
+def readings(home):
+    """Sounds that all have the same transcript."""
+    paths = [small_whisper.wav(home / f"{number}.wav", 0.08, number) for number in range(8)]
+    (home / "readings.jsonl").write_text("\n".join(json.dumps({"audio": path, "text": "ab"}) for path in paths))
+    return jf.data.SoundManifest((str(home / "readings.jsonl"),))
+
+
+@pytest.mark.slow
+def test_trained_runs_are_chained_by_the_command(runs, tmp_path, capsys):
+    question, replies = str(runs["listen"].parent / "0.wav"), tmp_path / "replies.json"
+    replies.write_text(json.dumps(dict(zip(LABELS, ("/a o _/", "/o a _/"), strict=True))))
+    base = ["assistant", "--listen", str(runs["listen"]), "--think", str(runs["think"]), "--replies", str(replies)]
+    assert cli.main([*base, "--speak", str(runs["speak"]), question, "--out", str(tmp_path / "answer.wav")]) == 0
+    heard, said = capsys.readouterr().out.splitlines()
+    assert heard == "ab" and said.strip() in ("/a o _/", "/o a _/")
+    members = [jf.open_run(runs[name]) for name in ("listen", "think", "speak")]
+    answer = jf.Assistant(*members, json.loads(replies.read_text())).answer(question)
+    assert (answer.path, answer.heard, answer.text) == (question, "ab", said.strip())
+    assert (tmp_path / "answer.wav").read_bytes() == wav(answer.speech.samples, RATE)
+    assert cli.main([*base, "--json", question, question]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert lines == [{"path": question, "heard": "ab", "text": said.strip(), "seconds": 0.0}] * 2
+    (tmp_path / "text.txt").write_text("no sound")
+    for arguments, said in (
+        (["--think", "x"], "the following arguments are required: --listen"),
+        (base[1:], "assistant: no question; give the path of a sound file"),
+        ([*base[1:], "nothing.wav"], "nothing.wav: no such file or directory; give the path of a sound file"),
+        ([*base[1:], question, str(tmp_path / "text.txt")], "text.txt: cannot be decoded as a sound"),
+        ([*base[1:], question, "--out", "a.wav"], "--out a.wav: needs a run that speaks; set --speak"),
+        ([*base[1:], question, "--out", "a.mp4"], "--out a.mp4: one answer; expected a path that ends in .wav"),
+        ([*base[1:], question, question, "--out", "a.wav"], "several answers; expected a folder, or a path that ends"),
+        ([*base[1:], question, "--vocoder", "x"], "--vocoder x: needs a run that speaks; set --speak"),
+        ([*base[1:], question, "--speak", str(runs["think"])], "Classifier does not speak"),
+        ([*base[1:], question, "--replies", "none.json"], "--replies none.json: No such file or directory"),
+        ([*base[1:], question, "--replies", str(tmp_path / "text.txt")], "text.txt: not JSON: "),
+        ([*base[1:3], "--think", str(runs["speak"]), question], "FastSpeech2 does not answer texts with texts"),
+        (["--listen", str(tmp_path), *base[3:], question], "not a run's folder"),
+    ):
+        assert cli.main(["assistant", *arguments]) == 2
+        error = capsys.readouterr().err
+        assert said in error and error.count("\n") == 1
+    assert list(tmp_path.glob("a.*")) == []
+    with pytest.raises(InputError, match="ParallelSpeech does not answer texts with texts"):
+        next(members[2].reply("a text"))
