@@ -154,7 +154,7 @@ def main() -> int:
         replies = {kind.name: kind.answer for kind in KINDS}
         assistant = jf.Assistant(listen, thinker(Path(folder)), speak, replies)
         answers = [assistant.answer(question) for question in questions]
-    sounds = [wav(answer.speech.samples, answer.speech.rate) for answer in answers]
+    sounds = [wav(speech.samples, speech.rate) for answer in answers if (speech := answer.speech) is not None]
     back = [transcript.text for transcript in listen.predict(sounds)]
     right = []
     for kind, answer, text in zip(KINDS, answers, back, strict=True):
