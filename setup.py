@@ -18,14 +18,19 @@ def repository() -> str | None:
     without a user and a password. None if there is none.
     """
     address = os.environ.get("JAXFORMER_REPOSITORY") or _origin()
-    address = re.sub(r"^git@([^:/]+):", r"https://\1/", address.strip()).removesuffix("/").removesuffix(".git")
+    address = (
+        re.sub(r"^(?:ssh://)?git@([^:/]+)[:/]", r"https://\1/", address.strip()).removesuffix("/").removesuffix(".git")
+    )
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         return None
-    return f"https://{parts.hostname}{parts.path}"
+    port = f":{parts.port}" if parts.port else ""
+    return f"https://{parts.hostname}{port}{parts.path}"
 
 
 def _origin() -> str:
+    if not (HOME / ".git").exists():  # Git would look for a repository around this folder.
+        return ""
     try:
         command = ["git", "-C", str(HOME), "config", "--get", "remote.origin.url"]
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
@@ -41,11 +46,13 @@ def readme(address: str | None) -> str:
     return re.sub(r"(?<=\]\()(?![a-z]+:|#)([^)\s]+)(?=\))", rf"{address}/blob/main/\1", text)
 
 
+address = repository()
+
 # The repository's configs are installed as data of the package, where `jaxformer train NAME` finds them.
 setup(
     packages=[*find_packages(include=["jaxformer", "jaxformer.*"]), "jaxformer.configs"],
     package_dir={"jaxformer.configs": "configs"},
-    long_description=readme(repository()),
+    long_description=readme(address),
     long_description_content_type="text/markdown",
-    project_urls={name: f"{home}{path}" for name, path in PAGES.items()} if (home := repository()) else {},
+    project_urls={name: f"{address}{path}" for name, path in PAGES.items()} if address else {},
 )

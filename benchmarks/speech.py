@@ -1,5 +1,6 @@
-"""Speech of held-out verses by a run that speaks, beside the recordings of espeak-ng: word error rate of Whisper
-tiny.en that reads both, and seconds of speech that one core makes per second.
+"""Word error rate and speed of a run that speaks, beside recordings of espeak-ng, as Whisper tiny.en hears them.
+
+The speed is in seconds of speech that one core makes per second. The texts are held-out verses.
 
     python train.py configs/fastspeech_spoken_bible.py --workdir runs/fastspeech
     python benchmarks/speech.py runs/fastspeech

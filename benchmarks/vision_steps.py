@@ -1,5 +1,4 @@
-"""Training steps of DETR, SegFormer, VideoMAE and DiT here and in PyTorch: images or clips a second, in turns, in one
-run.
+"""Training steps of DETR, SegFormer, VideoMAE and DiT here and in PyTorch: images or clips a second, in turns.
 
     pip install '.[torch,video,coco,diffusers]' && python benchmarks/vision_steps.py [ROW ...]
 

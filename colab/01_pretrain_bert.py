@@ -33,7 +33,7 @@ from pathlib import Path
 
 EXTRAS = "[report]"
 SOURCE = os.environ.get("SOURCE", "")  # @param {type: "string"}
-SMALL = json.loads(os.environ.get("SMALL", "{}"))  # Overrides of configs for a quick try: {"gpt": {"steps": 20}}
+SMALL = json.loads(os.environ.get("SMALL", "{}"))  # Smaller settings, which the tests of the notebooks use.
 
 
 def find_source() -> str:
@@ -93,6 +93,7 @@ import html
 
 from IPython.display import HTML
 
-subprocess.run([sys.executable, "-m", "jaxformer", "report", "runs/bert"], check=True)
+environment = os.environ | {"JAX_PLATFORMS": "cpu"}  # The device belongs to the notebook.
+subprocess.run([sys.executable, "-m", "jaxformer", "report", "runs/bert"], check=True, env=environment)
 page = Path("runs/bert/report.html").read_text(encoding="utf-8")
 HTML(f'<iframe srcdoc="{html.escape(page)}" width="100%" height="640"></iframe>')

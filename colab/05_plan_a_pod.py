@@ -33,7 +33,7 @@ from pathlib import Path
 
 EXTRAS = ""
 SOURCE = os.environ.get("SOURCE", "")  # @param {type: "string"}
-SMALL = json.loads(os.environ.get("SMALL", "{}"))  # Overrides of configs for a quick try: {"gpt": {"steps": 20}}
+SMALL = json.loads(os.environ.get("SMALL", "{}"))  # Smaller settings, which the tests of the notebooks use.
 
 
 def find_source() -> str:

@@ -22,9 +22,10 @@ HINT = "/reset forgets the conversation, /exit ends it, Ctrl-C ends an answer"
 
 
 def chat(arguments: list[str]) -> None:
-    """Runs `jaxformer chat`: answers messages from the terminal, or each line of standard input."""
+    """Runs `jaxformer chat`: answers messages from the terminal or from standard input."""
     parser = Parser(
-        "chat", f"A conversation with a chat model. {HINT}. Without a terminal, answers each line of input."
+        "chat",
+        f"A conversation with a chat model. {HINT}. Without a terminal, each line of standard input is a message.",
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder, such as that of an imported chat model")
     parser.add_argument("--system", metavar="TEXT", default="", help="system prompt, with which the dialogue begins")
@@ -37,9 +38,15 @@ def chat(arguments: list[str]) -> None:
     template = _read_template(options.template) if options.template else None  # Before anything large is read.
     run = run_commands.opened(options.run, step=options.step)
     given = {name: value for name in OPTIONS if (value := getattr(options, name)) is not None}
+    from jaxformer.predictors.base import Chats
     from jaxformer.runs.conversation import Conversation
 
-    conversation = Conversation(run.with_decoding(**given), template or template_of(run), options.system)
+    template = template or template_of(run)
+    if template is None and isinstance(run.predictor, Chats):
+        raise InputError(
+            f"{run.folder}: has no chat template, in its objective or its imported tokenizer; expected one"
+        )
+    conversation = Conversation(run.with_decoding(**given), template, options.system)
     if sys.stdin.isatty():
         _talk(conversation)
     else:

@@ -43,7 +43,7 @@ USAGE = """usage: jaxformer COMMAND ...
                                                         with --among VALUE ..., rank these texts for an image,
                                                         or these images (or folders of images) for a text
   chat RUN [--system TEXT] [--template FILE]            talk to a chat model: a run that was trained on dialogues, or
-                                                        an imported one; also answers each line of standard input
+                                                        an imported one; or a message per line of standard input
   assistant --listen RUN --think RUN [--speak RUN] SOUND ... [--out PATH]
                                                         answer spoken questions: one run transcribes them, one answers
                                                         or translates the text, and one speaks the answer

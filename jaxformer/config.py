@@ -180,7 +180,7 @@ class Experiment:
         if self.evaluation.patience is not None and self.checkpoint.best is None:
             raise InputError(f"evaluation.patience={self.evaluation.patience}: needs a metric; set checkpoint.best")
         self._check_evaluations()
-        self._check_same("labels", "model")
+        self._check_same("labels", "model", optional=True)
         self._check_same("template", "objective")
 
     @property
@@ -216,13 +216,14 @@ class Experiment:
         self.objective.check_model(self.model)
         _ = self.best_metric  # Raises InputError where there is no such metric.
 
-    def _check_same(self, field: str, owner: str) -> None:
+    def _check_same(self, field: str, owner: str, optional: bool = False) -> None:
         """Checks that the task and another part of the experiment have the same value of a field that both have, such
-        as `labels`. None in the task is also accepted.
+        as `labels`.
 
         Args:
           field: name of the field.
           owner: name of the other part, `model` or `objective`.
+          optional: whether None in the task is also accepted.
 
         Raises:
           InputError: If the values differ.
@@ -231,7 +232,7 @@ class Experiment:
         if not (hasattr(task, field) and hasattr(other, field)):
             return
         mine, theirs = getattr(task, field), getattr(other, field)
-        if mine is not None and mine != theirs:
+        if mine != theirs and not (optional and mine is None):
             raise InputError(f"data.task.{field}={mine!r}: expected the {owner}'s, {theirs!r}")
 
 

@@ -50,31 +50,33 @@ def _forward(table_vd, tokens):
 def _backward(inputs, gradient_brd):
     """Returns the gradient of the table, split as the table is.
 
-    If positions and the vocabulary are split over the same devices (tensor parallelism), each device adds up either the
-    gradients of its own rows at all of their positions, or those of all rows at its own positions, which are then
-    reduced and scattered. It sends the smaller of the two arrays.
+    If positions and the vocabulary are split over the same devices (tensor parallelism), each device either gathers the
+    gradients of all positions of its batch rows and adds up those of its own part of the vocabulary, or adds up the
+    gradients of its own positions for the whole vocabulary, which are then reduced and scattered. It sends the smaller
+    of the two arrays.
     """
     table, tokens = inputs
     mesh = jax.sharding.get_abstract_mesh()
     rows, positions = sharding.partition_spec("br", tokens.shape, mesh)
     spec = parameter_spec("vd", table.shape, mesh)
-    of_tokens, of_rows = sharding.names((rows, positions)), sharding.names(spec[:1])
-    owned = of_rows if of_rows == sharding.names((positions,))[-len(of_rows) :] else ()
-    if tokens.size // math.prod(mesh.shape[name] for name in of_tokens if name not in owned) > len(table):
-        owned = ()
-    size = len(table) // math.prod(mesh.shape[name] for name in owned)
+    of_tokens, of_vocab = sharding.names((rows, positions)), sharding.names(spec[:1])
+    of_own_rows = of_vocab if of_vocab == sharding.names((positions,))[-len(of_vocab) :] else ()
+    if tokens.size // math.prod(mesh.shape[name] for name in of_tokens if name not in of_own_rows) > len(table):
+        of_own_rows = ()
+    size = len(table) // math.prod(mesh.shape[name] for name in of_own_rows)
     summed = tuple(name for name in of_tokens if name not in sharding.names(spec))
-    kept = tuple(name for name in sharding.names((positions,)) if name not in owned)
+    kept = tuple(name for name in sharding.names((positions,)) if name not in of_own_rows)
 
     def local(tokens, gradient_brd):
-        if owned:
-            gradient_brd = jax.lax.all_gather(gradient_brd, owned, axis=1, tiled=True)
-            tokens = tokens - size * jax.lax.axis_index(owned)
-        index = jnp.where(tokens < 0, size, tokens)  # JAX would count negative indices from the end.
+        tokens = jnp.where(tokens < 0, tokens + len(table), tokens)  # As `jnp.take` reads them.
+        if of_own_rows:
+            gradient_brd = jax.lax.all_gather(gradient_brd, of_own_rows, axis=1, tiled=True)
+            tokens = tokens - size * jax.lax.axis_index(of_own_rows)
+        index = jnp.where(tokens < 0, size, tokens)  # Rows of other devices, which JAX would count from the end.
         part = jnp.zeros((size, table.shape[1]), gradient_brd.dtype).at[index].add(gradient_brd, mode="drop")
         for dimension, entry in enumerate(spec):
             for name in sharding.names((entry,)):
-                if name not in owned:
+                if name not in of_own_rows:
                     part = jax.lax.psum_scatter(part, name, scatter_dimension=dimension, tiled=True)
         return jax.lax.psum(part, summed) if summed else part
 

@@ -89,17 +89,17 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     if chunks == 1:
         return _chunk(x, targets, weights, lm_head, terms, 1 if with_gradient else None)
     # All chunks use the table, which is gathered only once. Their gradients of it are summed on each device, and only
-    # then over devices.
+    # then over devices, unless positions are split.
     lm_head = lm_head.replace(table=sharding.constrain(lm_head.table, "v_"))
-    sums_of = _batch_shards(rows) if shards == 1 else 1
-    one = functools.partial(_chunk, lm_head=lm_head, terms=terms, parts=sums_of if with_gradient else None)
+    parts = _batch_shards(rows) if shards == 1 else 1
+    one = functools.partial(_chunk, lm_head=lm_head, terms=terms, parts=parts if with_gradient else None)
     size = -(-part // chunks)
 
     def split(array):  # [b, m, ...] -> [chunk, b, shards · size, ...]; each chunk has positions of every device
         rest = array.shape[2:]
         padding = [(0, 0), (0, 0), (0, chunks * size - part)] + [(0, 0)] * len(rest)
-        parts = jnp.pad(array.reshape(rows, shards, part, *rest), padding).reshape(rows, shards, chunks, size, *rest)
-        return jnp.moveaxis(parts, 2, 0).reshape(chunks, rows, shards * size, *rest)
+        cut = jnp.pad(array.reshape(rows, shards, part, *rest), padding).reshape(rows, shards, chunks, size, *rest)
+        return jnp.moveaxis(cut, 2, 0).reshape(chunks, rows, shards * size, *rest)
 
     def body(carry, chunk):
         sums, gradients = one(*chunk)
@@ -107,14 +107,14 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
         return jax.tree.map(jnp.add, carry, (sums, dhead)), dx
 
     zeros = jax.tree.map(jnp.zeros_like, lm_head) if with_gradient else None
-    if zeros is not None and sums_of > 1:
-        whole = jnp.zeros((sums_of, *lm_head.table.shape), lm_head.table.dtype)
+    if zeros is not None and parts > 1:
+        whole = jnp.zeros((parts, *lm_head.table.shape), lm_head.table.dtype)
         zeros = zeros.replace(table=sharding.constrain(whole, "bv_"))
     start = ((jnp.float32(0),) * 3, zeros)
     (sums, dhead), dx = jax.lax.scan(body, start, tuple(map(split, (x, targets, weights))))
     if dx is None:
         return sums, None
-    if sums_of > 1:
+    if parts > 1:
         dhead = dhead.replace(table=dhead.table.sum(0))
     dx = jnp.moveaxis(dx.reshape(chunks, rows, shards, size, -1), 0, 2).reshape(rows, shards, chunks * size, -1)
     return sums, (dx[:, :, :part].reshape(x.shape), dhead)
@@ -123,8 +123,8 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
 def _chunk(x, targets, weights, lm_head, terms, parts) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, LMHead] | None]:
     """Computes the loss of one chunk of positions, and returns the same values as `_scan_chunks`.
 
-    If `parts` is None, gradients are not computed. If it is more than 1, the rows are divided into this number of
-    parts, and the gradient of the table is a sum for each of them, [parts, vocab, embed].
+    `parts` is the number of parts of the rows whose gradients of the table are kept apart. If it is more than 1, that
+    gradient has the shape [parts, vocab, embed]. If it is None, gradients are not computed.
 
     Batch and positions are flattened to one axis, so that each product is a plain matrix product, unless the mesh
     splits the positions.

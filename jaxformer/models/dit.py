@@ -97,8 +97,9 @@ class Dit(Model):
     """
     vae: DiscreteVae | None = None
     """Discrete autoencoder, in whose latents images are generated (latent diffusion, Rombach et al. 2022). `image` is
-    then its number of patches along a side, and `channels` its `code_width`. It is trained before, and should be frozen
-    (`optimizer.freeze=^vae/`). If None, images are generated in pixels.
+    then its number of patches along a side, and `channels` its `code_width`. It is trained before.
+    It has no gradient, but must be frozen (`optimizer.freeze=^vae/`), because weight decay would change it. `mean` and
+    `std` are then not used. If None, images are generated in pixels.
     """
     image: int = 32
     """Height and width of the images in pixels, or of their latents in patches."""

@@ -81,7 +81,8 @@ class Segmenter(Model):
         check_geometry(self.image, self.patch, self.channels, self.mean, self.std)
         if self.stem is not None and (self.stem.patch, self.stem.width) != (self.patch, self.transformer.width):
             given = f"model.stem.patch={self.stem.patch} and model.stem.width={self.stem.width}"
-            raise InputError(f"{given}: expected {self.patch} and {self.transformer.width}, as of the model")
+            wanted = f"{self.patch} and {self.transformer.width}, as model.patch and model.transformer.width"
+            raise InputError(f"{given}: expected {wanted}")
         if len(self.labels) == 1:
             raise InputError(f"model.labels={self.labels}: expected at least two names")
 

@@ -13,7 +13,7 @@ from jaxformer import fields
 from jaxformer.data.tasks.turns import TurnTemplate
 from jaxformer.data.tokenizers import Tokenizer
 from jaxformer.decoding.settings import Decoding
-from jaxformer.errors import InputError
+from jaxformer.errors import FieldError
 from jaxformer.losses.sequence_log_probability import sequence_log_probabilities
 from jaxformer.metrics.averages import Average, Loss
 from jaxformer.metrics.base import Metric
@@ -59,7 +59,7 @@ class Dpo(Objective[Gpt]):
     def __post_init__(self):
         fields.check(self)
         if not self.beta > 0:
-            raise InputError(f"objective.beta={self.beta}: expected above 0")
+            raise FieldError("objective.beta", f"={self.beta}: expected above 0")
         fields.within("objective.label_smoothing", self.label_smoothing, 0, 0.5, below=True)
 
     model_inputs = ("tokens", "segments", "position_ids")

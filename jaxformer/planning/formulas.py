@@ -52,8 +52,8 @@ class Formulas:
         self._counts: dict[Any, float] = {}
         self._reaches: dict[Any, Reach] = {}
         state = jax.eval_shape(lambda: create(experiment))
-        kept = state.average if experiment.optimizer.offload else (state.optimizer, state.average)
-        self._optimizer = _bytes(kept) / _bytes(state.params)
+        kept = (state.average, state.reference, None if experiment.optimizer.offload else state.optimizer)
+        self._kept = _bytes(kept) / _bytes(state.params)
         chips = [tuple(map(int, place)) for place in np.ndindex(topology.shape)]
         inside = [place for place in chips for _ in range(topology.chip.devices)]
         self._places: list[DeviceLocation] = [
@@ -130,7 +130,7 @@ class Formulas:
         """Returns the number of bytes of parameters and optimizer state per device. The part of the parameters is
         exact.
         """
-        return self._elements(candidate.mesh, sharding.AXIS_NAMES) * GRADIENT * (1 + self._optimizer)
+        return self._elements(candidate.mesh, sharding.AXIS_NAMES) * GRADIENT * (1 + self._kept)
 
     def activation_bytes(self, candidate: Candidate) -> float:
         """Returns a lower bound for the number of bytes per device of the activations that are stored for the backward
@@ -185,9 +185,9 @@ class Formulas:
         """
         mesh, micro = candidate.mesh, candidate.micro
         kernels, tables = self._sizes_of(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
-        # Kernels are gathered in the forward and in the backward pass, and their gradients are reduced. A table is
-        # gathered as often in bytes: once in float32 for a lookup, and twice in bfloat16 for an output layer. A
-        # pipeline gathers the parameters of a part of its blocks in each tick.
+        # Kernels are gathered in the forward and in the backward pass, and their gradients are reduced. Each use of a
+        # table gathers 4 bytes per element (a lookup once in float32, an output layer twice in bfloat16), and reduces a
+        # gradient in float32. A pipeline gathers the parameters of a part of its blocks in each tick.
         schedule = candidate.schedule
         parameters = (3 * COMPUTE * kernels + 2 * GRADIENT * tables) * micro * schedule.ticks / schedule.repeats
         gradients, outside, dense = (self._gradients(candidate, without) for without in ("", "l", "e"))

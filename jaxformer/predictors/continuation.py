@@ -119,6 +119,7 @@ class Continuation(Predictor[Gpt], Chats, Replies, ScoresContinuations):
         """Yields parts of the continuation of a text or, in a dialogue, of the answer to it, without the text before
         it. With beam search, yields all of it at once.
         """
+        self.prompts([request])  # Refuses an empty request.
         if self.template is not None:
             yield from self.chat(self.template.turns(request))
             return

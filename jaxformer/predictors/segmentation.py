@@ -88,7 +88,7 @@ class Segmented(Answer):
 
     def _repr_html_(self) -> str:
         counts = np.bincount(self.mask.ravel(), minlength=len(self.colors))
-        order = np.argsort(-counts, kind="stable")[: len(self.labels)]  # That of the labels.
+        order = np.argsort(-counts, kind="stable")[: len(self.labels)]  # `labels` has the same order.
         items = []
         for number, (name, share) in zip(order, self.labels, strict=True):
             mark = f'<span style="color: rgb({", ".join(map(str, self.colors[number]))})">■</span>'

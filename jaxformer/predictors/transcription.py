@@ -118,8 +118,8 @@ class Transcriber(Predictor[Whisper], Transcribes):
         return self._attempts(jobs, [job.window(self.model.frames) for job in jobs])
 
     def demonstrate(self, batch: Mapping[str, np.ndarray]) -> list[str]:
-        """Transcribes or translates the first sounds of a held-out batch, as its special tokens demand. Returns the
-        reference and the output of each sound on two lines.
+        """Transcribes or translates the first sounds of a held-out batch, according to the task token of each row.
+        Returns the reference and the output of each sound on two lines.
         """
         rows = np.flatnonzero(batch["segments"].max(1))[:MAX_EXAMPLES]
         starts = (row[: np.argmax(row == self.special.no_timestamps) + 1] for row in batch["tokens"][rows])

@@ -35,8 +35,7 @@ class Conversation:
             raise InputError(f"{run.folder}: {name} does not answer in dialogues; expected a run of a Gpt")
         if template is None and predictor.template is None:
             raise InputError(
-                f"{run.folder}: has no chat template, in its objective or its imported tokenizer; expected a chat "
-                "model, or a template"
+                f"{run.folder}: objective.template is None; expected a template, such as jf.chat_template(FOLDER)"
             )
         columns.check_text(system, "the system prompt")
         self._run, self._predictor = run, _with_template(predictor, template)
@@ -61,7 +60,7 @@ class Conversation:
         """
         columns.check_text(message, "the message")
         turns = [*self.turns, ("user", message)]
-        self.dropped, prompt = self._fitting(turns)
+        dropped, prompt = self._fitting(turns)
         pieces, answer, ended = self._predictor.chat(prompt), "", False
         try:
             while True:
@@ -74,7 +73,7 @@ class Conversation:
                 yield piece
         finally:
             if answer or ended:
-                self.turns = [*turns, (ANSWERS, answer.strip())]
+                self.turns, self.dropped = [*turns, (ANSWERS, answer.strip())], dropped
 
     def _fitting(self, turns: list[Turn]) -> tuple[int, list[Turn]]:
         """Returns the number of turns to leave out, and the turns that fit in the model with room for an answer: the

@@ -67,6 +67,9 @@ def fork_from(experiment: Experiment, mesh: jax.sharding.Mesh) -> Fork:
     places = loader.initial_state(other.data)
     trees = wanted.trees() | {"lanes": {"lanes": replicated(places.shape, places.dtype, mesh)}}
     trees |= {} if averaged else {"average": None}
+    if experiment.objective.needs_reference and not other.objective.needs_reference and wanted.reference is None:
+        # The reference model would be the frozen base, without the adapters that the training starts from.
+        raise InputError(f"fork={folder}: a reference model would not contain its adapters; init={folder} merges them")
     compared = wanted.reference is not None and abstract_state(other, mesh).reference is not None
     trees |= {} if compared else {"reference": None}
     try:

@@ -29,6 +29,10 @@ def shrunk(experiment: Experiment) -> dict:
         small["data.task.image.shortest"] = None
     if hasattr(getattr(experiment.model, "backbone", None), "depths"):
         small |= {"model.backbone.depths": (1, 1), "model.backbone.widths": (8, 16), "model.backbone.stem": 4}
+    if hasattr(getattr(experiment.model, "backbone", None), "patch"):  # Whose convolutions have sizes of their own.
+        small |= {"model.image": 16, "data.task.image.size": 16}
+    if getattr(experiment.model, "stem", None) is not None:
+        small |= {"model.stem.patch": 4, "model.stem.width": SIZES["width"]}
     if "stage_1" in stacks:  # The encoder divides the sides of an image by 32.
         small.pop("model.patch", None)
         small |= {"model.image": 32, "data.task.image.size": 32}
@@ -46,7 +50,7 @@ def shrunk_towers(experiment: Experiment) -> dict:
     """The same for a model of images and texts."""
     stacks = [path.replace("/", ".") for path in experiment.model.stacks()]
     small = {f"model.{stack}.{field}": size for stack in stacks for field, size in SIZES.items()}
-    parts = [name for name in ("vision", "vae") if hasattr(experiment.model, name)]
+    parts = [name for name in ("vision", "vae") if getattr(experiment.model, name, None) is not None]
     of_images = ".".join(["model", *parts])
     small |= {f"{of_images}.image": 8, f"{of_images}.patch": 4, "data.task.image.size": 8}
     of_text = "model.text" if hasattr(experiment.model, "text") else "model"

@@ -28,11 +28,11 @@ BOTH = (("vocab", ("fsdp", "tensor")), ("embed", ()))
         Mesh(data=1, fsdp=2, tensor=4, rules=BOTH),
     ],
 )
-@pytest.mark.parametrize("length", [8, 80], ids=["fewer tokens than rows", "more"])
+@pytest.mark.parametrize("length", [8, 80, 9], ids=["fewer tokens than rows", "more", "not divisible"])
 def test_gradient_of_a_split_table_is_scattered(config, length):
     draw = np.random.default_rng(0)
     table, weights = (draw.normal(size=shape).astype(np.float32) for shape in ((VOCAB, WIDTH), (ROWS, length, WIDTH)))
-    tokens = draw.integers(0, VOCAB, (ROWS, length))
+    tokens = draw.integers(-3, VOCAB, (ROWS, length))  # Negative ids are counted from the end.
 
     def loss(table):
         return (lookup(table, tokens) * weights).sum()
@@ -43,5 +43,7 @@ def test_gradient_of_a_split_table_is_scattered(config, length):
     with sharding.use(mesh, config):
         compiled = jax.jit(jax.grad(loss)).lower(table).compile()
     np.testing.assert_allclose(compiled(table), expected, rtol=1e-5, atol=1e-5)
+    if length == 9 and {"tensor", "sequence"} & {name for name, size in mesh.shape.items() if size > 1}:
+        return  # Positions are whole on each device, so the compiler chooses.
     whole = rf"f32\[{VOCAB},{WIDTH}\]\S* all-reduce\("
     assert not re.search(whole, compiled.as_text())

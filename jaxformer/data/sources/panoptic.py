@@ -98,7 +98,7 @@ def _wrong(annotation: Any, images: Mapping[Any, str], categories: Mapping[Any, 
     `categories` are the known ids.
     """
     number = annotation.get("image_id") if isinstance(annotation, dict) else None
-    if number not in images:
+    if not isinstance(number, int | str) or number not in images:
         return f"an annotation of image {number!r}: the file has no such image"
     where = f"the annotation of image {number!r}"
     if not isinstance(annotation.get("file_name"), str) or not isinstance(annotation.get("segments_info"), list):
@@ -106,7 +106,8 @@ def _wrong(annotation: Any, images: Mapping[Any, str], categories: Mapping[Any, 
     for segment in annotation["segments_info"]:
         if not isinstance(segment, dict) or type(segment.get("id")) is not int:
             return f"{where}: {shown(segment)}: expected a segment with an integer id"
-        if (category := segment.get("category_id")) not in categories:
+        category = segment.get("category_id")
+        if not isinstance(category, int | str) or category not in categories:
             return f"{where}: segment {segment['id']}: category_id={category!r}: the file has no such category"
     return None
 
@@ -126,7 +127,9 @@ def _decoded(path: str, segments: Mapping[int, int]) -> np.ndarray:
             if picture.mode != "RGB":
                 raise InputError(f"{path}: a mask of mode {picture.mode}; expected RGB, with a color per segment")
             colors = np.asarray(picture).astype(np.int64)
-    except (OSError, SyntaxError, ValueError) as error:
+    except InputError:
+        raise
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise InputError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
     numbers, places = np.unique(colors @ np.array([1, 256, 256**2]), return_inverse=True)
     if unknown := [number for number in numbers.tolist() if number and number not in segments]:

@@ -19,7 +19,9 @@ class Mosaics(ImageTask):
     """Base class of tasks of images with boxes or masks, which can be combined. Abstract: use a subclass."""
 
     mosaic: float = 0.0
-    """Probability that a training image consists of parts of four images (Bochkovskiy et al. 2020, YOLOv4)."""
+    """Probability that a training image consists of parts of four images (Bochkovskiy et al. 2020, YOLOv4).
+    With boxes, a mosaic with more than `max_boxes` objects is replaced by its first image.
+    """
 
     def __post_init__(self):
         fields.within("data.task.mosaic", self.mosaic, 0, 1)

@@ -103,7 +103,8 @@ class Transcription(SoundTask):
     """Settings for reading transcripts: the column, the length, the language, and whether to translate."""
     translation: TranscriptField | None = None
     """Settings for reading translations, with the speech task `translate`. If given, each sound makes two examples, one
-    with its transcript and one with its translation. If None, it makes one.
+    with its transcript and one with its translation, and sounds that lack one of them are left out. If None, it makes
+    one.
     """
 
     @functools.cached_property
@@ -135,3 +136,9 @@ class Transcription(SoundTask):
         if self.translation is not None and self.translation.length != self.text.length:
             length = f"={self.translation.length}: expected that of transcripts, text.length={self.text.length}"
             raise FieldError("data.task.translation.length", length)
+        if self.translation is not None and self.translation.speech_task == self.text.speech_task:
+            # Both texts would be targets of the same tokens.
+            given = (
+                f"={self.translation.speech_task}: expected another task than that of transcripts, such as translate"
+            )
+            raise FieldError("data.task.translation.speech_task", given)

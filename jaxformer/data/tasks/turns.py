@@ -106,8 +106,10 @@ def read_turns(example: Mapping[str, Any], column: str, path: str, template: Tur
     """
     found, turns = columns.value(example, column, path), []
     if isinstance(found, Mapping) and {"role", "content"} <= found.keys():
-        lists = (columns.items(found, name, path) for name in ("role", "content"))
-        found = [{"role": role, "content": content} for role, content in zip(*lists, strict=True)]
+        roles, contents = (columns.items(found, name, path) for name in ("role", "content"))
+        if len(roles) != len(contents):
+            raise InputError(f"column {column!r}: {len(roles)} roles and {len(contents)} contents; expected as many")
+        found = [{"role": role, "content": content} for role, content in zip(roles, contents, strict=True)]
     else:
         found = columns.items(example, column, path)
     for number, message in enumerate(found):

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from jaxformer import fields
+from jaxformer.errors import InputError
 
 FRAME = 0.02
 """Length in seconds of the frames that are silent or not."""
@@ -34,6 +35,8 @@ class Utterances:
     def __post_init__(self):
         fields.at_least("utterances.pause", self.pause, FRAME)
         fields.at_least("utterances.longest", self.longest, FRAME)
+        for name in ("quiet", "shortest", "margin"):
+            fields.at_least(f"utterances.{name}", getattr(self, name), 0)
 
     def __call__(self, chunks: Iterable[np.ndarray], rate: int) -> Iterator[np.ndarray]:
         """Yields each utterance as soon as the pause after it, or the stream, has ended.
@@ -76,6 +79,8 @@ def _frames(chunks: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
     """Yields the frames of a stream, float32 [size] each. The last one is filled with zeros."""
     rest = np.zeros(0, np.float32)
     for chunk in chunks:
+        if np.ndim(chunk) != 1:
+            raise InputError(f"a chunk of sound has shape {np.shape(chunk)}; expected [samples]")
         rest = np.concatenate([rest, np.asarray(chunk, np.float32)])
         whole = len(rest) - len(rest) % size
         yield from rest[:whole].reshape(-1, size)

@@ -74,8 +74,8 @@ class BibleConfig(tfds.core.BuilderConfig):
     answers: bool = False
     """Whether examples are verses with the next verse as the answer. `name` is then `dialogues` or `preferences`."""
     language: str | None = None
-    """Code of the other language of verse pairs, such as "de". If None, examples are chapters of the English edition
-    that `name` selects: `web` (World English Bible) or `kjv` (King James Version).
+    """Code of the other language of verse pairs, such as "de". If None, and `answers` is False, examples are chapters
+    of the English edition that `name` selects: `web` (World English Bible) or `kjv` (King James Version).
     """
 
 

@@ -214,7 +214,7 @@ def compose(cut_outs: Mapping[str, Sequence[CutOut]], rng: np.random.Generator) 
     `objects` (list of dicts with `bbox`, `label` and `name`), `mask` and `caption`.
 
     Args:
-      cut_outs: maps each label to its emoji.
+      cut_outs: maps each label to its objects, at least one.
       rng: random generator.
     """
     width, height = (int(side) for side in rng.integers(_SIDES[0], _SIDES[1] + 1, 2))

@@ -263,6 +263,7 @@ def test_data_imports_no_model_and_no_jax():
         "fields",
         "limits",
         "namespaces",
+        "notebook",
         "progress",
         "storage",
         "suggestions",

@@ -174,8 +174,10 @@ def test_a_field_without_a_picture_before_it_is_a_programming_error():
 def test_boxes_of_a_mosaic_enclose_what_is_visible_of_each_image(seed):
     task = dataclasses.replace(TASK, mosaic=1.0, max_boxes=4)
     encoded = [
-        task.encode(example([(10, 5, 30, 15)], [number % 2], *size), None)
-        for number, size in enumerate(((40, 20), (20, 40), (30, 30), (40, 40)))
+        task.encode(
+            example([(width // 4, height // 4, 3 * width // 4, 3 * height // 4)], [number % 2], width, height), None
+        )
+        for number, (width, height) in enumerate(((40, 20), (20, 40), (30, 30), (40, 40)))
     ]
     others = iter(encoded[1:])
     visit = Visit(None, np.random.default_rng(seed), lambda rng: next(others))
