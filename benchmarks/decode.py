@@ -3,7 +3,9 @@
     pip install '.[torch]' && python benchmarks/decode.py
 
 The same GPT on both sides: 6 layers × 256, 4 heads, vocabulary 8,192, float32; 128 new tokens after prompts of 32, for
-1 and for 16 rows. PyTorch's side is transformers' `generate`. Each side has a process of its own, and they take turns.
+1 and for 16 rows. PyTorch's side is transformers' `generate`. A third side, `products`, bounds both: it only multiplies
+the vectors of the new tokens by all kernels of the model, which it has to read from memory for each token. Each side
+has a process of its own, and they take turns.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import sys
 from collections.abc import Callable
 
 import numpy as np
-from turns import OURS, compare, conclude, take_turns
+from turns import OURS, PRODUCTS, compare, conclude, take_turns
 
 PROMPT, NEW, VOCAB, WIDTH, DEPTH, HEADS = 32, 128, 8192, 256, 6, 4
 GOALS = {1: 4.0, 16: 3.0}
@@ -61,6 +63,31 @@ def torch_generate(rows: int) -> Callable[[], None]:
     return step
 
 
+def decoding_products(rows: int) -> Callable[[], None]:
+    """The products of vectors and kernels that the new tokens take, one token after the other, in JAX."""
+    import jax
+    import jax.numpy as jnp
+
+    shapes = [(WIDTH, 3 * WIDTH), (WIDTH, WIDTH), (WIDTH, 4 * WIDTH), (4 * WIDTH, WIDTH)]
+    draw = np.random.default_rng(0)
+    sizes = [(shape, shape[0] ** -0.5) for shape in shapes]
+    kernels = [[draw.normal(0, std, shape).astype(np.float32) for shape, std in sizes] for _ in range(DEPTH)]
+    head = draw.normal(0, WIDTH**-0.5, (WIDTH, VOCAB)).astype(np.float32)
+
+    @jax.jit
+    def decode(kernels, head, x):
+        def token(x, _):
+            for mixed, output, up, down in kernels:
+                x = (x @ mixed)[:, :WIDTH] @ output
+                x = (x @ up) @ down
+            return x / jnp.abs(x @ head).max(), None
+
+        return jax.lax.scan(token, x, length=NEW)[0]
+
+    arguments = jax.device_put((kernels, head, jnp.ones((rows, WIDTH))))
+    return lambda: jax.block_until_ready(decode(*arguments))
+
+
 def prompts(rows: int) -> np.ndarray:
     """The prompts of both sides, int32 [rows, PROMPT]."""
     return np.random.default_rng(0).integers(5, VOCAB, (rows, PROMPT)).astype(np.int32)
@@ -75,6 +102,7 @@ def main() -> int:
         sides = {
             OURS: functools.partial(jaxformer_generate, rows),
             "generate": functools.partial(torch_generate, rows),
+            PRODUCTS: functools.partial(decoding_products, rows),
         }
         seconds = take_turns(sides, options.turns)
         results += compare(f"decode/batch_{rows}", seconds, {"generate": goal}, rows * NEW)
