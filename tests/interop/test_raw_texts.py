@@ -28,7 +28,7 @@ PAIRS = [
 SINGLES = [first for first, _ in PAIRS] + ["called day"]
 LABELS = {"id2label": {0: "sad", 1: "so-so", 2: "glad"}, "label2id": {"sad": 0, "so-so": 1, "glad": 2}}
 SIZES = {"hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "intermediate_size": 20}
-POSITIONS = 34
+POSITIONS = 42
 
 
 def roberta_folder(path, head, max_length=POSITIONS, **fields):
