@@ -9,10 +9,10 @@ import tiny
 from trees import tree
 
 import jaxformer as jf
-from jaxformer import cli
+from jaxformer import cli, config
 from jaxformer.errors import InputError
 from jaxformer.runs import folder as run_folder
-from jaxformer.runs import run, writing
+from jaxformer.runs import writing
 from jaxformer.runs.folder import STARTING, Claim, claim
 
 
@@ -64,11 +64,11 @@ def test_a_folder_with_something_else_is_refused_and_nothing_in_it_changes(make,
 @pytest.mark.parametrize("lock", [True, False])
 def test_a_refused_start_in_a_run_changes_nothing_in_it(lock, experiment, tmp_path):
     with writing.writer(tmp_path / "run", experiment) as claimed:
-        claimed.start(run.config.to_json(experiment))
+        claimed.start(config.to_json(experiment))
     if not lock:
         (tmp_path / "run" / ".lock").unlink()  # A run that was copied or imported has none.
     before = tree(tmp_path)
-    other = run.config.override(experiment, {"seed": 5})
+    other = config.override(experiment, {"seed": 5})
     with pytest.raises(InputError, match="another experiment"):
         jf.fit(other, tmp_path / "run", quiet=True)
     with pytest.raises(ZeroDivisionError), writing.writer(tmp_path / "run", experiment):
@@ -186,7 +186,7 @@ def test_what_is_saved_follows_a_folder_that_is_renamed(experiment, tmp_path):
 
 
 def test_an_experiment_that_is_the_same_is_not_written_again(experiment, tmp_path):
-    text = run.config.to_json(experiment)
+    text = config.to_json(experiment)
     with writing.writer(tmp_path, experiment) as claimed:
         claimed.start(text)
     before = tree(tmp_path)
