@@ -66,7 +66,7 @@ class View:
             points = self._curves.setdefault(split, [])
             points.append((step, values["loss"]))
             if len(points) > POINTS:
-                del points[1:-1:2]
+                points[:] = _thinned(points)
         self.draw()
 
     def draw(self, now: bool = False) -> None:
@@ -150,6 +150,16 @@ def chart(curves: Mapping[str, Sequence[tuple[int, float]]], value: str = "", ax
         )
     size = f'viewBox="0 0 {WIDTH} {HEIGHT}" width="100%"'
     return Svg(f'<svg {size} role="img" aria-label="{escape(value)}">{"".join(parts)}</svg>')
+
+
+def _thinned(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Returns the first and the last point of a curve, and about half of `POINTS` between them at equal distances."""
+    distance = 2 * (points[-1][0] - points[0][0]) / POINTS
+    kept = [points[0]]
+    for point in points[1:-1]:
+        if point[0] >= kept[-1][0] + distance:
+            kept.append(point)
+    return [*kept, points[-1]]
 
 
 def _pre(lines: Sequence[str]) -> str:

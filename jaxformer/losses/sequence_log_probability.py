@@ -1,5 +1,7 @@
 """Log-probabilities of whole sequences, computed without storing all logits at once."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -35,6 +37,8 @@ def sequence_log_probabilities(x: jax.Array, lm_head: LMHead, targets: jax.Array
 
     if chunks == 1:
         return of_chunk(x, targets, weights)
+    # The table is gathered once for all chunks.
+    lm_head = dataclasses.replace(lm_head, table=sharding.constrain(lm_head.table, "v_"))
 
     def split(array: jax.Array) -> jax.Array:  # [b, t, ...] -> [chunk, b, size, ...]
         padding = [(0, 0), (0, chunks * size - length)] + [(0, 0)] * (array.ndim - 2)
