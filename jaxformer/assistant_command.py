@@ -111,7 +111,7 @@ def _read_replies(path: str) -> dict[str, str]:
         found = json.loads(storage.read_bytes(path).decode("utf-8-sig"))
     except OSError as error:
         raise InputError(f"--replies {path}: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # JSON may be nested too deeply.
         raise InputError(f"--replies {path}: not JSON: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(text, str) and text.strip() for text in found.values()):
         raise InputError(f'--replies {path}: expected a JSON object of labels and texts, such as {{"time": "Noon."}}')

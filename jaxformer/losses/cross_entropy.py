@@ -1,7 +1,6 @@
 """Softmax cross-entropy over a large vocabulary, computed without storing all logits at once."""
 
 import functools
-import math
 from typing import NamedTuple
 
 import jax
@@ -84,14 +83,15 @@ def _scan_chunks(terms, x, lm_head, targets, weights, with_gradient):
     is the pair of label smoothing and z-loss.
     """
     x = sharding.constrain(x, "btd")
-    rows, shards, part = x.shape[0], _position_shards(x), x.shape[1] // _position_shards(x)
-    chunks = _chunks(rows, part, len(lm_head.table))
+    rows, shards = x.shape[0], _num_shards(x, 1)
+    part = x.shape[1] // shards
+    chunks = num_chunks(rows, part, len(lm_head.table))
     if chunks == 1:
         return _chunk(x, targets, weights, lm_head, terms, 1 if with_gradient else None)
     # All chunks use the table, which is gathered only once. Their gradients of it are summed on each device, and only
     # then over devices, unless positions are split.
     lm_head = lm_head.replace(table=sharding.constrain(lm_head.table, "v_"))
-    parts = _batch_shards(rows) if shards == 1 else 1
+    parts = _num_shards(x, 0) if shards == 1 else 1
     one = functools.partial(_chunk, lm_head=lm_head, terms=terms, parts=parts if with_gradient else None)
     size = -(-part // chunks)
 
@@ -130,7 +130,7 @@ def _chunk(x, targets, weights, lm_head, terms, parts) -> tuple[tuple[jax.Array,
     splits the positions.
     """
     shape, width, (smoothing, z_loss) = x.shape, x.shape[-1], terms
-    leading = shape[:-1] if _position_shards(x) > 1 else (-1,)
+    leading = shape[:-1] if _num_shards(x, 1) > 1 else (-1,)
     x, targets, weights = x.reshape(*leading, width), targets.reshape(*leading, 1), weights.reshape(*leading, 1)
     logits = sharding.constrain(lm_head.logits(x), "btv" if x.ndim > 2 else "bv")
     vocab = logits.shape[-1]
@@ -170,25 +170,22 @@ def _chunk(x, targets, weights, lm_head, terms, parts) -> tuple[tuple[jax.Array,
     return sums, (dx, lm_head.replace(table=dtable, bias=dbias))
 
 
-def _batch_shards(rows: int) -> int:
-    """Returns the number of shards into which the current mesh splits a batch of `rows` rows."""
+def _num_shards(x: jax.Array, axis: int) -> int:
+    """Returns the number of shards into which the current mesh splits an axis of `x` [batch, predictions, embed]."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else sharding.parts(sharding.partition_spec("b", (rows,), mesh)[0], mesh)
+    return 1 if mesh.empty else sharding.parts(sharding.partition_spec("btd", x.shape, mesh)[axis], mesh)
 
 
-def _position_shards(x: jax.Array) -> int:
-    """Returns the number of shards into which the current mesh splits the position axis (axis 1) of `x` [batch,
-    predictions, embed].
+def num_chunks(rows: int, positions: int, vocab: int) -> int:
+    """Returns the number of chunks into which a device divides its positions, such that the logits of a chunk have at
+    most `CHUNK_ELEMENTS` elements.
+
+    Args:
+      rows: number of rows of the batch on all devices.
+      positions: number of positions of a row on one device.
+      vocab: size of the vocabulary.
     """
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty:
-        return 1
-    names = sharding.names(sharding.partition_spec("btd", x.shape, mesh)[1:2])
-    return math.prod(mesh.shape[name] for name in names)
-
-
-def _chunks(rows: int, positions: int, vocab: int) -> int:
-    devices = sharding.current_num_parts("batch")  # `positions` are those of one device.
+    devices = sharding.current_num_parts("batch")
     return min(positions, -(-rows * positions * vocab // (CHUNK_ELEMENTS * devices)))
 
 

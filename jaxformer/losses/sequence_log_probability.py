@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxformer.layers.linear import LMHead
-from jaxformer.losses.cross_entropy import CHUNK_ELEMENTS
+from jaxformer.losses.cross_entropy import num_chunks
 from jaxformer.parallel import sharding
 
 
@@ -25,9 +25,8 @@ def sequence_log_probabilities(x: jax.Array, lm_head: LMHead, targets: jax.Array
       Weighted sums of log-probabilities, float32 [batch].
     """
     rows, length = targets.shape
-    elements = rows * len(lm_head.table) // sharding.current_num_parts("batch")
-    size = max(1, min(length, CHUNK_ELEMENTS // max(elements, 1)))
-    chunks = -(-length // size)
+    chunks = num_chunks(rows, length, len(lm_head.table))
+    size = -(-length // chunks)
 
     @jax.checkpoint
     def of_chunk(x: jax.Array, targets: jax.Array, weights: jax.Array) -> jax.Array:

@@ -6,7 +6,6 @@ from collections.abc import Generator
 from jaxformer.data.sources import columns
 from jaxformer.data.tasks.turns import ANSWERS, Turn, TurnTemplate
 from jaxformer.errors import InputError
-from jaxformer.parallel import sharding
 from jaxformer.predictors.base import Chats
 from jaxformer.runs.run import Run
 
@@ -61,16 +60,12 @@ class Conversation:
         columns.check_text(message, "the message")
         turns = [*self.turns, ("user", message)]
         dropped, prompt = self._fitting(turns)
-        pieces, answer, ended = self._predictor.chat(prompt), "", False
+        answer, ended = "", False
         try:
-            while True:
-                with sharding.use(self._run.mesh, self._run.experiment.mesh):  # Not while the caller's code runs.
-                    piece = next(pieces, None)
-                if piece is None:
-                    ended = True
-                    return
+            for piece in self._run.pieces(self._predictor.chat(prompt)):
                 answer += piece
                 yield piece
+            ended = True
         finally:
             if answer or ended:
                 self.turns, self.dropped = [*turns, (ANSWERS, answer.strip())], dropped

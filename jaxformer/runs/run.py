@@ -227,7 +227,7 @@ class Run:
             yield str(self.predict(text))
             return
         self.prepare_requests([text])
-        yield from self._pieces(predictor.stream(text))
+        yield from self.pieces(predictor.stream(text))
 
     def reply(self, text: str) -> Iterator[str]:
         """Answers a text with a text, such as the answer to a question, a label or a translation. Yields it in pieces
@@ -240,9 +240,10 @@ class Run:
         if not isinstance(predictor, Replies):
             raise InputError(f"{self.folder}: {type(self.objective).__name__} does not answer texts with texts")
         (request,) = self.prepare_requests([text])
-        yield from self._pieces(predictor.reply(request))
+        yield from self.pieces(predictor.reply(request))
 
-    def _pieces(self, pieces: Iterator[str]) -> Iterator[str]:
+    def pieces(self, pieces: Iterator[str]) -> Iterator[str]:
+        """Yields the pieces of an answer of the predictor, each computed on the mesh of the run."""
         while True:
             with sharding.use(self.mesh, self.experiment.mesh):  # Not while the caller's code runs.
                 piece = next(pieces, None)

@@ -61,7 +61,7 @@ def value_and_gradients(x, decoder, targets, weights, scale=1.0, **terms):
 
 def chunk_into(monkeypatch, chunks, rows=ROWS, positions=POSITIONS, vocab=VOCAB):
     monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", -(-rows * positions * vocab // chunks))
-    assert cross_entropy._chunks(rows, positions, vocab) == min(chunks, positions)
+    assert cross_entropy.num_chunks(rows, positions, vocab) == min(chunks, positions)
 
 
 def close(actual, expected, atol=1e-5):

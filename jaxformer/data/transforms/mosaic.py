@@ -37,7 +37,7 @@ def quarters(sizes: Sequence[tuple[int, int]], size: int, rng: np.random.Generat
 
     Args:
       sizes: width and height of each image.
-      size: height and width of the mosaic, at least those of the images.
+      size: height and width of the mosaic. Images must not be larger.
       rng: random generator.
     """
     center_x, center_y = (int(rng.integers(round(CENTER[0] * size), round(CENTER[1] * size) + 1)) for _ in range(2))
