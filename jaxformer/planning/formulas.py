@@ -184,7 +184,7 @@ class Formulas:
         communicate, a device sends (n - 1) / n of them.
         """
         mesh, micro = candidate.mesh, candidate.micro
-        kernels, tables = self._sizes_of(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
+        kernels, tables = self._kernels_and_tables(mesh, tuple(set(sharding.AXIS_NAMES) - {"fsdp", "sequence"}))
         # Kernels are gathered in the forward and in the backward pass, and their gradients are reduced. Each use of a
         # table gathers 4 bytes per element (a lookup once in float32, an output layer twice in bfloat16), and reduces a
         # gradient in float32. A pipeline gathers the parameters of a part of its blocks in each tick.
@@ -206,10 +206,10 @@ class Formulas:
         """Returns the number of bytes that pass through each device if all gradients are summed over a mesh axis in one
         step. `without` is that of `_elements`.
         """
-        kernels, tables = self._sizes_of(candidate.mesh, sharding.AXIS_NAMES, without)
+        kernels, tables = self._kernels_and_tables(candidate.mesh, sharding.AXIS_NAMES, without)
         return 2 * candidate.micro * (COMPUTE * kernels + GRADIENT * tables)
 
-    def _sizes_of(self, mesh: sharding.Mesh, axes: tuple[str, ...], without: str = "") -> tuple[float, float]:
+    def _kernels_and_tables(self, mesh: sharding.Mesh, axes: tuple[str, ...], without: str = "") -> tuple[float, float]:
         """Returns the number of elements per device of kernels and of embedding tables. A table with which an output
         layer is tied counts twice, because it is gathered for each use, and each use has its own gradient.
 
